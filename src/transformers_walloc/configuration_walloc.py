@@ -1,0 +1,168 @@
+"""Configurations of WaLLoC codecs for images and audio."""
+
+import difflib
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .wavelets import check_wavelet
+
+DECODER_TYPES = ("residual", "linear", "kl", "oobleck")
+
+
+@strict
+class WallocConfig(PreTrainedConfig):
+    r"""
+    What codecs for all kinds of signals have in common; use [`WallocImageConfig`] or [`WallocAudioConfig`].
+
+    Args:
+        num_channels (`int`): channels of the signal: 3 for RGB, 2 for stereo, any number for multispectral images.
+        num_levels (`int`): levels of the wavelet packet transform; a latent covers `2**num_levels` samples per axis.
+        latent_channels (`int`): channels of the latents.
+        latent_bits (`int`): codes lie in `-(2**(latent_bits - 1) - 1) .. 2**(latent_bits - 1) - 1`; 2 to 16.
+        wavelet (`str`): PyWavelets name of the wavelet, `"bior4.4"` is CDF 9/7.
+        boundary (`str`): `"symmetric"` (whole-sample reflection at the borders) or `"periodization"` (the original's).
+        decoder_type (`str`): `"residual"`, `"linear"` (no network), or one of the original's, `"kl"` (images) and
+            `"oobleck"` (audio), which need the package diffusers.
+        decoder_hidden_size (`int`): width of the decoder.
+        decoder_num_layers (`int`): residual blocks of the residual decoder (the original's have a fixed depth).
+        decoder_kernel_size (`int`): odd kernel size of the residual decoder.
+        encoder_padding (`int`): zero padding of the projection in latents. The original's audio encoder pads by 1, and
+            its decoder takes it off again; everything else has 0.
+        post_filter_size (`int`): odd length of the filter behind the synthesis, in samples; 0 for none. The original's
+            audio codecs have 129.
+        entropy_tables_size (`int`): bytes of the fitted probability tables that the checkpoint carries; 0 for none.
+        latent_fingerprint (`str`, *optional*): identifies the meaning of the codes, written by `save_pretrained`.
+    """
+
+    model_type = "walloc"
+    num_dims = 2
+
+    num_channels: int = 3
+    num_levels: int = 3
+    latent_channels: int = 12
+    latent_bits: int = 8
+    wavelet: str = "bior4.4"
+    boundary: str = "symmetric"
+    decoder_type: str = "residual"
+    decoder_hidden_size: int = 192
+    decoder_num_layers: int = 8
+    decoder_kernel_size: int = 3
+    encoder_padding: int = 0
+    post_filter_size: int = 0
+    entropy_tables_size: int = 0
+    latent_fingerprint: str | None = None
+
+    @property
+    def patch_size(self) -> int:
+        """Samples per axis that one latent stands for."""
+        return 2**self.num_levels
+
+    @property
+    def subband_channels(self) -> int:
+        """Channels of the signal in the wavelet packet domain."""
+        return self.num_channels * self.patch_size**self.num_dims
+
+    @property
+    def dimensionality_reduction(self) -> float:
+        """How many numbers of the signal one number of the latents stands for."""
+        return self.subband_channels / self.latent_channels
+
+    def __post_init__(self, **kwargs):
+        self._check()
+        own_fields = [name for name in self.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
+        for name in kwargs:
+            # PreTrainedConfig takes any keyword; a misspelt field must not vanish among them.
+            if similar := difflib.get_close_matches(name, own_fields, n=1, cutoff=0.8):
+                raise ValueError(f"unknown field {name!r} of {type(self).__name__}; did you mean {similar[0]!r}?")
+        super().__post_init__(**kwargs)
+
+    def _check(self):
+        for name in ("num_channels", "num_levels", "latent_channels", "decoder_hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_levels > 12:
+            raise ValueError(f"num_levels is {self.num_levels}; valid: 1 to 12")
+        if not 2 <= self.latent_bits <= 16:
+            raise ValueError(f"latent_bits is {self.latent_bits}; valid: 2 to 16")
+        if self.latent_channels > self.subband_channels:
+            raise ValueError(
+                f"latent_channels is {self.latent_channels}, more than the {self.subband_channels} subbands of "
+                f"{self.num_channels} channels and {self.num_levels} levels"
+            )
+        for name in ("decoder_num_layers", "encoder_padding", "post_filter_size", "entropy_tables_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.decoder_kernel_size % 2 == 0 or self.decoder_kernel_size < 1:
+            raise ValueError(f"decoder_kernel_size is {self.decoder_kernel_size}; it must be odd")
+        if self.post_filter_size and self.post_filter_size % 2 == 0:
+            raise ValueError(f"post_filter_size is {self.post_filter_size}; it must be odd, or 0 for none")
+        if self.decoder_type not in DECODER_TYPES:
+            raise ValueError(f"unknown decoder_type {self.decoder_type!r}; valid: {', '.join(DECODER_TYPES)}")
+        foreign = {1: "kl", 2: "oobleck"}.get(self.num_dims)
+        if self.decoder_type == foreign:
+            raise ValueError(f"decoder_type {self.decoder_type!r} is not for signals of {self.num_dims} dimensions")
+        if self.decoder_type == "kl" and self.decoder_hidden_size % 32:
+            raise ValueError(
+                f"decoder_hidden_size is {self.decoder_hidden_size}; decoder_type 'kl' needs a multiple of 32"
+            )
+        if self.decoder_type == "oobleck" and self.decoder_hidden_size < self.latent_channels:
+            raise ValueError(
+                f"decoder_hidden_size is {self.decoder_hidden_size}; decoder_type 'oobleck' needs at least "
+                f"latent_channels, {self.latent_channels}"
+            )
+        check_wavelet(self.wavelet, self.boundary)
+
+
+@strict
+class WallocImageConfig(WallocConfig):
+    r"""
+    Configuration of a WaLLoC image codec. The defaults are those of `walloc/rgb-16x`.
+
+    ```python
+    >>> from transformers_walloc import WallocImageConfig, WallocImageModel
+
+    >>> configuration = WallocImageConfig()
+    >>> configuration.dimensionality_reduction
+    16.0
+    >>> model = WallocImageModel(configuration)
+    ```"""
+
+    model_type = "walloc_image"
+    num_dims = 2
+
+
+@strict
+class WallocAudioConfig(WallocConfig):
+    r"""
+    Configuration of a WaLLoC audio codec. The defaults are those of `walloc/stereo-20x`.
+
+    Args:
+        sampling_rate (`int`): samples per second that the codec was made for, in Hz.
+
+    ```python
+    >>> from transformers_walloc import WallocAudioConfig
+
+    >>> round(WallocAudioConfig().dimensionality_reduction, 2)
+    18.96
+    ```"""
+
+    model_type = "walloc_audio"
+    num_dims = 1
+
+    num_channels: int = 2
+    num_levels: int = 8
+    latent_channels: int = 27
+    decoder_hidden_size: int = 256
+    decoder_num_layers: int = 5
+    sampling_rate: int = 44100
+
+    @property
+    def frame_rate(self) -> float:
+        """Latents per second."""
+        return self.sampling_rate / self.patch_size
+
+    def _check(self):
+        super()._check()
+        if self.sampling_rate < 1:
+            raise ValueError(f"sampling_rate is {self.sampling_rate} Hz; it must be positive")

@@ -1,0 +1,126 @@
+"""Decoders: decompanded latents -> subbands of the wavelet packet transform.
+
+All map (batch, latent_channels, *grid) to (batch, subband_channels, *grid) for grids of one (audio) or two (image)
+dimensions. Ours have no operation that spans the grid (no attention, no normalisation over positions), so that a
+latent influences only `receptive_field` positions around it and tiles decode to the same values as the whole.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_walloc import WallocConfig
+
+
+def make_decoder(config: WallocConfig) -> nn.Module:
+    """The decoder that `config.decoder_type` names.
+
+    Raises:
+        ImportError: one of the original's decoders is asked for and the package diffusers is not installed.
+    """
+    if config.decoder_type == "linear":
+        return LinearDecoder(config)
+    if config.decoder_type == "residual":
+        return ResidualDecoder(config)
+    return _original_decoder(config)
+
+
+class LinearDecoder(nn.Module):
+    """Subbands as a linear map of the latents: the synthesis half of a Karhunen-Loeve transform."""
+
+    receptive_field = 0
+
+    def __init__(self, config: WallocConfig):
+        super().__init__()
+        self.linear = convolution_class(config)(config.latent_channels, config.subband_channels, 1)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return pointwise_float32(z, self.linear)
+
+
+class ResidualDecoder(nn.Module):
+    """The linear synthesis plus a convolutional network that adds what linearity cannot know.
+
+    ```
+    z --+------------------------- 1x1 ------------------------------+--> subbands
+        |                                                            |
+        +-- asinh(3 z / std) -- k x k -- N x [k x k, ReLU, k x k, +] -- k x k -- * scale
+    ```
+
+    The last convolution starts at zero, so training starts at the linear codec. `latent_std` and `subband_scale` hold
+    the standard deviations of the latents and of what the linear synthesis leaves of each subband.
+    """
+
+    def __init__(self, config: WallocConfig):
+        super().__init__()
+        conv, width, kernel = convolution_class(config), config.decoder_hidden_size, config.decoder_kernel_size
+        self.linear = conv(config.latent_channels, config.subband_channels, 1)
+        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+        self.register_buffer("subband_scale", torch.ones(config.subband_channels))
+        self.stem = conv(config.latent_channels, width, kernel, padding="same")
+        self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.decoder_num_layers))
+        self.head = conv(width, config.subband_channels, kernel, padding="same")
+        self.receptive_field = (kernel // 2) * (2 * config.decoder_num_layers + 2)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        per_channel = (-1, *[1] * (z.ndim - 2))
+        hidden = torch.asinh(3.0 * z.float() / self.latent_std.float().view(per_channel)).to(self.stem.weight.dtype)
+        hidden = self.stem(hidden)
+        for block in self.blocks:
+            hidden = block(hidden)
+        # Subbands span more than eight bits of precision, so the sum is formed in float32 whatever the network runs in.
+        detail = self.head(hidden).float() * self.subband_scale.float().view(per_channel)
+        return pointwise_float32(z, self.linear) + detail
+
+
+class ResidualBlock(GradientCheckpointingLayer):
+    def __init__(self, config: WallocConfig):
+        super().__init__()
+        conv, width, kernel = convolution_class(config), config.decoder_hidden_size, config.decoder_kernel_size
+        self.conv1 = conv(width, width, kernel, padding="same")
+        self.conv2 = conv(width, width, kernel, padding="same")
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + self.conv2(F.relu(self.conv1(hidden)))
+
+
+def convolution_class(config: WallocConfig) -> type[nn.Conv1d] | type[nn.Conv2d]:
+    return nn.Conv1d if config.num_dims == 1 else nn.Conv2d
+
+
+def pointwise_float32(x: torch.Tensor, layer: nn.Conv1d | nn.Conv2d) -> torch.Tensor:
+    """A convolution of kernel 1 in float32, also where autocast or the weights would make it coarser."""
+    with torch.autocast(x.device.type, enabled=False):
+        weight = layer.weight.flatten(1).float()
+        bias = None if layer.bias is None else layer.bias.float()
+        return F.conv1d(x.float().flatten(2), weight[:, :, None], bias).unflatten(2, x.shape[2:])
+
+
+def _original_decoder(config: WallocConfig) -> nn.Module:
+    """The decoders of the original implementation, for its converted checkpoints; they live in diffusers."""
+    try:
+        from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDecoder
+        from diffusers.models.autoencoders.vae import Decoder
+    except ImportError as error:
+        raise ImportError(
+            f"decoder_type {config.decoder_type!r} needs diffusers: pip install 'transformers-walloc[original]'"
+        ) from error
+    if config.decoder_type == "kl":
+        return Decoder(
+            in_channels=config.latent_channels,
+            out_channels=config.subband_channels,
+            up_block_types=("UpDecoderBlock2D",),
+            block_out_channels=(config.decoder_hidden_size,),
+            layers_per_block=2,
+            norm_num_groups=32,
+            act_fn="silu",
+            mid_block_add_attention=True,
+        )
+    return OobleckDecoder(
+        channels=config.latent_channels,
+        input_channels=config.latent_channels,
+        audio_channels=config.subband_channels,
+        upsampling_ratios=[1, 1],
+        channel_multiples=[config.decoder_hidden_size // config.latent_channels] * 2,
+    )

@@ -1,0 +1,442 @@
+"""WaLLoC codecs for images and audio as transformers models (arXiv 2412.09405)."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .bottleneck import code_dtype, compand, decompand, latent_limit, quantize
+from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+from .decoders import LinearDecoder, ResidualDecoder, convolution_class, make_decoder
+from .wavelets import analyse_and_project, wavelet_packet_synthesis
+
+# Decoding runs in tiles of latents above this many positions, so that the decoder's activations stay bounded.
+MAX_TILE_POSITIONS = 2**16
+
+
+@dataclass
+class WallocEncoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch, latent_channels, *grid)`):
+            Companded, not rounded; within `+-(2**(latent_bits - 1) - 0.5)`.
+    """
+
+    latents: torch.FloatTensor | None = None
+
+
+@dataclass
+class WallocImageDecoderOutput(ModelOutput):
+    """
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): in [-0.5, 0.5].
+    """
+
+    pixel_values: torch.FloatTensor | None = None
+
+
+@dataclass
+class WallocAudioDecoderOutput(ModelOutput):
+    """
+    Args:
+        audio_values (`torch.FloatTensor` of shape `(batch, num_channels, length)`): in [-0.5, 0.5].
+    """
+
+    audio_values: torch.FloatTensor | None = None
+
+
+@dataclass
+class WallocModelOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): mean squared error of the reconstruction, before clamping.
+        reconstruction (`torch.FloatTensor`, shaped as the input): in [-0.5, 0.5].
+        latents (`torch.FloatTensor` of shape `(batch, latent_channels, *grid)`): companded, not rounded.
+    """
+
+    loss: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    latents: torch.FloatTensor | None = None
+
+
+class WallocEncoder(nn.Module):
+    """Wavelet packet transform, projection and companding: (batch, num_channels, *sizes) -> latents."""
+
+    def __init__(self, config: WallocConfig):
+        super().__init__()
+        self.config = config
+        self.projection = convolution_class(config)(
+            config.subband_channels, config.latent_channels, 1, padding=config.encoder_padding
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        config, projection = self.config, self.projection
+        with torch.autocast(x.device.type, enabled=False):
+            z = analyse_and_project(
+                x,
+                projection.weight.flatten(1),
+                projection.bias,
+                config.num_levels,
+                config.wavelet,
+                config.boundary,
+                config.num_dims,
+            )
+            if config.encoder_padding:
+                # The original pads the subbands with zeros, which the projection turns into its bias.
+                edge = projection.bias.to(z.dtype)[None, :, None].expand(len(z), -1, config.encoder_padding)
+                z = torch.cat([edge, z, edge], dim=2)
+            return compand(z, config.latent_bits)
+
+
+class WallocPreTrainedModel(PreTrainedModel):
+    config: WallocConfig
+    config_class = WallocConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    # Trainer must not rescale the loss under gradient accumulation: it is a mean, not a sum over tokens.
+    accepts_loss_kwargs = False
+    _no_split_modules = ("WallocEncoder", "ResidualBlock")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, WallocEncoder):
+            init.orthogonal_(module.projection.weight)
+            init.zeros_(module.projection.bias)
+        elif isinstance(module, LinearDecoder | ResidualDecoder):
+            init.orthogonal_(module.linear.weight)
+            init.zeros_(module.linear.bias)
+            if isinstance(module, ResidualDecoder):
+                init.ones_(module.latent_std)
+                init.ones_(module.subband_scale)
+                init.kaiming_uniform_(module.stem.weight, a=math.sqrt(5))
+                init.zeros_(module.stem.bias)
+                init.zeros_(module.head.weight)
+                init.zeros_(module.head.bias)
+                for block in module.blocks:
+                    for layer in (block.conv1, block.conv2):
+                        init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+                        init.zeros_(layer.bias)
+
+
+class _EncoderModel(WallocPreTrainedModel):
+    """What encoder-only and full models of all signals share."""
+
+    def __init__(self, config: WallocConfig):
+        super().__init__(config)
+        self.encoder = WallocEncoder(config)
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_signal(x)
+        latents = self.encoder(x).to(x.dtype)
+        if latents.device.type == "cpu" and not torch.compiler.is_compiling() and not latents.isfinite().all():
+            raise ValueError(f"{self.main_input_name} holds NaN or infinite values")
+        return latents
+
+    def quantize(self, latents: torch.Tensor, step: float = 1.0) -> torch.Tensor:
+        """Round latents to integer codes.
+
+        Args:
+            latents: (batch, latent_channels, *grid) as `encode` returns them.
+            step: latents are divided by it first, at least 1; larger is coarser. `decode` must be given the same.
+
+        Returns:
+            Codes of the same shape, int8 for up to 8 `latent_bits`, else int16.
+        """
+        if not latents.is_floating_point():
+            raise TypeError(f"latents must be floating point, got {latents.dtype}; are they codes already?")
+        _check_step(step)
+        limit = int(latent_limit(self.config.latent_bits))
+        return torch.round(latents.float() / step).clamp(-limit, limit).to(code_dtype(self.config.latent_bits))
+
+    def fingerprint(self) -> str:
+        """Identifies what codes of this model mean: 16 hexadecimal digits over the encoder and its configuration.
+
+        Codecs with equal fingerprints read each other's codes; the decoder network is left out, so that a better one
+        for the same encoder opens older files.
+        """
+        weights = [parameter.detach() for parameter in self.encoder.parameters()]
+        if self.config.latent_fingerprint and any(w.dtype not in (torch.float32, torch.float64) for w in weights):
+            return self.config.latent_fingerprint  # of the weights before they were rounded to half precision
+        names = (
+            "num_channels",
+            "num_levels",
+            "latent_channels",
+            "latent_bits",
+            "wavelet",
+            "boundary",
+            "encoder_padding",
+        )
+        digest = hashlib.sha256(json.dumps([self.config.num_dims, *(getattr(self.config, n) for n in names)]).encode())
+        for weight in weights:
+            digest.update(weight.float().cpu().contiguous().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()[:16]
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        self.config.latent_fingerprint = self.fingerprint()
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _check_signal(self, x: torch.Tensor):
+        name, config = self.main_input_name, self.config
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}; use the processor")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be floating point in [-0.5, 0.5], got {x.dtype}; use the processor")
+        if x.ndim != config.num_dims + 2 or x.shape[1] != config.num_channels or 0 in x.shape:
+            sizes = "height, width" if config.num_dims == 2 else "length"
+            raise ValueError(f"{name} must be (batch, {config.num_channels}, {sizes}), got {tuple(x.shape)}")
+        if any(size % config.patch_size for size in x.shape[2:]):
+            raise ValueError(
+                f"sizes of {name} must be multiples of {config.patch_size}, got {tuple(x.shape[2:])}: use the processor"
+            )
+
+
+class _CodecModel(_EncoderModel):
+    """Encoder and decoder."""
+
+    def __init__(self, config: WallocConfig):
+        super().__init__(config)
+        self.decoder = make_decoder(config)
+        if config.post_filter_size:
+            self.post_filter = nn.Conv1d(
+                config.num_channels, config.num_channels, config.post_filter_size, padding="same"
+            )
+        self.post_init()
+
+    def _decode(self, codes: torch.Tensor, step: float, tile_size: int | None) -> torch.Tensor:
+        config = self.config
+        if not isinstance(codes, torch.Tensor):
+            raise TypeError(f"codes must be a torch.Tensor, got {type(codes).__name__}")
+        if codes.ndim != config.num_dims + 2 or codes.shape[1] != config.latent_channels or 0 in codes.shape:
+            raise ValueError(
+                f"codes or latents must be (batch, {config.latent_channels}, *grid) with {config.num_dims} axes of the "
+                f"grid, got {tuple(codes.shape)}"
+            )
+        _check_step(step)
+        latents = codes if codes.is_floating_point() else codes.float() * step
+        return self._synthesise(self._subbands(latents, tile_size))
+
+    def _subbands(self, latents: torch.Tensor, tile_size: int | None = None) -> torch.Tensor:
+        """Decoder output (batch, subband_channels, *grid), by tiles where the grid is large."""
+        dtype = next(self.decoder.parameters()).dtype
+        grid = latents.shape[2:]
+        halo = getattr(self.decoder, "receptive_field", None)
+        if tile_size is None:
+            fits = math.prod(grid) <= MAX_TILE_POSITIONS
+            tile_size = max(grid) if fits else round(MAX_TILE_POSITIONS ** (1 / len(grid)))
+        if tile_size < 1:
+            raise ValueError(f"tile_size is {tile_size}; it must be at least 1 latent")
+        if halo is None or max(grid) <= tile_size or torch.is_grad_enabled():
+            return self.decoder(decompand(latents.float(), self.config.latent_bits).to(dtype))
+        subbands = latents.new_empty(
+            (len(latents), self.config.subband_channels, *grid), dtype=torch.promote_types(dtype, torch.float32)
+        )
+        starts = [range(0, size, tile_size) for size in grid]
+        for corner in torch.cartesian_prod(*(torch.tensor(s) for s in starts)).reshape(-1, len(grid)).tolist():
+            ends = [min(a + tile_size, size) for a, size in zip(corner, grid, strict=True)]
+            froms = [max(a - halo, 0) for a in corner]
+            tile = latents[(..., *(slice(f, b + halo) for f, b in zip(froms, ends, strict=True)))]
+            tile = self.decoder(decompand(tile.float(), self.config.latent_bits).to(dtype))
+            inner = (slice(a - f, b - f) for a, f, b in zip(corner, froms, ends, strict=True))
+            subbands[(..., *(slice(a, b) for a, b in zip(corner, ends, strict=True)))] = tile[(..., *inner)]
+        return subbands
+
+    def _synthesise(self, subbands: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        with torch.autocast(subbands.device.type, enabled=False):
+            x = wavelet_packet_synthesis(subbands, config.num_levels, config.wavelet, config.boundary, config.num_dims)
+        if config.post_filter_size:
+            x = self.post_filter(x.to(self.post_filter.weight.dtype))
+        return x
+
+    def _forward(self, x: torch.Tensor, return_loss: bool, mask: torch.Tensor | None = None) -> WallocModelOutput:
+        latents = self._encode(x)
+        quantized = quantize(latents.float(), "noise" if self.training else "round")
+        reconstruction = self._synthesise(self._subbands(quantized))
+        loss = None
+        if return_loss:
+            error = (reconstruction.float() - x.float()) ** 2
+            if mask is None:
+                loss = error.mean()
+            else:
+                mask = mask[:, None].expand_as(error)
+                loss = (error * mask).sum() / mask.sum().clamp_min(1)
+        return WallocModelOutput(loss=loss, reconstruction=reconstruction.clamp(-0.5, 0.5).to(x.dtype), latents=latents)
+
+
+class WallocImageEncoder(_EncoderModel):
+    r"""
+    The encoder of a WaLLoC image codec alone: a linear map with fewer than 100,000 parameters. It loads the same
+    checkpoints as [`WallocImageModel`] and leaves the decoder's weights unread.
+    """
+
+    config: WallocImageConfig
+    config_class = WallocImageConfig
+    main_input_name = "pixel_values"
+    _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^post_filter\.")
+
+    def __init__(self, config: WallocImageConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, original_sizes: torch.Tensor | None = None) -> WallocEncoderOutput:
+        """The same as `encode`; `original_sizes` is accepted so that a processor's output can be passed as it is."""
+        return WallocEncoderOutput(latents=self._encode(pixel_values))
+
+    encode = forward
+
+
+class WallocAudioEncoder(_EncoderModel):
+    r"""
+    The encoder of a WaLLoC audio codec alone. It loads the same checkpoints as [`WallocAudioModel`] and leaves the
+    decoder's weights unread.
+    """
+
+    config: WallocAudioConfig
+    config_class = WallocAudioConfig
+    main_input_name = "input_values"
+    _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^post_filter\.")
+
+    def __init__(self, config: WallocAudioConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        gain: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
+    ) -> WallocEncoderOutput:
+        """The same as `encode`; the extractor's other outputs are accepted so that they can be passed as they are."""
+        return WallocEncoderOutput(latents=self._encode(input_values))
+
+    encode = forward
+
+
+class WallocImageModel(_CodecModel):
+    r"""
+    WaLLoC image codec: encoder, bottleneck and decoder.
+
+    ```python
+    >>> from transformers import AutoImageProcessor, AutoModel
+    >>> import transformers_walloc
+
+    >>> processor = AutoImageProcessor.from_pretrained("walloc/rgb-16x")
+    >>> model = AutoModel.from_pretrained("walloc/rgb-16x")
+    >>> inputs = processor(image, return_tensors="pt")
+    >>> latents = model.encode(inputs["pixel_values"]).latents  # (1, 12, H/8, W/8)
+    ```"""
+
+    config: WallocImageConfig
+    config_class = WallocImageConfig
+    main_input_name = "pixel_values"
+
+    @can_return_tuple
+    def encode(self, pixel_values: torch.Tensor) -> WallocEncoderOutput:
+        """
+        Args:
+            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5], sizes multiples of `config.patch_size`.
+        """
+        return WallocEncoderOutput(latents=self._encode(pixel_values))
+
+    @can_return_tuple
+    def decode(self, codes: torch.Tensor, step: float = 1.0, tile_size: int | None = None) -> WallocImageDecoderOutput:
+        """
+        Args:
+            codes: integer codes or floating-point latents (batch, latent_channels, height/patch, width/patch).
+            step: the one that `quantize` was given; only integer codes are multiplied by it.
+            tile_size: latents per side of the tiles that the decoder runs on; chosen by itself if None. Tiles give the
+                same pixels as the whole image, in bounded memory.
+        """
+        return WallocImageDecoderOutput(pixel_values=self._decode(codes, step, tile_size).clamp(-0.5, 0.5))
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        original_sizes: torch.Tensor | None = None,
+        return_loss: bool = True,
+    ) -> WallocModelOutput:
+        """Encode, quantise (uniform noise in training, rounding in evaluation) and decode.
+
+        Args:
+            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5], sizes multiples of `config.patch_size`.
+            original_sizes: (batch, 2), height and width before padding; the loss leaves the padding out.
+            return_loss: whether to compute the loss.
+        """
+        mask = None
+        if original_sizes is not None:
+            height, width = (torch.arange(size, device=pixel_values.device) for size in pixel_values.shape[2:])
+            sizes = original_sizes.to(pixel_values.device)
+            mask = (height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :]
+        return self._forward(pixel_values, return_loss, mask)
+
+
+class WallocAudioModel(_CodecModel):
+    r"""
+    WaLLoC audio codec: encoder, bottleneck and decoder.
+
+    ```python
+    >>> from transformers import AutoFeatureExtractor, AutoModel
+    >>> import transformers_walloc
+
+    >>> extractor = AutoFeatureExtractor.from_pretrained("walloc/stereo-20x")
+    >>> model = AutoModel.from_pretrained("walloc/stereo-20x")
+    >>> inputs = extractor(waveform, sampling_rate=44100, return_tensors="pt")
+    >>> latents = model.encode(inputs["input_values"]).latents  # (1, 27, length/256)
+    ```"""
+
+    config: WallocAudioConfig
+    config_class = WallocAudioConfig
+    main_input_name = "input_values"
+
+    @can_return_tuple
+    def encode(self, input_values: torch.Tensor) -> WallocEncoderOutput:
+        """
+        Args:
+            input_values: (batch, num_channels, length) in [-0.5, 0.5], length a multiple of `config.patch_size`.
+        """
+        return WallocEncoderOutput(latents=self._encode(input_values))
+
+    @can_return_tuple
+    def decode(self, codes: torch.Tensor, step: float = 1.0, tile_size: int | None = None) -> WallocAudioDecoderOutput:
+        """
+        Args:
+            codes: integer codes or floating-point latents (batch, latent_channels, length/patch).
+            step: the one that `quantize` was given; only integer codes are multiplied by it.
+            tile_size: latents that the decoder runs on at a time; chosen by itself if None.
+        """
+        return WallocAudioDecoderOutput(audio_values=self._decode(codes, step, tile_size).clamp(-0.5, 0.5))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        gain: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
+        return_loss: bool = True,
+    ) -> WallocModelOutput:
+        """Encode, quantise (uniform noise in training, rounding in evaluation) and decode.
+
+        Args:
+            input_values: (batch, num_channels, length) in [-0.5, 0.5], length a multiple of `config.patch_size`.
+            padding_mask: (batch, length), 0 where the clip was padded; the loss leaves the padding out.
+            gain, offset: accepted so that the extractor's output can be passed as it is; used by `compress`.
+            return_loss: whether to compute the loss.
+        """
+        return self._forward(input_values, return_loss, padding_mask)
+
+
+def _check_step(step: float):
+    if not (math.isfinite(step) and step >= 1):
+        raise ValueError(f"step is {step}; it must be finite and at least 1")
