@@ -5,6 +5,8 @@ dimensions. Ours have no operation that spans the grid (no attention, no normali
 latent influences only `receptive_field` positions around it and tiles decode to the same values as the whole.
 """
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -117,10 +119,16 @@ def _original_decoder(config: WallocConfig) -> nn.Module:
             act_fn="silu",
             mid_block_add_attention=True,
         )
-    return OobleckDecoder(
-        channels=config.latent_channels,
-        input_channels=config.latent_channels,
-        audio_channels=config.subband_channels,
-        upsampling_ratios=[1, 1],
-        channel_multiples=[config.decoder_hidden_size // config.latent_channels] * 2,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch deprecates the weight norm that is taken off below
+        decoder = OobleckDecoder(
+            channels=config.latent_channels,
+            input_channels=config.latent_channels,
+            audio_channels=config.subband_channels,
+            upsampling_ratios=[1, 1],
+            channel_multiples=[config.decoder_hidden_size // config.latent_channels] * 2,
+        )
+        for module in decoder.modules():
+            if hasattr(module, "weight_g"):
+                nn.utils.remove_weight_norm(module)  # conversion folds it into plain weights
+    return decoder

@@ -102,11 +102,23 @@ class WallocPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # Trainer must not rescale the loss under gradient accumulation: it is a mean, not a sum over tokens.
     accepts_loss_kwargs = False
-    _no_split_modules = ("WallocEncoder", "ResidualBlock")
+    # Encoder and decoders read the weights of their parts directly, so each stays on one device.
+    _no_split_modules = ("WallocEncoder", "LinearDecoder", "ResidualDecoder")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if isinstance(module, WallocEncoder):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.GroupNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif type(module).__name__ == "Snake1d":
+            init.zeros_(module.alpha)
+            init.zeros_(module.beta)
+        # Modules come after their parts, so that the following has the last word.
+        elif isinstance(module, WallocEncoder):
             init.orthogonal_(module.projection.weight)
             init.zeros_(module.projection.bias)
         elif isinstance(module, LinearDecoder | ResidualDecoder):
@@ -115,14 +127,10 @@ class WallocPreTrainedModel(PreTrainedModel):
             if isinstance(module, ResidualDecoder):
                 init.ones_(module.latent_std)
                 init.ones_(module.subband_scale)
-                init.kaiming_uniform_(module.stem.weight, a=math.sqrt(5))
-                init.zeros_(module.stem.bias)
                 init.zeros_(module.head.weight)
-                init.zeros_(module.head.bias)
-                for block in module.blocks:
-                    for layer in (block.conv1, block.conv2):
-                        init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-                        init.zeros_(layer.bias)
+        elif isinstance(module, _CodecModel) and module.config.post_filter_size:
+            init.dirac_(module.post_filter.weight)
+            init.zeros_(module.post_filter.bias)
 
 
 class _EncoderModel(WallocPreTrainedModel):
@@ -258,7 +266,7 @@ class _CodecModel(_EncoderModel):
     def _forward(self, x: torch.Tensor, return_loss: bool, mask: torch.Tensor | None = None) -> WallocModelOutput:
         latents = self._encode(x)
         quantized = quantize(latents.float(), "noise" if self.training else "round")
-        reconstruction = self._synthesise(self._subbands(quantized))
+        reconstruction = self._synthesise(self._subbands(quantized)).to(x.device)
         loss = None
         if return_loss:
             error = (reconstruction.float() - x.float()) ** 2
