@@ -111,6 +111,13 @@ class WallocConfig(PreTrainedConfig):
                 f"decoder_hidden_size is {self.decoder_hidden_size}; decoder_type 'oobleck' needs at least "
                 f"latent_channels, {self.latent_channels}"
             )
+        padding = 1 if self.decoder_type == "oobleck" else 0
+        if self.encoder_padding != padding:
+            raise ValueError(
+                f"encoder_padding is {self.encoder_padding}; decoder_type {self.decoder_type!r} takes off {padding}"
+            )
+        if self.post_filter_size and self.num_dims != 1:
+            raise ValueError(f"post_filter_size is {self.post_filter_size}; only audio codecs have one: valid: 0")
         check_wavelet(self.wavelet, self.boundary)
 
 

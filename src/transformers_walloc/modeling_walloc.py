@@ -3,9 +3,13 @@
 import hashlib
 import json
 import math
+import pickle
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -14,8 +18,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .bottleneck import code_dtype, compand, decompand, latent_limit, quantize
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
-from .decoders import LinearDecoder, ResidualDecoder, convolution_class, make_decoder
-from .wavelets import analyse_and_project, wavelet_packet_synthesis
+from .decoders import LinearDecoder, ResidualDecoder, convolution_class, make_decoder, pointwise_float32
+from .wavelets import analyse_and_project, wavelet_packet_analysis, wavelet_packet_synthesis
 
 # Decoding runs in tiles of latents above this many positions, so that the decoder's activations stay bounded.
 MAX_TILE_POSITIONS = 2**16
@@ -88,11 +92,22 @@ class WallocEncoder(nn.Module):
                 config.boundary,
                 config.num_dims,
             )
-            if config.encoder_padding:
-                # The original pads the subbands with zeros, which the projection turns into its bias.
-                edge = projection.bias.to(z.dtype)[None, :, None].expand(len(z), -1, config.encoder_padding)
-                z = torch.cat([edge, z, edge], dim=2)
-            return compand(z, config.latent_bits)
+            # Before companding, which makes infinite values finite.
+            _check_finite(z, "pixel_values" if config.num_dims == 2 else "input_values")
+            return compand(self._pad(z), config.latent_bits)
+
+    def from_subbands(self, subbands: torch.Tensor) -> torch.Tensor:
+        """Latents of subbands that are already at hand, (batch, subband_channels, *grid)."""
+        with torch.autocast(subbands.device.type, enabled=False):
+            return compand(self._pad(pointwise_float32(subbands, self.projection)), self.config.latent_bits)
+
+    def _pad(self, z: torch.Tensor) -> torch.Tensor:
+        padding = self.config.encoder_padding
+        if not padding:
+            return z
+        # The original pads the subbands with zeros, which the projection turns into its bias.
+        edge = self.projection.bias.to(z.dtype)[None, :, None].expand(len(z), -1, padding)
+        return torch.cat([edge, z, edge], dim=2)
 
 
 class WallocPreTrainedModel(PreTrainedModel):
@@ -104,6 +119,13 @@ class WallocPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     # Encoder and decoders read the weights of their parts directly, so each stays on one device.
     _no_split_modules = ("WallocEncoder", "LinearDecoder", "ResidualDecoder")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (SafetensorError, pickle.UnpicklingError) as error:
+            raise ValueError(f"the weights of {pretrained_model_name_or_path} are corrupted: {error}") from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -142,10 +164,7 @@ class _EncoderModel(WallocPreTrainedModel):
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         self._check_signal(x)
-        latents = self.encoder(x).to(x.dtype)
-        if latents.device.type == "cpu" and not torch.compiler.is_compiling() and not latents.isfinite().all():
-            raise ValueError(f"{self.main_input_name} holds NaN or infinite values")
-        return latents
+        return self.encoder(x).to(x.dtype)
 
     def quantize(self, latents: torch.Tensor, step: float = 1.0) -> torch.Tensor:
         """Round latents to integer codes.
@@ -157,9 +176,11 @@ class _EncoderModel(WallocPreTrainedModel):
         Returns:
             Codes of the same shape, int8 for up to 8 `latent_bits`, else int16.
         """
+        self._check_latents(latents)
         if not latents.is_floating_point():
             raise TypeError(f"latents must be floating point, got {latents.dtype}; are they codes already?")
         _check_step(step)
+        _check_finite(latents, "latents")
         limit = int(latent_limit(self.config.latent_bits))
         return torch.round(latents.float() / step).clamp(-limit, limit).to(code_dtype(self.config.latent_bits))
 
@@ -190,6 +211,16 @@ class _EncoderModel(WallocPreTrainedModel):
         self.config.latent_fingerprint = self.fingerprint()
         return super().save_pretrained(save_directory, *args, **kwargs)
 
+    def _check_latents(self, codes: torch.Tensor):
+        config = self.config
+        if not isinstance(codes, torch.Tensor):
+            raise TypeError(f"codes or latents must be a torch.Tensor, got {type(codes).__name__}")
+        if codes.ndim != config.num_dims + 2 or codes.shape[1] != config.latent_channels or 0 in codes.shape:
+            raise ValueError(
+                f"codes or latents must be (batch, {config.latent_channels}, *grid) with {config.num_dims} axes of the "
+                f"grid, got {tuple(codes.shape)}"
+            )
+
     def _check_signal(self, x: torch.Tensor):
         name, config = self.main_input_name, self.config
         if not isinstance(x, torch.Tensor):
@@ -218,17 +249,24 @@ class _CodecModel(_EncoderModel):
         self.post_init()
 
     def _decode(self, codes: torch.Tensor, step: float, tile_size: int | None) -> torch.Tensor:
-        config = self.config
-        if not isinstance(codes, torch.Tensor):
-            raise TypeError(f"codes must be a torch.Tensor, got {type(codes).__name__}")
-        if codes.ndim != config.num_dims + 2 or codes.shape[1] != config.latent_channels or 0 in codes.shape:
-            raise ValueError(
-                f"codes or latents must be (batch, {config.latent_channels}, *grid) with {config.num_dims} axes of the "
-                f"grid, got {tuple(codes.shape)}"
-            )
+        self._check_latents(codes)
         _check_step(step)
-        latents = codes if codes.is_floating_point() else codes.float() * step
+        if codes.is_floating_point():
+            _check_finite(codes, "latents")
+            latents = codes
+        else:
+            self._check_codes(codes)
+            latents = codes.float() * step
         return self._synthesise(self._subbands(latents, tile_size))
+
+    def _check_codes(self, codes: torch.Tensor):
+        if codes.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
+            raise TypeError(f"codes must be signed integers and latents real floats, got {codes.dtype}")
+        if codes.device.type == "cpu" and not torch.compiler.is_compiling():
+            limit = int(latent_limit(self.config.latent_bits))
+            low, high = (value.item() for value in codes.aminmax())
+            if low < -limit or high > limit:
+                raise ValueError(f"codes lie in {low}..{high}; valid: {-limit}..{limit}")
 
     def _subbands(self, latents: torch.Tensor, tile_size: int | None = None) -> torch.Tensor:
         """Decoder output (batch, subband_channels, *grid), by tiles where the grid is large."""
@@ -236,11 +274,12 @@ class _CodecModel(_EncoderModel):
         grid = latents.shape[2:]
         halo = getattr(self.decoder, "receptive_field", None)
         if tile_size is None:
-            fits = math.prod(grid) <= MAX_TILE_POSITIONS
-            tile_size = max(grid) if fits else round(MAX_TILE_POSITIONS ** (1 / len(grid)))
+            # Tiles keep the activations small, which training needs again for the gradient.
+            whole = math.prod(grid) <= MAX_TILE_POSITIONS or self.training
+            tile_size = max(grid) if whole else round(MAX_TILE_POSITIONS ** (1 / len(grid)))
         if tile_size < 1:
             raise ValueError(f"tile_size is {tile_size}; it must be at least 1 latent")
-        if halo is None or max(grid) <= tile_size or torch.is_grad_enabled():
+        if halo is None or max(grid) <= tile_size:
             return self.decoder(decompand(latents.float(), self.config.latent_bits).to(dtype))
         subbands = latents.new_empty(
             (len(latents), self.config.subband_channels, *grid), dtype=torch.promote_types(dtype, torch.float32)
@@ -263,10 +302,22 @@ class _CodecModel(_EncoderModel):
             x = self.post_filter(x.to(self.post_filter.weight.dtype))
         return x
 
-    def _forward(self, x: torch.Tensor, return_loss: bool, mask: torch.Tensor | None = None) -> WallocModelOutput:
+    def _forward(
+        self, x: torch.Tensor, return_loss: bool, mask: torch.Tensor | None, loss_domain: str
+    ) -> WallocModelOutput:
+        mode = "noise" if self.training else "round"
+        if loss_domain == "subbands":
+            self._check_signal(x)
+            with torch.no_grad():
+                config = self.config
+                target = wavelet_packet_analysis(x, config.num_levels, config.wavelet, config.boundary, config.num_dims)
+            latents = self.encoder.from_subbands(target)
+            loss = F.mse_loss(self._subbands(quantize(latents, mode)).float(), target) if return_loss else None
+            return WallocModelOutput(loss=loss, latents=latents.to(x.dtype))
+        if loss_domain != "signal":
+            raise ValueError(f"unknown loss_domain {loss_domain!r}; valid: signal, subbands")
         latents = self._encode(x)
-        quantized = quantize(latents.float(), "noise" if self.training else "round")
-        reconstruction = self._synthesise(self._subbands(quantized)).to(x.device)
+        reconstruction = self._synthesise(self._subbands(quantize(latents.float(), mode)))
         loss = None
         if return_loss:
             error = (reconstruction.float() - x.float()) ** 2
@@ -373,6 +424,7 @@ class WallocImageModel(_CodecModel):
         pixel_values: torch.Tensor,
         original_sizes: torch.Tensor | None = None,
         return_loss: bool = True,
+        loss_domain: Literal["signal", "subbands"] = "signal",
     ) -> WallocModelOutput:
         """Encode, quantise (uniform noise in training, rounding in evaluation) and decode.
 
@@ -380,13 +432,15 @@ class WallocImageModel(_CodecModel):
             pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5], sizes multiples of `config.patch_size`.
             original_sizes: (batch, 2), height and width before padding; the loss leaves the padding out.
             return_loss: whether to compute the loss.
+            loss_domain: `signal` compares samples; `subbands` compares wavelet packet coefficients and leaves out the
+                reconstruction, which is cheaper and nearly the same (CDF 9/7 is nearly orthonormal).
         """
         mask = None
         if original_sizes is not None:
             height, width = (torch.arange(size, device=pixel_values.device) for size in pixel_values.shape[2:])
             sizes = original_sizes.to(pixel_values.device)
             mask = (height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :]
-        return self._forward(pixel_values, return_loss, mask)
+        return self._forward(pixel_values, return_loss, mask, loss_domain)
 
 
 class WallocAudioModel(_CodecModel):
@@ -433,6 +487,7 @@ class WallocAudioModel(_CodecModel):
         gain: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
         return_loss: bool = True,
+        loss_domain: Literal["signal", "subbands"] = "signal",
     ) -> WallocModelOutput:
         """Encode, quantise (uniform noise in training, rounding in evaluation) and decode.
 
@@ -441,8 +496,16 @@ class WallocAudioModel(_CodecModel):
             padding_mask: (batch, length), 0 where the clip was padded; the loss leaves the padding out.
             gain, offset: accepted so that the extractor's output can be passed as it is; used by `compress`.
             return_loss: whether to compute the loss.
+            loss_domain: `signal` compares samples; `subbands` compares wavelet packet coefficients and leaves out the
+                reconstruction, which is cheaper and nearly the same (CDF 9/7 is nearly orthonormal).
         """
-        return self._forward(input_values, return_loss, padding_mask)
+        return self._forward(input_values, return_loss, padding_mask, loss_domain)
+
+
+def _check_finite(x: torch.Tensor, name: str):
+    """Only on the CPU: elsewhere the answer would have to wait for the device."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not x.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinite values")
 
 
 def _check_step(step: float):

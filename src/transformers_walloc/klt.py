@@ -1,0 +1,107 @@
+"""Closed-form codecs: the Karhunen-Loeve transform of the subbands.
+
+Of all linear encoders with a given number of outputs, the leading eigenvectors of the subbands' covariance lose the
+least energy (Eckart-Young). One pass over the training signals gives the covariance, an eigendecomposition the rest:
+a codec with no gradient step, whose latent channels come out in order of variance, so that its first channels are the
+codec of fewer channels.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from .bottleneck import companding_scale, latent_limit
+from .configuration_walloc import WallocConfig
+from .decoders import LinearDecoder, ResidualDecoder
+from .wavelets import wavelet_packet_analysis
+
+
+class SubbandStatistics:
+    """Running mean and covariance of a codec's subbands, accumulated in double precision.
+
+    The result does not depend on how the signals are batched (up to rounding), so it can be accumulated in one
+    streaming pass over any amount of data.
+    """
+
+    def __init__(self, config: WallocConfig):
+        self.config = config
+        self.count = 0
+        self.total = np.zeros(config.subband_channels)
+        self.products = np.zeros((config.subband_channels, config.subband_channels))
+
+    def update(self, x: torch.Tensor) -> None:
+        """Take in signals (batch, num_channels, *sizes) in [-0.5, 0.5], sizes multiples of `config.patch_size`."""
+        config = self.config
+        if not x.isfinite().all():
+            raise ValueError("the signal holds NaN or infinite values")
+        subbands = wavelet_packet_analysis(x, config.num_levels, config.wavelet, config.boundary, config.num_dims)
+        columns = subbands.flatten(2).transpose(0, 1).flatten(1).double()  # (subbands, positions)
+        self.count += columns.shape[1]
+        self.total += columns.sum(dim=1).numpy(force=True)
+        self.products += (columns @ columns.T).numpy(force=True)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> np.ndarray:
+        return self.products / self.count - np.outer(self.mean, self.mean)
+
+
+@torch.no_grad()
+def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
+    """Set a model's projection and linear synthesis to the Karhunen-Loeve transform, in place.
+
+    Args:
+        model: a full model with a `residual` or `linear` decoder; the network of a residual decoder starts anew from
+            zero output.
+        statistics: of subbands of the model's configuration, at least as many positions as subbands.
+        step: width of a quantisation cell around zero, in units of the transform's coefficients (those of an image in
+            [-0.5, 0.5] have standard deviations of about 0.05 to 2 over the first 12).
+
+    Returns:
+        Variances (subband_channels,) of all coefficients of the transform, in decreasing order.
+
+    Raises:
+        ValueError: too little data, a non-positive step, or an encoder or decoder that is not linear and pointwise.
+    """
+    config, decoder = model.config, model.decoder
+    if not isinstance(decoder, LinearDecoder | ResidualDecoder):
+        raise ValueError(f"decoder_type is {config.decoder_type!r}; valid for a closed-form fit: residual, linear")
+    if not step > 0:
+        raise ValueError(f"step is {step}; it must be positive")
+    if statistics.count < config.subband_channels:
+        raise ValueError(
+            f"{statistics.count} positions cannot give the covariance of {config.subband_channels} subbands; add data"
+        )
+    variances, vectors = np.linalg.eigh(statistics.covariance)
+    variances, vectors = variances[::-1].clip(min=0), vectors[:, ::-1]
+    basis = vectors[:, : config.latent_channels].T  # (latents, subbands)
+    # The sign of an eigenvector is arbitrary; fixing it makes refits reproducible.
+    basis = basis * np.sign(basis[np.arange(len(basis)), np.abs(basis).argmax(axis=1)])[:, None]
+
+    # Companding has the slope 2 m / (s sqrt(2 pi)) at zero: this scale makes `step` one unit of code there.
+    slope = 2 * latent_limit(config.latent_bits) / (companding_scale(config.latent_bits) * math.sqrt(2 * math.pi))
+    scale = 1.0 / (slope * step)
+    kept = variances[: config.latent_channels]
+    wiener = kept / (kept + step**2 / 12)  # the least-squares answer to the noise of rounding
+    synthesis = (basis * (wiener / scale)[:, None]).T
+    projection = model.encoder.projection
+    _assign(projection.weight, basis * scale)
+    _assign(projection.bias, -basis @ statistics.mean * scale)
+    _assign(decoder.linear.weight, synthesis)
+    _assign(decoder.linear.bias, statistics.mean)
+    if isinstance(decoder, ResidualDecoder):
+        residual = np.eye(config.subband_channels) - synthesis @ (basis * scale)
+        left = np.einsum("ij,jk,ik->i", residual, statistics.covariance, residual)
+        _assign(decoder.latent_std, np.sqrt(kept) * scale)
+        _assign(decoder.subband_scale, np.sqrt(left.clip(min=1e-12)))
+        torch.nn.init.zeros_(decoder.head.weight)
+        torch.nn.init.zeros_(decoder.head.bias)
+    return variances
+
+
+def _assign(parameter: torch.Tensor, values: np.ndarray) -> None:
+    parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)).reshape(parameter.shape))
