@@ -3,8 +3,6 @@
 import atexit
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 
 import pytest
@@ -22,18 +20,3 @@ def hub():
 
     with HubServer() as server:
         yield server
-
-
-@pytest.fixture
-def run_python():
-    """Run a program in a fresh Python with the given environment; returns what it printed, fails where it failed."""
-
-    def run(code: str, environment: dict[str, str], *arguments: str) -> str:
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "WALLOC_"))}
-        environment = {**inherited, "OMP_NUM_THREADS": "1", **environment}
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stdout
-
-    return run

@@ -77,9 +77,7 @@ class HubServer:
 
     def commit_folder(self, repo_id: str, folder: Path) -> str:
         """Commit the files directly inside `folder` to the model repository `repo_id`."""
-        return self.commit(
-            repo_id, {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
-        )
+        return self.commit(repo_id, {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()})
 
     def files(self, repo_id: str, kind: str = "models") -> dict[str, bytes]:
         """The files of the newest commit of a repository, by name."""
@@ -148,9 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(200, [self.entry(name, tree[name]) for name in tree if name in wanted])
         elif action == "preupload":
             names = [file["path"] for file in json.loads(body)["files"]]
-            modes = [
-                {"path": n, "uploadMode": "lfs" if is_lfs(n) else "regular", "shouldIgnore": False} for n in names
-            ]
+            modes = [{"path": n, "uploadMode": "lfs" if is_lfs(n) else "regular", "shouldIgnore": False} for n in names]
             self.reply(200, {"files": modes})
         else:
             changes = {}

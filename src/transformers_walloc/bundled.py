@@ -146,7 +146,7 @@ def _write_repository(repository: Path, folder: Path, files: list[str], commit: 
     for name in files:
         blob = repository / "blobs" / f"{commit}-{name.replace(os.sep, '--')}"
         try:
-            if constants.HF_HUB_DISABLE_SYMLINKS:
+            if getattr(constants, "HF_HUB_DISABLE_SYMLINKS", False):  # not in huggingface_hub before 1.10
                 raise OSError("symbolic links are switched off")
             _create(blob, lambda path: os.symlink(folder / name, path))  # noqa: B023 (called at once)
             relative = os.path.relpath(blob, (snapshot / name).parent)

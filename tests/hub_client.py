@@ -1,0 +1,179 @@
+"""What test_hub.py runs in processes of its own: `python hub_client.py STEP [FOLDER]` prints facts as one JSON line.
+
+The Hub client and transformers read their settings (endpoint, cache, offline) once, at import, so every situation
+needs a new process. Each step below checks as much as it can in one, because the imports take seconds.
+"""
+
+import hashlib
+import json
+import sys
+
+import torch
+
+torch.set_num_threads(1)
+
+
+def online(folder: str) -> dict:
+    """A user with a network: download, load again from the cache, push, shard, and meet a Hub without our codecs."""
+    import transformers_walloc
+
+    facts = {"cold": load_image("someone/codec"), "warm": load_image("someone/codec")}
+
+    model, processor = parts("someone/codec")
+    with torch.no_grad():
+        model.encoder.projection.bias += 1
+    facts["changed"] = digest(model)
+    model.push_to_hub("walloc/pushed")
+    processor.push_to_hub("walloc/pushed")
+    facts["pushed"] = load_image("walloc/pushed")
+    model.push_to_hub("walloc/sharded", max_shard_size="10KB")
+    facts["sharded"] = digest(auto_model("walloc/sharded"))
+    facts["dtypes"] = [str(auto_model("walloc/pushed", dtype=dtype).dtype) for dtype in ("auto", torch.bfloat16)]
+    encoder = transformers_walloc.WallocImageEncoder.from_pretrained("walloc/pushed")
+    facts["encoder_alone"] = same_latents(encoder, model)
+    facts["no_such_repository"] = error_of(load_image, "walloc/nothing")
+
+    facts["bundled"] = load_bundled()
+    model, processor = parts("walloc/rgb-16x")
+    with torch.no_grad():
+        model.encoder.projection.bias += 1
+    facts["newer_pushed"] = digest(model)
+    model.push_to_hub("walloc/rgb-16x")
+    processor.push_to_hub("walloc/rgb-16x")
+    facts["newer"] = load_image("walloc/rgb-16x")
+    return facts
+
+
+def offline(folder: str) -> dict:
+    """The same cache without a network."""
+    import transformers_walloc  # noqa: F401
+
+    names = {"cold": "someone/codec", "pushed": "walloc/pushed", "newer": "walloc/rgb-16x"}
+    facts = {fact: load_image(name) for fact, name in names.items()}
+    facts["sharded"] = digest(auto_model("walloc/sharded"))
+    facts["bundled"] = {name: loaded for name, loaded in load_bundled().items() if name != "rgb-16x"}
+    return facts
+
+
+def bundled(folder: str) -> dict:
+    """A cache that has never seen a network."""
+    import transformers_walloc  # noqa: F401
+
+    return load_bundled()
+
+
+def save_with_code(folder: str) -> dict:
+    """Write tiny codecs that carry their own code to FOLDER/image and FOLDER/audio."""
+    import transformers_walloc as walloc
+
+    torch.manual_seed(0)
+    size = {"decoder_hidden_size": 16, "decoder_num_layers": 1, "num_levels": 2, "latent_channels": 4}
+    image, audio = walloc.WallocImageModel, walloc.WallocAudioModel
+    for model_class, processor_class, auto_processor, config, name in (
+        (image, walloc.WallocImageProcessor, "AutoImageProcessor", walloc.WallocImageConfig(**size), "image"),
+        (audio, walloc.WallocAudioFeatureExtractor, "AutoFeatureExtractor", walloc.WallocAudioConfig(**size), "audio"),
+    ):
+        type(config).register_for_auto_class()
+        model_class.register_for_auto_class("AutoModel")
+        processor_class.register_for_auto_class(auto_processor)
+        model = model_class(config).eval()
+        model.save_pretrained(f"{folder}/{name}")
+        processor_class(patch_size=config.patch_size).save_pretrained(f"{folder}/{name}")
+    return {"image": digest(auto_model(f"{folder}/image")), "audio": digest(auto_model(f"{folder}/audio"))}
+
+
+def remote_code(folder: str) -> dict:
+    """Somebody who has transformers but not this package, and trusts the repository's code."""
+    sys.modules["transformers_walloc"] = None  # type: ignore[assignment]
+    from transformers import AutoFeatureExtractor, AutoImageProcessor
+
+    facts = {"refused": error_of(auto_model, f"{folder}/image", trust_remote_code=False)}
+    for place, names in (
+        ("folder", [f"{folder}/image", f"{folder}/audio"]),
+        ("hub", ["someone/codec", "someone/audio"]),
+    ):
+        image, audio = (auto_model(name, trust_remote_code=True) for name in names)
+        processor = AutoImageProcessor.from_pretrained(names[0], trust_remote_code=True)
+        extractor = AutoFeatureExtractor.from_pretrained(names[1], trust_remote_code=True)
+        facts[place] = {
+            "image": digest(image),
+            "audio": digest(audio),
+            "modules": [type(part).__module__.split(".")[0] for part in (image, audio, processor, extractor)],
+            "round_trip": round_trip(image, processor),
+        }
+    return facts
+
+
+def auto_model(name: str, **options):
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(name, **options)
+
+
+def parts(name: str):
+    from transformers import AutoImageProcessor
+
+    return auto_model(name), AutoImageProcessor.from_pretrained(name)
+
+
+def load_image(name: str) -> dict:
+    """Configuration, model and image processor by name, and what they do to a picture."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name)
+    model, processor = parts(name)
+    return {"digest": digest(model), "round_trip": round_trip(model, processor), "model_type": config.model_type}
+
+
+def load_bundled() -> dict:
+    from transformers import AutoConfig, AutoFeatureExtractor
+
+    facts = {}
+    for name in ("rgb-4x", "rgb-16x"):
+        facts[name] = load_image(f"walloc/{name}")
+    for name in ("stereo-5x", "stereo-20x"):
+        config = AutoConfig.from_pretrained(f"walloc/{name}")
+        extractor = AutoFeatureExtractor.from_pretrained(f"walloc/{name}")
+        facts[name] = {
+            "digest": digest(auto_model(f"walloc/{name}")),
+            "model_type": config.model_type,
+            "sampling_rate": extractor.sampling_rate,
+        }
+    return facts
+
+
+def digest(model) -> str:
+    """Hash of all weights by name."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(name.encode() + str(tensor.dtype).encode() + tensor.float().numpy().tobytes())
+    return state.hexdigest()
+
+
+def same_latents(one, other) -> bool:
+    x = torch.linspace(-0.5, 0.5, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    with torch.no_grad():
+        return torch.equal(one.encode(x).latents, other.encode(x).latents)
+
+
+def round_trip(model, processor) -> list:
+    """Size of a small picture after encoding and decoding it."""
+    import numpy as np
+
+    picture = np.arange(3 * 37 * 50, dtype=np.uint8).reshape(37, 50, 3)
+    inputs = processor(picture, return_tensors="pt")
+    with torch.no_grad():
+        pixels = model.decode(model.quantize(model.encode(inputs["pixel_values"]).latents)).pixel_values
+    return list(processor.post_process(pixels, original_sizes=inputs["original_sizes"])[0].size)
+
+
+def error_of(function, *arguments, **options) -> str:
+    try:
+        function(*arguments, **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]](sys.argv[2])))
