@@ -16,7 +16,7 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_dummy"
@@ -139,11 +139,17 @@ class _Handler(BaseHTTPRequestHandler):
             }
             self.reply(200, info, {"X-Repo-Commit": commit})
         elif action == "tree":
-            prefix = path.strip("/") + "/" if path else ""
-            self.reply(200, [self.entry(name, tree[name]) for name in tree if name.startswith(prefix)])
+            entries = self.entries(tree)
+            parent = (path or "").strip("/")
+            if parent and parent not in entries:
+                return self.reply(404, {"error": f"{parent} does not exist"}, {"X-Error-Code": "EntryNotFound"})
+            inside = parent + "/" if parent else ""
+            deep = "recursive=True" in self.path or "recursive=true" in self.path
+            names = [n for n in entries if n.startswith(inside) and (deep or "/" not in n[len(inside) :])]
+            self.reply(200, [entries[name] for name in names])
         elif action == "paths-info":
             wanted = json.loads(body)["paths"]
-            self.reply(200, [self.entry(name, tree[name]) for name in tree if name in wanted])
+            self.reply(200, [entry for name, entry in self.entries(tree).items() if name in wanted])
         elif action == "preupload":
             names = [file["path"] for file in json.loads(body)["files"]]
             modes = [{"path": n, "uploadMode": "lfs" if is_lfs(n) else "regular", "shouldIgnore": False} for n in names]
@@ -206,11 +212,17 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     @staticmethod
-    def entry(name: str, content: bytes) -> dict:
-        entry = {"type": "file", "path": name, "size": len(content), "oid": git_oid(content)}
-        if is_lfs(name):
-            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-        return entry
+    def entries(tree: dict[str, bytes]) -> dict[str, dict]:
+        """Files and folders of a commit as the tree call describes them, by path."""
+        entries = {}
+        for name, content in sorted(tree.items()):
+            for folder in map(str, reversed(PurePosixPath(name).parents[:-1])):
+                entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": git_oid(folder.encode())}
+            entries[name] = {"type": "file", "path": name, "size": len(content), "oid": git_oid(content)}
+            if is_lfs(name):
+                oid = hashlib.sha256(content).hexdigest()
+                entries[name]["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
+        return entries
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
