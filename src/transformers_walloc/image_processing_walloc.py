@@ -1,0 +1,399 @@
+"""Images in, padded batches for a WaLLoC codec out, and decoded batches back to images of the original sizes.
+
+```
+PIL, path, URL, array, tensor -> (C, h, w), its own dtype -> (B, C, H, W) float32 in [-0.5, 0.5], H and W padded
+list of PIL images (or arrays) <- crop, round to 8 bits   <- (B, C, H, W)
+```
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypedDict
+from urllib.request import Request, urlopen
+
+import numpy as np
+import PIL.ExifTags
+import PIL.Image
+import PIL.ImageOps
+import torch
+from transformers import BaseImageProcessor, BatchFeature
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32)
+CHANNEL_ORDERS = ("channels_first", "channels_last")
+# What transformers writes beside the options into preprocessor_config.json.
+BOOKKEEPING_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
+
+
+class WallocImageProcessorKwargs(TypedDict, total=False):
+    """Options of [`WallocImageProcessor`], settable at construction and overridable in each call."""
+
+    num_channels: int
+    patch_size: int
+    input_data_format: str | None
+    device: str | torch.device | None
+    return_tensors: str | None
+
+
+class WallocImageProcessor(BaseImageProcessor):
+    r"""
+    Prepares images for a WaLLoC codec and turns decoded pixels back into images.
+
+    Images keep their resolution: there is no resizing. What the codec needs is added at the bottom and at the right by
+    reflection (`numpy.pad(mode="reflect")`: mirrored at the border pixel, repeated where the image is smaller than the
+    padding, constant along an axis of one pixel), so a padded pixel depends on its image alone and not on the batch.
+    `original_sizes` records what to crop back to.
+
+    Accepted images, one or any nesting of lists of them, sizes may differ:
+
+    * `PIL.Image.Image` of any mode, paths, `http(s)` URLs and base64 strings. The EXIF orientation is applied,
+      palettes are resolved, transparency is composited on white, and the mode is converted to RGB for `num_channels=3`
+      and to grey (ITU-R 601 luma) for 1. 16-bit and float modes keep their precision. For other channel counts the
+      image must have as many bands (RGBA or CMYK for 4).
+    * numpy arrays (H, W), (H, W, C) or (C, H, W), torch tensors (C, H, W) or (H, W), and batches of them with an axis
+      more in front. The channel axis is the one of length `num_channels`; where both fit, a tensor is channels first
+      and an array needs `input_data_format`. One channel is repeated to three for `num_channels=3`.
+
+    Values are mapped to [-0.5, 0.5] by dtype: `uint8` is `x / 255 - 0.5`, and bool, `int8`, `uint16`, `int16` and
+    `uint32` are mapped by their full range in the same way. Floats must lie in [0, 1]. Other integers, usually 8-bit
+    values in a wider type, have no known range and are refused.
+
+    Args:
+        num_channels (`int`, defaults to 3): channels of the codec.
+        patch_size (`int`, defaults to 8): height and width are padded to multiples of it, in pixels; `2**num_levels`.
+        input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays and tensors.
+        device (`str` or `torch.device`, *optional*): where to process and return the pixels. By default tensors stay
+            on their device and everything else is on the CPU.
+        return_tensors (`str`, *optional*): `"pt"`, `"np"`, or `None` for a list of (C, H, W) tensors.
+
+    ```python
+    >>> from transformers_walloc import WallocImageProcessor
+
+    >>> processor = WallocImageProcessor()
+    >>> inputs = processor("photo.png", return_tensors="pt")
+    >>> inputs["pixel_values"].shape, inputs["original_sizes"]
+    >>> image = processor.post_process(inputs["pixel_values"], inputs["original_sizes"])[0]  # the same 8-bit pixels
+    ```"""
+
+    model_input_names = ["pixel_values", "original_sizes"]  # noqa: RUF012 - transformers' own convention
+    valid_kwargs = WallocImageProcessorKwargs  # type: ignore[assignment]
+    num_channels = 3
+    patch_size = 8
+
+    def __init__(self, **kwargs):
+        _check_options(kwargs, also=BOOKKEEPING_KEYS)
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+
+    def preprocess(self, images, **kwargs) -> BatchFeature:
+        """
+        Args:
+            images: one image, a batch, or any nesting of lists of images; see the class for what an image may be.
+            **kwargs: the options of the class, for this call.
+
+        Returns:
+            `pixel_values` (B, C, H, W) float32 in [-0.5, 0.5], H and W the largest padded sizes of the batch, and
+            `original_sizes` (B, 2) int64 on the CPU: height and width in pixels before padding.
+
+        Raises:
+            TypeError: an unknown option, something that is no image, or a dtype without a known range.
+            ValueError: an empty batch or image, a wrong number of channels, an ambiguous channel axis, floats outside
+                [0, 1], NaN, an unreadable file.
+        """
+        _check_options(kwargs)
+        return super().preprocess(images, **kwargs)
+
+    def fetch_images(self, image_url_or_urls):
+        """Opens paths, URLs and base64 strings as they are; transformers' own loader converts to 8-bit RGB at once."""
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(entry) for entry in image_url_or_urls]
+        if isinstance(image_url_or_urls, str | Path):
+            return _open_image(image_url_or_urls)
+        return image_url_or_urls
+
+    def process_image(self, image, num_channels: int, input_data_format=None, device=None, **kwargs) -> torch.Tensor:
+        """One image of any kind -> (num_channels, h, w) tensor, contiguous, values and dtype untouched."""
+        if isinstance(image, PIL.Image.Image):
+            pixels = torch.from_numpy(_pil_to_array(image, num_channels))
+        else:
+            pixels = _channels_first(image, num_channels, input_data_format)
+        if min(pixels.shape[1:]) == 0:
+            raise ValueError(f"empty image: height {pixels.shape[1]}, width {pixels.shape[2]}")
+        if pixels.shape[0] == 1 and num_channels == 3:
+            pixels = pixels.expand(3, -1, -1)
+        if pixels.dtype not in FLOAT_DTYPES + INTEGER_DTYPES:
+            valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in INTEGER_DTYPES + FLOAT_DTYPES)
+            raise TypeError(f"pixels of {pixels.dtype} have no known range; convert them to one of {valid}")
+        return pixels if device is None else pixels.to(device)
+
+    def post_process(
+        self,
+        pixels: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray],
+        original_sizes: torch.Tensor | np.ndarray | Sequence[Sequence[int]] | None = None,
+    ) -> list[PIL.Image.Image | np.ndarray]:
+        """
+        Decoded pixels -> 8-bit images, `round(255 * clip(x + 0.5, 0, 1))`.
+
+        Args:
+            pixels: (B, C, H, W), (C, H, W), or a list of (C, h, w) as `model.decompress` gives; floats in [-0.5, 0.5],
+                values outside are clipped.
+            original_sizes: (B, 2) heights and widths to crop to, in pixels; nothing is cropped by default.
+
+        Returns:
+            A list of PIL images: RGB for three channels, L for one. For any other number of channels, a list of
+            (h, w, C) uint8 arrays.
+
+        Raises:
+            TypeError: pixels that are not floats (codes have to be decoded first).
+            ValueError: a wrong shape or number of channels, NaN, sizes that do not fit the pixels.
+        """
+        batch = _unbatch(pixels)
+        sizes = [tuple(image.shape[1:]) for image in batch]
+        if original_sizes is not None:
+            sizes = [(int(height), int(width)) for height, width in torch.as_tensor(original_sizes).reshape(-1, 2)]
+            if len(sizes) != len(batch):
+                raise ValueError(f"original_sizes has {len(sizes)} entries for {len(batch)} images")
+        for image, (height, width) in zip(batch, sizes, strict=True):
+            if image.shape[0] != self.num_channels:
+                raise ValueError(f"pixels have {image.shape[0]} channels; this processor has {self.num_channels}")
+            if not (1 <= height <= image.shape[1] and 1 <= width <= image.shape[2]):
+                raise ValueError(
+                    f"cannot crop to the original size {height}x{width}: the pixels are "
+                    f"{image.shape[1]}x{image.shape[2]} (height x width)"
+                )
+        return [_to_8_bits(image[:, :height, :width]) for image, (height, width) in zip(batch, sizes, strict=True)]
+
+    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
+        flat = _flatten(self.fetch_images(images), expected_ndims)
+        if not flat:
+            raise ValueError("empty batch: there is no image to process")
+        return flat
+
+    def _preprocess(
+        self, images: list[torch.Tensor], patch_size: int, device=None, return_tensors=None, **kwargs
+    ) -> BatchFeature:
+        devices = {image.device for image in images}
+        if len(devices) > 1:
+            names = ", ".join(sorted(map(str, devices)))
+            raise ValueError(f"the images of one batch are on several devices ({names}); choose one with device=")
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        height, width = (-(-max(lengths) // patch_size) * patch_size for lengths in zip(*sizes, strict=True))
+        channels = images[0].shape[0]
+        batch = torch.empty((len(images), channels, height, width), dtype=torch.float32, device=images[0].device)
+        for padded, image in zip(batch, images, strict=True):
+            _write_pixels(padded[:, : image.shape[1], : image.shape[2]], image)
+            _reflect(padded, image.shape[1], image.shape[2])
+        if return_tensors is None:
+            return BatchFeature({"pixel_values": list(batch), "original_sizes": sizes})
+        if str(getattr(return_tensors, "value", return_tensors)) == "np":
+            return BatchFeature({"pixel_values": batch.cpu().numpy(), "original_sizes": np.array(sizes)})
+        return BatchFeature({"pixel_values": batch, "original_sizes": torch.tensor(sizes)})
+
+    def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
+        # The inherited one adds size, crop_size and the like, which would end up in preprocessor_config.json.
+        return kwargs
+
+    def to_dict(self) -> dict[str, Any]:
+        options = super().to_dict()
+        if "device" in options:
+            options["device"] = str(options["device"])
+        return options
+
+
+def _check_options(options: dict, also: tuple[str, ...] = ()) -> None:
+    valid = tuple(WallocImageProcessorKwargs.__annotations__)
+    for name, value in options.items():
+        if name not in valid + also:
+            raise TypeError(f"unknown option {name!r} of WallocImageProcessor; valid: {', '.join(valid)}")
+        if name in ("num_channels", "patch_size"):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, not {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if name == "input_data_format" and value is not None and value not in CHANNEL_ORDERS:
+            raise ValueError(f"unknown input_data_format {value!r}; valid: {', '.join(CHANNEL_ORDERS)}")
+        if name == "return_tensors" and value is not None and getattr(value, "value", value) not in ("pt", "np"):
+            raise ValueError(f"unknown return_tensors {value!r}; valid: 'pt', 'np', None")
+
+
+def _open_image(source: str | Path) -> PIL.Image.Image:
+    name = str(source)
+    if name.startswith(("http://", "https://")):
+        with urlopen(Request(name, headers={"User-Agent": "transformers-walloc"}), timeout=60) as response:
+            file = BytesIO(response.read())
+    elif os.path.isfile(name):
+        # The bytes, not the file: Pillow keeps files of several frames open.
+        file = BytesIO(Path(name).read_bytes())
+    else:
+        encoded = name.split(",", 1)[1] if name.startswith("data:image/") and "," in name else name
+        name = name if len(name) < 80 else name[:77] + "..."
+        try:
+            file = BytesIO(base64.b64decode("".join(encoded.split()), validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(f"{name!r} is no image: neither a file, nor an http(s) URL, nor base64") from error
+    try:
+        image = PIL.Image.open(file)
+        image.load()
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {name!r} as an image: {error}") from error
+    return image
+
+
+def _flatten(images, expected_ndims: int) -> list:
+    if isinstance(images, list | tuple):
+        return [leaf for entry in images for leaf in _flatten(entry, expected_ndims)]
+    if isinstance(images, np.ndarray | torch.Tensor):
+        if images.ndim == expected_ndims + 1:
+            return list(images)
+        if images.ndim not in (expected_ndims - 1, expected_ndims):
+            raise ValueError(
+                f"an image of shape {tuple(images.shape)}; valid: (H, W), three axes with the channels first or last, "
+                "and batches of those with an axis more"
+            )
+    elif not isinstance(images, PIL.Image.Image):
+        raise TypeError(
+            f"an image cannot be of type {type(images).__name__}; valid: PIL images, paths, URLs, numpy arrays, torch "
+            "tensors, and lists of them"
+        )
+    return [images]
+
+
+def _pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
+    # exif_transpose copies even when there is nothing to do.
+    if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
+        image = PIL.ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        array = np.array(image)
+        if image.mode == "I":
+            # Pillow opens some 16-bit files in this 32-bit mode; a full range of 32 bits would turn them black.
+            if array.size and (array.min() < 0 or array.max() > 65535):
+                raise ValueError(
+                    f"PIL mode 'I' with values in [{array.min()}, {array.max()}]: only 16-bit data, 0 to 65535, has a "
+                    "known range; pass a float array in [0, 1]"
+                )
+            array = array.astype(np.uint16)
+        if num_channels not in (1, 3):
+            raise ValueError(f"a PIL image of mode {image.mode!r} has 1 band; num_channels is {num_channels}")
+        return _native(array)[None]
+    if image.mode in ("P", "PA") and num_channels not in (1, 3):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if num_channels in (1, 3):
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+        mode = "RGB" if num_channels == 3 else "L"
+        if image.mode != mode:
+            try:
+                image = image.convert(mode)
+            except ValueError as error:
+                raise ValueError(f"cannot convert an image of mode {image.mode!r} to {mode}: {error}") from error
+    bands = image.split()
+    if len(bands) != num_channels:
+        raise ValueError(f"a PIL image of mode {image.mode!r} has {len(bands)} bands; num_channels is {num_channels}")
+    # Band by band is twice as fast as converting the interleaved image and transposing it.
+    return np.stack([np.asarray(band) for band in bands])
+
+
+def _channels_first(image, num_channels: int, input_data_format: str | None) -> torch.Tensor:
+    """Array or tensor of two or three axes -> contiguous (C, h, w) tensor."""
+    shape = tuple(image.shape)
+    if len(shape) == 2:
+        image, input_data_format = image[None], "channels_first"
+    if input_data_format is None:
+        input_data_format = _find_channels(shape, num_channels, isinstance(image, torch.Tensor))
+    if isinstance(image, torch.Tensor):
+        image = image.detach()
+        pixels = (image.permute(2, 0, 1) if input_data_format == "channels_last" else image).contiguous()
+    else:
+        if image.dtype.kind not in "buif":
+            raise TypeError(f"an array of dtype {image.dtype} is no image; valid: integers and floats")
+        image = image.transpose(2, 0, 1) if input_data_format == "channels_last" else image
+        array = np.ascontiguousarray(_native(image))
+        pixels = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if pixels.shape[0] != num_channels and not (pixels.shape[0] == 1 and num_channels == 3):
+        raise ValueError(f"an image of shape {shape} has {pixels.shape[0]} channels; num_channels is {num_channels}")
+    return pixels
+
+
+def _find_channels(shape: tuple[int, ...], num_channels: int, is_tensor: bool) -> str:
+    # The codec's own number of channels decides before the single channel that can be repeated.
+    for count in (num_channels, 1) if num_channels == 3 else (num_channels,):
+        first, last = shape[0] == count, shape[2] == count
+        if first and last and not is_tensor:
+            raise ValueError(
+                f"the channel axis of an array of shape {shape} is ambiguous; pass input_data_format="
+                "'channels_first' or 'channels_last'"
+            )
+        if first or last:
+            return "channels_first" if first else "channels_last"
+    raise ValueError(f"an image of shape {shape} has no axis of {num_channels} channels, first or last")
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _write_pixels(target: torch.Tensor, image: torch.Tensor) -> None:
+    """Writes `image` (C, h, w) into the float32 view `target` of the same shape, mapped to [-0.5, 0.5]."""
+    if image.dtype in FLOAT_DTYPES:
+        low, high = (bound.item() for bound in torch.aminmax(image))
+        if not (low >= 0 and high <= 1):
+            if not torch.isfinite(image).all():
+                raise ValueError("the image holds NaN or infinite values; floats must lie in [0, 1]")
+            raise ValueError(f"float images must lie in [0, 1]; this one spans [{low:g}, {high:g}]")
+        middle, span = 0.5, 1.0
+    else:
+        limits = torch.iinfo(torch.uint8 if image.dtype == torch.bool else image.dtype)
+        high = 1 if image.dtype == torch.bool else limits.max
+        middle, span = (limits.min + high) / 2, float(high - limits.min)
+    # In this form, and in place, the ends of the range become exactly -0.5 and 0.5.
+    target.copy_(image).sub_(middle)
+    if span != 1:
+        target.div_(span)
+
+
+def _reflect(padded: torch.Tensor, height: int, width: int) -> None:
+    """Fills everything right of `width` and below `height` in (C, H, W) by reflection, in place."""
+    if width < padded.shape[2]:
+        padded[:, :height, width:] = padded[:, :height, _mirror(width, padded.shape[2], padded.device)]
+    if height < padded.shape[1]:
+        padded[:, height:] = padded[:, _mirror(height, padded.shape[1], padded.device)]
+
+
+def _mirror(length: int, end: int, device: torch.device) -> torch.Tensor:
+    """Where positions `length..end-1` of a signal of `length` samples are mirrored to: a triangle wave."""
+    last = length - 1
+    position = torch.arange(length, end, device=device) % max(2 * last, 1)
+    return last - (position - last).abs()
+
+
+def _unbatch(pixels) -> list[torch.Tensor]:
+    is_list = isinstance(pixels, list | tuple)
+    entries = [torch.as_tensor(entry) for entry in (pixels if is_list else [pixels])]
+    if not is_list and entries[0].ndim == 4:
+        entries = list(entries[0])
+    if not entries:
+        raise ValueError("empty batch: there are no pixels to turn into images")
+    for entry in entries:
+        if entry.ndim != 3:
+            raise ValueError(
+                f"pixels of shape {tuple(entry.shape)}; valid: (B, C, H, W), (C, H, W), or a list of (C, h, w)"
+            )
+        if not entry.is_floating_point():
+            raise TypeError(f"pixels of {entry.dtype}; valid: floats in [-0.5, 0.5] (decode codes first)")
+    return entries
+
+
+def _to_8_bits(pixels: torch.Tensor) -> PIL.Image.Image | np.ndarray:
+    """(C, h, w) floats in [-0.5, 0.5] -> PIL image or (h, w, C) array."""
+    levels = pixels.detach().to(torch.float32, copy=True).add_(0.5).clamp_(0, 1).mul_(255).round_()
+    if torch.isnan(levels).any():
+        raise ValueError("the pixels hold NaN values; they cannot become an image")
+    array = np.ascontiguousarray(levels.to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+    if array.shape[2] == 1:
+        return PIL.Image.fromarray(array[:, :, 0])
+    return PIL.Image.fromarray(array) if array.shape[2] == 3 else array
