@@ -110,6 +110,10 @@ class WallocEncoder(nn.Module):
         return torch.cat([edge, z, edge], dim=2)
 
 
+class PostFilter(nn.Conv1d):
+    """Filters the waveform behind the synthesis; starts as the identity."""
+
+
 class WallocPreTrainedModel(PreTrainedModel):
     config: WallocConfig
     config_class = WallocConfig
@@ -129,7 +133,10 @@ class WallocPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.Linear):
+        if isinstance(module, PostFilter):
+            init.dirac_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -150,15 +157,14 @@ class WallocPreTrainedModel(PreTrainedModel):
                 init.ones_(module.latent_std)
                 init.ones_(module.subband_scale)
                 init.zeros_(module.head.weight)
-        elif isinstance(module, _CodecModel) and module.config.post_filter_size:
-            init.dirac_(module.post_filter.weight)
-            init.zeros_(module.post_filter.bias)
 
 
 class _EncoderModel(WallocPreTrainedModel):
     """What encoder-only and full models of all signals share."""
 
     def __init__(self, config: WallocConfig):
+        if not isinstance(config, self.config_class):
+            raise TypeError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
         super().__init__(config)
         self.encoder = WallocEncoder(config)
 
@@ -243,7 +249,7 @@ class _CodecModel(_EncoderModel):
         super().__init__(config)
         self.decoder = make_decoder(config)
         if config.post_filter_size:
-            self.post_filter = nn.Conv1d(
+            self.post_filter = PostFilter(
                 config.num_channels, config.num_channels, config.post_filter_size, padding="same"
             )
         self.post_init()
@@ -317,7 +323,9 @@ class _CodecModel(_EncoderModel):
         if loss_domain != "signal":
             raise ValueError(f"unknown loss_domain {loss_domain!r}; valid: signal, subbands")
         latents = self._encode(x)
-        reconstruction = self._synthesise(self._subbands(quantize(latents.float(), mode)))
+        if mask is not None and mask.shape != (len(x), *x.shape[2:]):
+            raise ValueError(f"padding_mask must be {(len(x), *x.shape[2:])}, got {tuple(mask.shape)}")
+        reconstruction = self._synthesise(self._subbands(quantize(latents.float(), mode))).to(x.device)
         loss = None
         if return_loss:
             error = (reconstruction.float() - x.float()) ** 2
@@ -437,8 +445,11 @@ class WallocImageModel(_CodecModel):
         """
         mask = None
         if original_sizes is not None:
+            self._check_signal(pixel_values)
             height, width = (torch.arange(size, device=pixel_values.device) for size in pixel_values.shape[2:])
-            sizes = original_sizes.to(pixel_values.device)
+            sizes = torch.as_tensor(original_sizes, device=pixel_values.device)
+            if sizes.shape != (len(pixel_values), 2):
+                raise ValueError(f"original_sizes must be {(len(pixel_values), 2)}, got {tuple(sizes.shape)}")
             mask = (height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :]
         return self._forward(pixel_values, return_loss, mask, loss_domain)
 
