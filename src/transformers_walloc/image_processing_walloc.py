@@ -390,10 +390,12 @@ def _unbatch(pixels) -> list[torch.Tensor]:
 
 def _to_8_bits(pixels: torch.Tensor) -> PIL.Image.Image | np.ndarray:
     """(C, h, w) floats in [-0.5, 0.5] -> PIL image or (h, w, C) array."""
-    levels = pixels.detach().to(torch.float32, copy=True).add_(0.5).clamp_(0, 1).mul_(255).round_()
-    if torch.isnan(levels).any():
+    levels = pixels.detach().to(torch.float32).add(0.5).mul_(255).round_().clamp_(0, 255)
+    if torch.isnan(levels.sum()):
         raise ValueError("the pixels hold NaN values; they cannot become an image")
-    array = np.ascontiguousarray(levels.to(torch.uint8).permute(1, 2, 0).cpu().numpy())
-    if array.shape[2] == 1:
-        return PIL.Image.fromarray(array[:, :, 0])
-    return PIL.Image.fromarray(array) if array.shape[2] == 3 else array
+    planes = levels.to(torch.uint8).cpu().numpy()
+    if len(planes) == 1:
+        return PIL.Image.fromarray(planes[0])
+    if len(planes) == 3:
+        return PIL.Image.merge("RGB", [PIL.Image.fromarray(plane) for plane in planes])
+    return np.ascontiguousarray(planes.transpose(1, 2, 0))
