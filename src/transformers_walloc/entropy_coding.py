@@ -55,13 +55,13 @@ def fit_entropy_tables(codes: Sequence[np.ndarray]) -> EntropyTables:
 
 
 def encode_codes(codes: np.ndarray, tables: EntropyTables) -> bytes:
-    """Code the int8 latents of one item, (C, h, w) or (C, t), as bytes."""
+    """Code the int8 latents of one item, (C, h, w) or (C, t), as bytes; C may be the first few of the tables' channels."""
     codes = np.asarray(codes)
     _check_shape(codes.shape, tables)
     if codes.dtype != np.int8:
         raise TypeError(f"codes must be int8, got {codes.dtype}")
     encoder = constriction.stream.queue.RangeEncoder()
-    for channel, scale in zip(codes, tables.scales, strict=True):
+    for channel, scale in zip(codes, tables.scales, strict=False):
         encoder.encode(channel.ravel().astype(np.int32) + 128, _model(scale))
     return encoder.get_compressed().astype("<u4").tobytes()
 
@@ -74,7 +74,7 @@ def decode_codes(data: bytes, shape: Sequence[int], tables: EntropyTables) -> np
         raise ValueError("damaged codes: the length is not a multiple of 4 bytes")
     decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
     out = np.empty(shape, np.int8)
-    for channel, scale in zip(out, tables.scales, strict=True):
+    for channel, scale in zip(out, tables.scales, strict=False):
         channel[...] = (decoder.decode(_model(scale), channel.size) - 128).reshape(channel.shape)
     return out
 
@@ -92,5 +92,5 @@ def _model(scale):
 def _check_shape(shape, tables):
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(f"codes must have the shape (C, t) or (C, h, w) without empty axes, got {shape}")
-    if shape[0] != tables.num_channels:
+    if shape[0] > tables.num_channels:
         raise ValueError(f"codes have {shape[0]} channels, the entropy tables {tables.num_channels}")
