@@ -64,9 +64,9 @@ def convert_original_checkpoint(
         "wavelet": "bior4.4",
         "boundary": "periodization",
     }
+    config: WallocImageConfig | WallocAudioConfig
     if projection.ndim == 4:
         config = WallocImageConfig(**common, decoder_type="kl")
-        model_class = WallocImageModel
     else:
         if not isinstance(original_config.get("post_filter"), bool):
             raise ValueError("missing or not true/false in the configuration of an audio codec: post_filter")
@@ -77,10 +77,9 @@ def convert_original_checkpoint(
             post_filter_size=ORIGINAL_POST_FILTER_SIZE if original_config["post_filter"] else 0,
             sampling_rate=sampling_rate,
         )
-        model_class = WallocAudioModel
     with torch.device("meta"):
-        model = model_class(config)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        model = WallocImageModel(config) if isinstance(config, WallocImageConfig) else WallocAudioModel(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     model.load_state_dict(_convert_weights(weights, expected, config), strict=True, assign=True)
     return model.eval()
 
@@ -208,7 +207,9 @@ def _check_original_config(config: dict):
 
 
 def _convert_weights(
-    weights: dict[str, torch.Tensor], expected: dict[str, torch.Size], config: WallocImageConfig | WallocAudioConfig
+    weights: dict[str, torch.Tensor],
+    expected: dict[str, tuple[int, ...]],
+    config: WallocImageConfig | WallocAudioConfig,
 ) -> dict[str, torch.Tensor]:
     """Fold and rename; `expected` gives names and shapes of this package."""
     filters = _filter_buffers(config.num_dims)
@@ -220,10 +221,10 @@ def _convert_weights(
         if config.decoder_type == "oobleck" and name.startswith("decoder.") and name.endswith(".weight"):
             sources[name] = (source + "_g", source + "_v")
             shapes[source + "_g"] = (shape[0], 1, 1)
-            shapes[source + "_v"] = tuple(shape)
+            shapes[source + "_v"] = shape
         else:
             sources[name] = (source,)
-            shapes[source] = tuple(shape)
+            shapes[source] = shape
 
     # Names and shapes first: until they are known to fit, no tensor is worth reading.
     problems = []
@@ -261,7 +262,7 @@ def _convert_weights(
 def _filter_buffers(num_dims: int) -> dict[str, np.ndarray]:
     """The original's wavelet buffers: analysis taps are stored reversed, synthesis taps as they are."""
     filters = wavelet_filters("bior4.4")
-    buffers = {}
+    buffers: dict[str, np.ndarray] = {}
     for axis in ("",) if num_dims == 1 else ("_col", "_row"):
         buffers |= {f"wt.h0{axis}": filters.dec_lo[::-1], f"wt.h1{axis}": filters.dec_hi[::-1]}
         buffers |= {f"iwt.g0{axis}": filters.rec_lo, f"iwt.g1{axis}": filters.rec_hi}

@@ -54,6 +54,9 @@ class ResidualDecoder(nn.Module):
     the standard deviations of the latents and of what the linear synthesis leaves of each subband.
     """
 
+    latent_std: torch.Tensor
+    subband_scale: torch.Tensor
+
     def __init__(self, config: WallocConfig):
         super().__init__()
         conv, width, kernel = convolution_class(config), config.decoder_hidden_size, config.decoder_kernel_size

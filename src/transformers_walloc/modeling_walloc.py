@@ -5,7 +5,7 @@ import json
 import math
 import pickle
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .bottleneck import code_dtype, compand, decompand, latent_limit, quantize
+from .bottleneck import QuantizationMode, code_dtype, compand, decompand, latent_limit, quantize
+from .compression import AudioCompression, AudioDecompression, ImageCompression, ImageDecompression
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
 from .decoders import LinearDecoder, ResidualDecoder, convolution_class, make_decoder, pointwise_float32
 from .wavelets import analyse_and_project, wavelet_packet_analysis, wavelet_packet_synthesis
@@ -33,7 +34,7 @@ class WallocEncoderOutput(ModelOutput):
             Companded, not rounded; within `+-(2**(latent_bits - 1) - 0.5)`.
     """
 
-    latents: torch.FloatTensor | None = None
+    latents: torch.Tensor | None = None
 
 
 @dataclass
@@ -43,7 +44,7 @@ class WallocImageDecoderOutput(ModelOutput):
         pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): in [-0.5, 0.5].
     """
 
-    pixel_values: torch.FloatTensor | None = None
+    pixel_values: torch.Tensor | None = None
 
 
 @dataclass
@@ -53,7 +54,7 @@ class WallocAudioDecoderOutput(ModelOutput):
         audio_values (`torch.FloatTensor` of shape `(batch, num_channels, length)`): in [-0.5, 0.5].
     """
 
-    audio_values: torch.FloatTensor | None = None
+    audio_values: torch.Tensor | None = None
 
 
 @dataclass
@@ -65,9 +66,9 @@ class WallocModelOutput(ModelOutput):
         latents (`torch.FloatTensor` of shape `(batch, latent_channels, *grid)`): companded, not rounded.
     """
 
-    loss: torch.FloatTensor | None = None
-    reconstruction: torch.FloatTensor | None = None
-    latents: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
 
 
 class WallocEncoder(nn.Module):
@@ -106,7 +107,7 @@ class WallocEncoder(nn.Module):
         if not padding:
             return z
         # The original pads the subbands with zeros, which the projection turns into its bias.
-        edge = self.projection.bias.to(z.dtype)[None, :, None].expand(len(z), -1, padding)
+        edge = self.projection.get_parameter("bias").to(z.dtype)[None, :, None].expand(len(z), -1, padding)
         return torch.cat([edge, z, edge], dim=2)
 
 
@@ -122,7 +123,7 @@ class WallocPreTrainedModel(PreTrainedModel):
     # Trainer must not rescale the loss under gradient accumulation: it is a mean, not a sum over tokens.
     accepts_loss_kwargs = False
     # Encoder and decoders read the weights of their parts directly, so each stays on one device.
-    _no_split_modules = ("WallocEncoder", "LinearDecoder", "ResidualDecoder")
+    _no_split_modules = ["WallocEncoder", "LinearDecoder", "ResidualDecoder"]  # noqa: RUF012
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -132,12 +133,12 @@ class WallocPreTrainedModel(PreTrainedModel):
             raise ValueError(f"the weights of {pretrained_model_name_or_path} are corrupted: {error}") from error
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, PostFilter):
-            init.dirac_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.Linear):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    def _init_weights(self, module: Any):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.Linear):
+            if isinstance(module, PostFilter):
+                init.dirac_(module.weight)
+            else:
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.GroupNorm):
@@ -149,10 +150,10 @@ class WallocPreTrainedModel(PreTrainedModel):
         # Modules come after their parts, so that the following has the last word.
         elif isinstance(module, WallocEncoder):
             init.orthogonal_(module.projection.weight)
-            init.zeros_(module.projection.bias)
+        elif isinstance(module, _EncoderModel) and module.entropy_tables is not None:
+            init.zeros_(module.entropy_tables)
         elif isinstance(module, LinearDecoder | ResidualDecoder):
             init.orthogonal_(module.linear.weight)
-            init.zeros_(module.linear.bias)
             if isinstance(module, ResidualDecoder):
                 init.ones_(module.latent_std)
                 init.ones_(module.subband_scale)
@@ -167,6 +168,9 @@ class _EncoderModel(WallocPreTrainedModel):
             raise TypeError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
         super().__init__(config)
         self.encoder = WallocEncoder(config)
+        # Serialised `EntropyTables`; zero where a checkpoint has none, which stands for the generic ones.
+        size = config.entropy_tables_size
+        self.register_buffer("entropy_tables", torch.zeros(size, dtype=torch.uint8) if size else None)
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         self._check_signal(x)
@@ -294,16 +298,22 @@ class _CodecModel(_EncoderModel):
         for corner in torch.cartesian_prod(*(torch.tensor(s) for s in starts)).reshape(-1, len(grid)).tolist():
             ends = [min(a + tile_size, size) for a, size in zip(corner, grid, strict=True)]
             froms = [max(a - halo, 0) for a in corner]
-            tile = latents[(..., *(slice(f, b + halo) for f, b in zip(froms, ends, strict=True)))]
+            tile = latents[_window(froms, [b + halo for b in ends])]
             tile = self.decoder(decompand(tile.float(), self.config.latent_bits).to(dtype))
-            inner = (slice(a - f, b - f) for a, f, b in zip(corner, froms, ends, strict=True))
-            subbands[(..., *(slice(a, b) for a, b in zip(corner, ends, strict=True)))] = tile[(..., *inner)]
+            inner = _window(*([a - f for a, f in zip(edges, froms, strict=True)] for edges in (corner, ends)))
+            subbands[_window(corner, ends)] = tile[inner]
         return subbands
 
     def _synthesise(self, subbands: torch.Tensor) -> torch.Tensor:
         config = self.config
         with torch.autocast(subbands.device.type, enabled=False):
-            x = wavelet_packet_synthesis(subbands, config.num_levels, config.wavelet, config.boundary, config.num_dims)
+            x = wavelet_packet_synthesis(
+                subbands,
+                config.num_levels,
+                config.wavelet,
+                config.boundary,  # type: ignore[arg-type]
+                config.num_dims,
+            )
         if config.post_filter_size:
             x = self.post_filter(x.to(self.post_filter.weight.dtype))
         return x
@@ -311,12 +321,18 @@ class _CodecModel(_EncoderModel):
     def _forward(
         self, x: torch.Tensor, return_loss: bool, mask: torch.Tensor | None, loss_domain: str
     ) -> WallocModelOutput:
-        mode = "noise" if self.training else "round"
+        mode: QuantizationMode = "noise" if self.training else "round"
         if loss_domain == "subbands":
             self._check_signal(x)
             with torch.no_grad():
                 config = self.config
-                target = wavelet_packet_analysis(x, config.num_levels, config.wavelet, config.boundary, config.num_dims)
+                target = wavelet_packet_analysis(
+                    x,
+                    config.num_levels,
+                    config.wavelet,
+                    config.boundary,  # type: ignore[arg-type]
+                    config.num_dims,
+                )
             latents = self.encoder.from_subbands(target)
             loss = F.mse_loss(self._subbands(quantize(latents, mode)).float(), target) if return_loss else None
             return WallocModelOutput(loss=loss, latents=latents.to(x.dtype))
@@ -337,7 +353,7 @@ class _CodecModel(_EncoderModel):
         return WallocModelOutput(loss=loss, reconstruction=reconstruction.clamp(-0.5, 0.5).to(x.dtype), latents=latents)
 
 
-class WallocImageEncoder(_EncoderModel):
+class WallocImageEncoder(ImageCompression, _EncoderModel):
     r"""
     The encoder of a WaLLoC image codec alone: a linear map with fewer than 100,000 parameters. It loads the same
     checkpoints as [`WallocImageModel`] and leaves the decoder's weights unread.
@@ -346,7 +362,7 @@ class WallocImageEncoder(_EncoderModel):
     config: WallocImageConfig
     config_class = WallocImageConfig
     main_input_name = "pixel_values"
-    _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^post_filter\.")
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^post_filter\."]  # noqa: RUF012 - the type transformers asks for
 
     def __init__(self, config: WallocImageConfig):
         super().__init__(config)
@@ -360,7 +376,7 @@ class WallocImageEncoder(_EncoderModel):
     encode = forward
 
 
-class WallocAudioEncoder(_EncoderModel):
+class WallocAudioEncoder(AudioCompression, _EncoderModel):
     r"""
     The encoder of a WaLLoC audio codec alone. It loads the same checkpoints as [`WallocAudioModel`] and leaves the
     decoder's weights unread.
@@ -369,7 +385,7 @@ class WallocAudioEncoder(_EncoderModel):
     config: WallocAudioConfig
     config_class = WallocAudioConfig
     main_input_name = "input_values"
-    _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^post_filter\.")
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^post_filter\."]  # noqa: RUF012 - the type transformers asks for
 
     def __init__(self, config: WallocAudioConfig):
         super().__init__(config)
@@ -389,7 +405,7 @@ class WallocAudioEncoder(_EncoderModel):
     encode = forward
 
 
-class WallocImageModel(_CodecModel):
+class WallocImageModel(ImageDecompression, _CodecModel):
     r"""
     WaLLoC image codec: encoder, bottleneck and decoder.
 
@@ -454,7 +470,7 @@ class WallocImageModel(_CodecModel):
         return self._forward(pixel_values, return_loss, mask, loss_domain)
 
 
-class WallocAudioModel(_CodecModel):
+class WallocAudioModel(AudioDecompression, _CodecModel):
     r"""
     WaLLoC audio codec: encoder, bottleneck and decoder.
 
@@ -511,6 +527,11 @@ class WallocAudioModel(_CodecModel):
                 reconstruction, which is cheaper and nearly the same (CDF 9/7 is nearly orthonormal).
         """
         return self._forward(input_values, return_loss, padding_mask, loss_domain)
+
+
+def _window(starts: list[int], ends: list[int]) -> tuple[Any, ...]:
+    """Index of a box in the last axes."""
+    return (..., *map(slice, starts, ends))
 
 
 def _check_finite(x: torch.Tensor, name: str):
