@@ -169,6 +169,7 @@ class _EncoderModel(WallocPreTrainedModel):
         super().__init__(config)
         self.encoder = WallocEncoder(config)
         # Serialised `EntropyTables`; zero where a checkpoint has none, which stands for the generic ones.
+        self.entropy_tables: torch.Tensor | None
         size = config.entropy_tables_size
         self.register_buffer("entropy_tables", torch.zeros(size, dtype=torch.uint8) if size else None)
 
