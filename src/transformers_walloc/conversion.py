@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from .configuration_walloc import WallocAudioConfig, WallocImageConfig
+from .feature_extraction_walloc import WallocAudioFeatureExtractor
 from .image_processing_walloc import WallocImageProcessor
 from .modeling_walloc import WallocAudioModel, WallocImageModel
 from .wavelets import wavelet_filters
@@ -181,14 +182,12 @@ def save_model_folder(
             raise
 
 
-def make_processor(config: WallocImageConfig | WallocAudioConfig):
+def make_processor(config: WallocImageConfig | WallocAudioConfig) -> WallocImageProcessor | WallocAudioFeatureExtractor:
     """The processor whose output fits a model."""
-    if config.num_dims == 2:
+    if isinstance(config, WallocImageConfig):
         return WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
-    from .feature_extraction_walloc import WallocAudioFeatureExtractor
-
     return WallocAudioFeatureExtractor(
-        feature_size=config.num_channels, patch_size=config.patch_size, sampling_rate=config.sampling_rate
+        feature_size=config.num_channels, hop_length=config.patch_size, sampling_rate=config.sampling_rate
     )
 
 
