@@ -236,8 +236,8 @@ def unpack(
     decoded_size = max(header.padded_size, header.source[2] if header.source else 0)
     if limit is not None and decoded_size > limit:
         raise WallocFormatError(
-            f"{header.kind} of {'x'.join(map(str, header.sizes))} decodes to {decoded_size} {unit}, more than the limit "
-            f"of {limit}; raise max_{unit} if you trust the file"
+            f"{header.kind} of {'x'.join(map(str, header.sizes))} decodes to {decoded_size} {unit}, more than the "
+            f"limit of {limit}; raise max_{unit} if you trust the file"
         )
     return header, data[position:-4]
 

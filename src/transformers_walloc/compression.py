@@ -9,6 +9,7 @@ decompress: file -> entropy coder -> codes -> signal, cropped to its original si
 ```
 """
 
+import dataclasses
 import functools
 import math
 import os
@@ -33,9 +34,7 @@ from .bitstream import (
     unpack,
 )
 from .entropy_coding import EntropyTables, decode_codes, encode_codes
-
-# Two ends and six interpolated steps come within about 1% of a target.
-_MAX_TRIALS = 8
+from .rate_control import RateControl
 
 
 class _Compression:
@@ -48,6 +47,7 @@ class _Compression:
     entropy_tables: torch.Tensor | None
     fingerprint: Callable[[], str]
     quantize: Callable[..., torch.Tensor]
+    _psnr: Callable[..., float]  # of full models only
 
     def set_entropy_tables(self, tables: EntropyTables | None) -> None:
         """Probability tables fitted to this codec, saved with the weights; None for the generic ones.
@@ -132,7 +132,7 @@ class _Compression:
                 )
 
     def _compress_batch(
-        self, signals: Sequence[torch.Tensor], fields: Sequence[dict], num_channels: int | None, rate: "_Rate"
+        self, signals: Sequence[torch.Tensor], fields: Sequence[dict], num_channels: int | None, rate: RateControl
     ) -> list[bytes]:
         """Signals (channels, *padded sizes), each with the header fields that belong to it alone."""
         config = self.config
@@ -154,24 +154,35 @@ class _Compression:
             "tables": identity,
             "codec": self._name(),
         }
-        blobs = []
-        for signal, own in zip(signals, fields, strict=True):
-            if not signal.isfinite().all():
-                raise ValueError("the signal holds NaN or infinite values")
-            latents = self.encoder(signal[None].float())
-            latents[:, kept:] = 0
-            base = Header(**shared, **own)
+        headers = [Header(**shared, **own) for own in fields]
+        return [self._compress_one(*pair, rate, tables) for pair in zip(signals, headers, strict=True)]
 
-            def code(step: float, latents=latents, base=base) -> tuple[torch.Tensor, float]:
-                step = float(np.float32(step))
-                return self.quantize(latents, step), step
+    def _compress_one(self, signal: torch.Tensor, header: Header, rate: RateControl, tables: EntropyTables) -> bytes:
+        if not signal.isfinite().all():
+            raise ValueError("the signal holds NaN or infinite values")
+        if rate.name == "psnr" and not hasattr(self, "_psnr"):
+            raise ValueError("psnr as a target needs the decoder: load the full model, or choose a step or a rate")
+        latents = self.encoder(signal[None].float())
+        latents[:, header.coded_channels :] = 0
 
-            def write(codes: torch.Tensor, step: float, own=own) -> bytes:
-                payload = encode_codes(codes[0, :kept].cpu().contiguous().numpy(), tables)
-                return pack(Header(**shared, **own, step=step), payload)
+        def quantized(step: float) -> tuple[torch.Tensor, float]:
+            step = float(np.float32(step))  # as the file states it
+            return self.quantize(latents, step), step
 
-            blobs.append(rate.run(self, signal, base, code, write))
-        return blobs
+        def write(codes: torch.Tensor, step: float) -> bytes:
+            kept = codes[0, : header.coded_channels].cpu().contiguous().numpy()
+            return pack(dataclasses.replace(header, step=step), encode_codes(kept, tables))
+
+        if rate.name is None:
+            return write(*quantized(rate.step))
+        last = 2.0**header.latent_bits  # all codes are zero there
+        if rate.name == "psnr":
+            return write(*rate.search(quantized, lambda trial: self._psnr(signal, *trial, header.sizes), last))
+        # The unit of the rate: bits per pixel, or kilobits per second.
+        scale = math.prod(header.sizes) / 8
+        if header.sampling_rate:
+            scale = header.sizes[0] / header.sampling_rate * 125
+        return rate.search(lambda step: write(*quantized(step)), lambda file: len(file) / scale, last)
 
     def _tables(self) -> tuple[EntropyTables, str]:
         buffer = self.entropy_tables
@@ -219,7 +230,7 @@ class ImageCompression(_Compression):
             image[:, : -(-height // patch) * patch, : -(-width // patch) * patch]
             for image, (height, width) in zip(pixel_values, sizes, strict=True)
         ]
-        rate = _Rate(step, "bpp", bpp, psnr)
+        rate = RateControl(step, ("bpp", bpp), psnr)
         return self._compress_batch(signals, [{"sizes": size} for size in sizes], num_channels, rate)
 
 
@@ -304,7 +315,7 @@ class AudioCompression(_Compression):
             {"sizes": (n,), "gain": g, "offset": o, "sampling_rate": self.config.sampling_rate}
             for n, g, o in zip(lengths, gains, offsets, strict=True)
         ]
-        return self._compress_batch(signals, fields, num_channels, _Rate(step, "kbps", kbps, psnr))
+        return self._compress_batch(signals, fields, num_channels, RateControl(step, ("kbps", kbps), psnr))
 
 
 class AudioDecompression(AudioCompression):
@@ -341,76 +352,6 @@ class AudioDecompression(AudioCompression):
     def _psnr(self, signal: torch.Tensor, codes: torch.Tensor, step: float, sizes: tuple[int, ...]) -> float:
         error = signal[:, : sizes[0]].float() - self._reconstruct(codes, step, sizes).to(signal.device)
         return _decibels(torch.mean(error.double() ** 2).item())
-
-
-class _Rate:
-    """Either a step, or a target and the search for the step that meets it."""
-
-    def __init__(self, step: float, rate_name: str, rate: float | None, psnr: float | None):
-        targets = {name: value for name, value in ((rate_name, rate), ("psnr", psnr)) if value is not None}
-        if len(targets) + (step != 1) > 1:
-            raise ValueError(f"choose one of step, {rate_name} and psnr; they contradict each other")
-        for name, value in targets.items():
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}; it must be positive and finite")
-        self.step = step
-        self.name: str | None
-        self.name, self.target = next(iter(targets.items()), (None, 0.0))
-
-    def run(self, model: Any, signal: torch.Tensor, base: Header, code: Callable, write: Callable) -> bytes:
-        if self.name is None:
-            return write(*code(self.step))
-        if self.name == "psnr":
-            if not hasattr(model, "_psnr"):
-                raise ValueError("psnr as a target needs the decoder: load the full model, or choose a step or a rate")
-            codes, step = self._search(
-                code, lambda codes, step: model._psnr(signal, codes, step, base.sizes), 2.0**base.latent_bits
-            )
-            return write(codes, step)
-        scale = math.prod(base.sizes) / 8 if base.kind == "image" else base.sizes[0] * 125 / (base.sampling_rate or 1)
-        files: dict[float, bytes] = {}
-
-        def rate(codes: torch.Tensor, step: float) -> float:
-            files[step] = write(codes, step)
-            return len(files[step]) / scale
-
-        return files[self._search(code, rate, 2.0**base.latent_bits)[1]]
-
-    def _search(self, code: Callable, measure: Callable, last: float) -> tuple[torch.Tensor, float]:
-        """The best step between 1 and `last` that meets the target: the finest for a rate, the coarsest for a PSNR.
-
-        Both are nearly linear in the logarithm of the step, so the next trial is where the line through the two nearest
-        ends crosses the target, away from the ends so that the interval shrinks on both sides.
-        """
-        is_rate = self.name != "psnr"
-
-        def trial(step: float) -> tuple[torch.Tensor, float, float]:
-            codes, step = code(step)
-            return codes, step, measure(codes, step)
-
-        def meets(value: float) -> bool:
-            return value <= self.target if is_rate else value >= self.target
-
-        fine, coarse = trial(1.0), trial(last)
-        preferred, other = (fine, coarse) if is_rate else (coarse, fine)
-        if meets(preferred[2]):
-            return preferred[:2]
-        if not meets(other[2]):
-            low, high = sorted((fine[2], coarse[2]))
-            raise ValueError(
-                f"{self.name} {self.target:g} is out of reach: this signal and codec give {low:.4g} to {high:.4g}"
-            )
-        good, bad = other, preferred
-        tolerance = 0.005 * self.target if is_rate else 0.01
-        for _ in range(_MAX_TRIALS - 2):
-            if abs(good[2] - self.target) <= tolerance:
-                break
-            span = bad[2] - good[2]
-            share = (self.target - good[2]) / span if math.isfinite(span) and span else 0.5
-            share = min(max(share, 0.1), 0.9)
-            middle = trial(good[1] * (bad[1] / good[1]) ** share)
-            good, bad = (middle, bad) if meets(middle[2]) else (good, middle)
-        return good[:2]
 
 
 def codec_name(name_or_path: str | os.PathLike | None) -> str:
