@@ -1,0 +1,365 @@
+"""Audio clips in, padded and normalised batches for a WaLLoC codec out, and decoded batches back to clips.
+
+```
+(C, T), any rate and level -> channels, rate -> (x - offset) / gain -> (B, C, L) float32 in [-0.5, 0.5], zero-padded
+list of (C, l) arrays      <- crop to padding_mask <- x * gain + offset <- (B, C, L)
+```
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import PaddingStrategy, logging
+
+logger = logging.get_logger(__name__)
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Zero level and full scale of integer PCM; 8-bit PCM is unsigned in WAV files.
+PCM_RANGES = {
+    torch.uint8: (128, 2**7),
+    torch.int8: (0, 2**7),
+    torch.int16: (0, 2**15),
+    torch.int32: (0, 2**31),
+}
+OPTIONS = ("feature_size", "sampling_rate", "padding_value", "hop_length", "do_normalize")
+# What transformers writes beside the options into preprocessor_config.json.
+BOOKKEEPING_KEYS = ("feature_extractor_type", "image_processor_type", "processor_class", "auto_map")
+
+
+class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Prepares audio for a WaLLoC codec and turns decoded audio back into clips of the original length and level.
+
+    A clip is a numpy array, torch tensor or list of floats: (T,) for mono or (C, T), channels first. Batches are lists
+    of clips or arrays (B, C, T); a list of lists of floats is a batch of mono clips. Integer PCM (`uint8`, `int8`,
+    `int16`, `int32`) is scaled by its full range to [-1, 1). Mono is copied to both channels of a stereo codec, stereo
+    is averaged for a mono codec; every other mismatch of channels is an error.
+
+    Clips of another sampling rate are resampled with torchaudio if that can be imported (on the clip's device), else
+    with soxr. Every clip is normalised as a whole: `offset` is its mean over time and channels, `gain` brings its peak
+    to 0.5, so `x = input_values * gain + offset`. Silence keeps gain 1.
+
+    Args:
+        feature_size (`int`, defaults to 2): channels of the codec.
+        sampling_rate (`int`, defaults to 44100): of the codec, in Hz.
+        padding_value (`float`, defaults to 0.0): behind the end of a clip, in [-0.5, 0.5].
+        hop_length (`int`, defaults to 256): lengths are padded to multiples of it, in samples; `2**num_levels`.
+        do_normalize (`bool`, defaults to `True`): whether to normalise; without it, clips must lie in [-0.5, 0.5].
+
+    ```python
+    >>> import numpy as np
+    >>> from transformers_walloc import WallocAudioFeatureExtractor
+
+    >>> extractor = WallocAudioFeatureExtractor()
+    >>> clip = np.sin(np.arange(1000) / 20)
+    >>> inputs = extractor(clip, sampling_rate=44100, return_tensors="pt")
+    >>> inputs["input_values"].shape, inputs["padding_mask"].sum().item()
+    (torch.Size([1, 2, 1024]), 1000)
+    >>> levels = {name: inputs[name] for name in ("padding_mask", "gain", "offset")}
+    >>> extractor.post_process(inputs["input_values"], **levels)[0].shape
+    (2, 1000)
+    ```"""
+
+    model_input_names = ["input_values", "padding_mask", "gain", "offset"]  # noqa: RUF012 - transformers' convention
+
+    def __init__(
+        self,
+        feature_size: int = 2,
+        sampling_rate: int = 44100,
+        padding_value: float = 0.0,
+        hop_length: int = 256,
+        do_normalize: bool = True,
+        **kwargs,
+    ):
+        counts = {"feature_size": feature_size, "sampling_rate": sampling_rate, "hop_length": hop_length}
+        for name, value in counts.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, not {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not isinstance(padding_value, int | float) or isinstance(padding_value, bool):
+            raise TypeError(f"padding_value must be a number, not {padding_value!r}")
+        if not -0.5 <= padding_value <= 0.5:
+            raise ValueError(f"padding_value is {padding_value}; valid: -0.5 to 0.5")
+        for name in kwargs:
+            if name not in (*BOOKKEEPING_KEYS, "padding_side", "return_attention_mask"):
+                raise TypeError(f"unknown option {name!r} of WallocAudioFeatureExtractor; valid: {', '.join(OPTIONS)}")
+        if kwargs.get("padding_side", "right") != "right":
+            raise ValueError(f"padding_side is {kwargs['padding_side']!r}; clips start at the first latent: 'right'")
+        for name in BOOKKEEPING_KEYS[:2]:
+            kwargs.pop(name, None)
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.hop_length = hop_length
+        self.do_normalize = do_normalize
+
+    def __call__(
+        self,
+        raw_audio: np.ndarray | torch.Tensor | Sequence,
+        sampling_rate: int | None = None,
+        padding: bool | str | PaddingStrategy | None = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        do_normalize: bool | None = None,
+        device: str | torch.device | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """
+        Args:
+            raw_audio: one clip or a batch; see the class for what a clip may be.
+            sampling_rate: of the clips, in Hz. Without it they are taken to have the codec's, with a warning.
+            padding: `True` or `"longest"` pads to the longest clip, `"max_length"` to `max_length`, each rounded up to
+                a multiple of `hop_length`; `False` pads every clip just to its own multiple (the codec takes no
+                others).
+            max_length: in samples at the codec's rate.
+            truncation: cuts clips to `max_length`; longer clips are an error otherwise, where `max_length` is given.
+            do_normalize: overrides the option of the extractor.
+            device: where to process and return the clips. By default tensors stay on their device.
+            return_tensors: `"pt"`, `"np"`, or `None` for lists of arrays and numbers, one entry for each clip.
+
+        Returns:
+            `input_values` (B, C, L) float32 in [-0.5, 0.5], `padding_mask` (B, L) bool, true for samples of the clip,
+            `gain` (B,) and `offset` (B,) float32.
+
+        Raises:
+            TypeError: something that is no audio, or a dtype without a known full scale.
+            ValueError: an empty batch or clip, a wrong number of channels, NaN or infinite samples, clips outside
+                [-0.5, 0.5] without normalisation, contradicting options.
+            ImportError: resampling without torchaudio and soxr.
+        """
+        strategy = self._check_call(sampling_rate, padding, max_length, truncation, return_tensors)
+        do_normalize = self.do_normalize if do_normalize is None else do_normalize
+        if sampling_rate is None:
+            logger.warning(
+                f"{type(self).__name__} takes the audio to have {self.sampling_rate} Hz: sampling_rate was not given. "
+                "Pass it, to prevent silent errors that are hard to debug."
+            )
+        clips: list[torch.Tensor] = []
+        gains, offsets = [], []
+        for clip in _split_batch(raw_audio):
+            samples = _to_floats(clip, device)
+            if clips and samples.device != clips[0].device:
+                raise ValueError("the clips of one batch are on several devices; choose one with device=")
+            samples = self._mix(samples)
+            if sampling_rate not in (None, self.sampling_rate):
+                samples = resample(samples, int(sampling_rate), self.sampling_rate)
+            if max_length is not None and samples.shape[1] > max_length:
+                if not truncation:
+                    raise ValueError(
+                        f"a clip of {samples.shape[1]} samples is longer than max_length={max_length}; truncation=True cuts"
+                    )
+                samples = samples[:, :max_length]
+            samples, gain, offset = _normalise(samples) if do_normalize else (_check_level(samples), 1.0, 0.0)
+            clips.append(samples)
+            gains.append(gain)
+            offsets.append(offset)
+
+        lengths = [clip.shape[1] for clip in clips]
+        targets = lengths
+        if strategy != PaddingStrategy.DO_NOT_PAD:
+            longest = max_length if max_length and strategy == PaddingStrategy.MAX_LENGTH else max(lengths)
+            targets = [longest] * len(clips)
+        targets = [-(-target // self.hop_length) * self.hop_length for target in targets]
+        return self._collate(clips, targets, gains, offsets, return_tensors)
+
+    def post_process(
+        self,
+        audio_values: torch.Tensor | np.ndarray | Sequence,
+        padding_mask: torch.Tensor | np.ndarray | Sequence | None = None,
+        gain: torch.Tensor | np.ndarray | Sequence[float] | float | None = None,
+        offset: torch.Tensor | np.ndarray | Sequence[float] | float | None = None,
+    ) -> list[np.ndarray]:
+        """
+        Decoded audio -> clips at their original length and level, `x * gain + offset`.
+
+        Args:
+            audio_values: (B, C, L) or (C, L) as `model.decode` gives, or a list of (C, l) as `model.decompress` gives
+                (which has undone padding, gain and offset itself).
+            padding_mask: (B, L), true for the samples to keep, which must come first; nothing is cropped by default.
+            gain: (B,), 1 by default.
+            offset: (B,), 0 by default.
+
+        Returns:
+            A list of (C, l) float32 arrays at the sampling rate of the codec.
+
+        Raises:
+            TypeError: audio that is not of floats (codes have to be decoded first).
+            ValueError: a wrong shape or number of channels, arguments for another number of clips.
+        """
+        is_list = isinstance(audio_values, list | tuple)
+        clips = [torch.as_tensor(clip) for clip in (audio_values if is_list else [audio_values])]
+        if not is_list and clips[0].ndim == 3:
+            clips = list(clips[0])
+        if not clips:
+            raise ValueError("empty batch: there is no audio to process")
+        for clip in clips:
+            if clip.ndim != 2 or clip.shape[0] != self.feature_size:
+                channels = self.feature_size
+                raise ValueError(
+                    f"audio of shape {tuple(clip.shape)}; valid: (B, {channels}, L), ({channels}, L), or a list of "
+                    f"({channels}, l)"
+                )
+            if not clip.is_floating_point():
+                raise TypeError(f"audio of {clip.dtype}; valid: floats in [-0.5, 0.5] (decode codes first)")
+        gains = _per_clip("gain", gain, 1.0, len(clips))
+        offsets = _per_clip("offset", offset, 0.0, len(clips))
+        lengths = [clip.shape[1] for clip in clips] if padding_mask is None else _mask_lengths(padding_mask, clips)
+        return [
+            clip[:, :length].detach().float().mul(gain).add_(offset).cpu().numpy()
+            for clip, length, gain, offset in zip(clips, lengths, gains, offsets, strict=True)
+        ]
+
+    def _check_call(self, sampling_rate, padding, max_length, truncation, return_tensors) -> PaddingStrategy:
+        if sampling_rate is not None and (not sampling_rate > 0 or int(sampling_rate) != sampling_rate):
+            raise ValueError(f"sampling_rate is {sampling_rate!r}; it must be a positive whole number, in Hz")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length is {max_length}; it must be at least 1")
+        if return_tensors is not None and getattr(return_tensors, "value", return_tensors) not in ("pt", "np"):
+            raise ValueError(f"unknown return_tensors {return_tensors!r}; valid: 'pt', 'np', None")
+        if truncation and max_length is None:
+            raise ValueError("truncation=True needs max_length")
+        return self._get_padding_strategies(padding=padding is None or padding, max_length=max_length)
+
+    def _mix(self, samples: torch.Tensor) -> torch.Tensor:
+        """(T,) or (C, T) -> (feature_size, T)."""
+        shape = tuple(samples.shape)
+        if samples.ndim == 1:
+            samples = samples[None]
+        channels = samples.shape[0]
+        if channels == self.feature_size:
+            return samples
+        if channels == 1 and self.feature_size == 2:
+            return samples.expand(2, -1)
+        if channels == 2 and self.feature_size == 1:
+            return samples.mean(0, keepdim=True)
+        hint = ""
+        if samples.shape[1] in {self.feature_size, 1, 2}:
+            hint = "; this looks like (T, C), which soundfile reads: pass its transpose"
+        raise ValueError(f"a clip of shape {shape}, (C, T), has {channels} channels; valid: {self.feature_size}{hint}")
+
+    def _collate(self, clips, targets, gains, offsets, return_tensors) -> BatchFeature:
+        values, masks = [], []
+        for clip, target in zip(clips, targets, strict=True):
+            padding = (0, target - clip.shape[1])
+            values.append(torch.nn.functional.pad(clip, padding, value=self.padding_value))
+            masks.append(torch.nn.functional.pad(torch.ones_like(clip[0], dtype=torch.bool), padding))
+        names = self.model_input_names
+        if return_tensors is None:
+            arrays = [value.cpu().numpy() for value in values], [mask.cpu().numpy() for mask in masks]
+            return BatchFeature(dict(zip(names, (*arrays, gains, offsets), strict=True)))
+        if len(set(targets)) > 1:
+            raise ValueError(f"clips of lengths {targets} do not stack; pass padding=True or return_tensors=None")
+        levels = [torch.tensor(level, dtype=torch.float32, device=clips[0].device) for level in (gains, offsets)]
+        tensors = [torch.stack(values), torch.stack(masks), *levels]
+        if getattr(return_tensors, "value", return_tensors) == "np":
+            return BatchFeature(dict(zip(names, [tensor.cpu().numpy() for tensor in tensors], strict=True)))
+        return BatchFeature(dict(zip(names, tensors, strict=True)))
+
+
+def resample(samples: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:
+    """(C, T) float32 at `from_rate` Hz -> (C, T') at `to_rate` Hz, by torchaudio or else soxr; else ImportError."""
+    # torchaudio raises OSError where it was built for another torch.
+    try:
+        from torchaudio.functional import resample as torchaudio_resample
+    except (ImportError, OSError):
+        try:
+            import soxr
+        except ImportError as error:
+            raise ImportError(
+                f"resampling from {from_rate} to {to_rate} Hz needs soxr (pip install soxr) or torchaudio"
+            ) from error
+        resampled = soxr.resample(samples.T.cpu().numpy(), from_rate, to_rate).T
+        result = torch.from_numpy(np.ascontiguousarray(resampled)).to(samples.device)
+    else:
+        result = torchaudio_resample(samples, from_rate, to_rate)
+    if result.shape[1] == 0:
+        raise ValueError(f"a clip of {samples.shape[1]} samples at {from_rate} Hz is empty at {to_rate} Hz")
+    return result
+
+
+def _split_batch(raw_audio) -> list:
+    if isinstance(raw_audio, np.ndarray | torch.Tensor):
+        clips = list(raw_audio) if raw_audio.ndim == 3 else [raw_audio]
+    elif isinstance(raw_audio, list | tuple):
+        is_batch = bool(raw_audio) and isinstance(raw_audio[0], np.ndarray | torch.Tensor | list | tuple)
+        clips = list(raw_audio) if is_batch or not raw_audio else [raw_audio]
+    else:
+        raise TypeError(
+            f"audio cannot be of type {type(raw_audio).__name__}; valid: numpy arrays, torch tensors, and lists (read "
+            "files with soundfile.read)"
+        )
+    if not clips:
+        raise ValueError("empty batch: there is no audio to process")
+    return clips
+
+
+def _to_floats(clip, device) -> torch.Tensor:
+    """Any clip -> float32 tensor (T,) or (C, T), integers scaled to [-1, 1); refuses empty and non-finite ones."""
+    if not isinstance(clip, torch.Tensor):
+        try:
+            array = np.asarray(clip)
+        except ValueError as error:
+            raise ValueError(f"a clip given as a list has channels of different lengths: {error}") from error
+        if array.dtype.kind not in "uif":
+            raise TypeError(f"a clip of dtype {array.dtype} is no audio; valid: floats and integer PCM")
+        clip = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+    if clip.ndim not in (1, 2):
+        raise ValueError(f"a clip of shape {tuple(clip.shape)}; valid: (T,) and (C, T)")
+    if clip.numel() == 0:
+        raise ValueError(f"a clip of shape {tuple(clip.shape)} is empty")
+    clip = clip.detach() if device is None else clip.detach().to(device)
+    if clip.dtype in PCM_RANGES:
+        zero, full_scale = PCM_RANGES[clip.dtype]
+        return (clip.float() - zero) / full_scale
+    if clip.dtype not in FLOAT_DTYPES:
+        valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*PCM_RANGES, *FLOAT_DTYPES))
+        raise TypeError(f"a clip of {clip.dtype} has no known full scale; convert it to one of {valid}")
+    clip = clip.float()
+    if not torch.isfinite(clip).all():
+        raise ValueError("a clip holds NaN or infinite samples")
+    return clip
+
+
+def _normalise(samples: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    offset = samples.mean().item()
+    centred = samples - offset
+    peak = centred.abs().max().item()
+    # What the rounding of the mean leaves of a constant clip is silence, too, and must not be amplified.
+    if peak <= max(1e-6 * abs(offset), torch.finfo(torch.float32).tiny):
+        return centred, 1.0, offset
+    gain = 2 * peak
+    return centred / gain, gain, offset
+
+
+def _check_level(samples: torch.Tensor) -> torch.Tensor:
+    peak = samples.abs().max().item()
+    if peak > 0.5:
+        raise ValueError(f"without do_normalize, clips must lie in [-0.5, 0.5]; this one has a peak of {peak:g}")
+    return samples
+
+
+def _per_clip(name: str, values, default: float, count: int) -> list[float]:
+    if values is None:
+        return [default] * count
+    result = torch.as_tensor(values, dtype=torch.float64, device="cpu").reshape(-1).tolist()
+    if len(result) != count:
+        raise ValueError(f"{name} has {len(result)} values for {count} clips")
+    return result
+
+
+def _mask_lengths(padding_mask, clips: list[torch.Tensor]) -> list[int]:
+    masks = [torch.as_tensor(mask).bool() for mask in padding_mask]
+    if masks and masks[0].ndim == 0:
+        masks = [torch.stack(masks)]
+    if len(masks) != len(clips):
+        raise ValueError(f"padding_mask is for {len(masks)} clips; there are {len(clips)}")
+    lengths = []
+    for mask, clip in zip(masks, clips, strict=True):
+        length = int(mask.sum())
+        if mask.ndim != 1 or not mask[:length].all():
+            raise ValueError("padding_mask must be (B, L) and true for the first samples of every clip only")
+        if not 1 <= length <= clip.shape[1]:
+            raise ValueError(f"padding_mask keeps {length} samples of a clip of {clip.shape[1]}")
+        lengths.append(length)
+    return lengths
