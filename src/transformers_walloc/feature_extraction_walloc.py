@@ -147,7 +147,7 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
             if max_length is not None and samples.shape[1] > max_length:
                 if not truncation:
                     raise ValueError(
-                        f"a clip of {samples.shape[1]} samples is longer than max_length={max_length}; truncation=True cuts"
+                        f"a clip has {samples.shape[1]} samples, more than max_length={max_length}; pass truncation"
                     )
                 samples = samples[:, :max_length]
             samples, gain, offset = _normalise(samples) if do_normalize else (_check_level(samples), 1.0, 0.0)
