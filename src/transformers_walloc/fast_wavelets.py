@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .filter_banks import BlockOperator, block_operator, impulse_responses, stages
 
@@ -27,6 +28,12 @@ CPU_TILE_SAMPLES = 3 * 2**18
 DEVICE_TILE_SAMPLES = 2**26
 # Outputs of one product along the columns: wide enough for the vector units, narrow enough to waste few of them.
 COLUMN_OUTPUTS = 32
+
+
+def constant_tensor(array: np.ndarray, device: torch.device | None, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor to be cached: made in inference mode or while a graph is traced, it would be of no use elsewhere."""
+    with _disable_current_modes(), torch.inference_mode(False):
+        return torch.tensor(array, device=device, dtype=dtype)
 
 
 class _Plan(NamedTuple):
@@ -69,10 +76,9 @@ def _plan(
         columns = columns.transpose(0, 2, 1)  # bands outside, positions inside
 
     def tensor(array: np.ndarray | None) -> torch.Tensor | None:
-        return None if array is None else torch.tensor(array, dtype=dtype, device=device)
+        return None if array is None else constant_tensor(array, device, dtype)
 
-    with torch.inference_mode(False):
-        matrices = tensor(taps), tensor(columns.reshape(len(columns), -1)), tensor(operator.head), tensor(operator.tail)
+    matrices = tensor(taps), tensor(columns.reshape(len(columns), -1)), tensor(operator.head), tensor(operator.tail)
     return _Plan(operator, operator.before * block - first, group, *matrices)  # type: ignore[arg-type]
 
 
@@ -286,8 +292,7 @@ class FilterBank(NamedTuple):
 def filter_bank(num_levels: int, wavelet: str, device: torch.device, dtype: torch.dtype) -> FilterBank:
     """The impulse responses of a 1-D transform of any depth, away from the ends of the signal."""
     before, taps = impulse_responses(num_levels, wavelet)
-    with torch.inference_mode(False):
-        return FilterBank(before, len(taps) - 1 - before, torch.tensor(taps, device=device, dtype=dtype))
+    return FilterBank(before, len(taps) - 1 - before, constant_tensor(taps, device, dtype))
 
 
 # Samples of a channel that are filtered at a time.

@@ -94,14 +94,11 @@ class BlockOperator:
     taps: np.ndarray  # (block, (before + 1 + after) * block)
     head: np.ndarray | None  # (before * block, columns)
     tail: np.ndarray | None  # (after * block, columns)
+    min_blocks: int
 
     @property
     def block(self) -> int:
         return 2**self.num_levels
-
-    @property
-    def min_blocks(self) -> int:
-        return max(m.shape[1] for m in (self.taps, self.head, self.tail) if m is not None) // self.block
 
 
 @functools.cache
@@ -123,7 +120,8 @@ def block_operator(
         head_columns = (np.flatnonzero(reach[:before].any(axis=0))[-1] + 1) * block
         tail_columns = np.flatnonzero(reach[num_blocks - after :].any(axis=0))[0] * block
         head, tail = matrix[: before * block, :head_columns], matrix[(num_blocks - after) * block :, tail_columns:]
-    return BlockOperator(direction, num_levels, wavelet, boundary, before, after, taps, head, tail)
+    min_blocks = max(m.shape[1] for m in (taps, head, tail) if m is not None) // block
+    return BlockOperator(direction, num_levels, wavelet, boundary, before, after, taps, head, tail, min_blocks)
 
 
 def impulse_responses(num_levels: int, wavelet: str) -> tuple[int, np.ndarray]:

@@ -5,13 +5,14 @@ A cascade of up to four levels is applied at once, with the taps of its `BlockOp
 
 import functools
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .filter_banks import BlockOperator, block_operator, dense_matrix, stages
+from .fast_wavelets import constant_tensor
+from .filter_banks import block_operator, dense_matrix, stages
 
 
 def analysis_bands(x: torch.Tensor, num_levels: int, wavelet: str, boundary: str, num_dims: int) -> torch.Tensor:
@@ -19,7 +20,7 @@ def analysis_bands(x: torch.Tensor, num_levels: int, wavelet: str, boundary: str
     batch, channels = x.shape[:2]
     y = x.to(wide_dtype(x)).flatten(0, 1)  # (R, *sizes)
     for levels in stages(num_levels):
-        operator = block_operator("analysis", levels, wavelet, boundary)
+        operator = _operator("analysis", levels, wavelet, boundary)
         for axis in range(num_dims):
             y = _analyse_axis(operator, y, axis - num_dims).flatten(0, 1)
     return y.reshape(batch, channels * 2 ** (num_dims * num_levels), *y.shape[1:])
@@ -32,7 +33,7 @@ def synthesis_bands(
     batch, channels = subbands.shape[0], subbands.shape[1] >> (num_dims * num_levels)
     x = subbands.to(wide_dtype(subbands)).flatten(0, 1)
     for levels in reversed(stages(num_levels)):
-        operator = block_operator("synthesis", levels, wavelet, boundary)
+        operator = _operator("synthesis", levels, wavelet, boundary)
         for axis in reversed(range(num_dims)):
             x = _synthesise_axis(operator, x.unflatten(0, (-1, operator.block)), axis - num_dims)
     return x.reshape(batch, channels, *x.shape[1:])
@@ -46,16 +47,16 @@ def band_order(
     `analysis_bands(x)[:, band_order]` is in public order; weights over public bands are applied to cheap ones after
     indexing with `inverse=True`.
     """
-    return _band_order(num_levels, num_dims, inverse, device)
+    return _band_order(num_levels, num_dims, inverse, device).tensor
 
 
 @torch.compiler.assume_constant_result
-def _band_order(num_levels: int, num_dims: int, inverse: bool, device: torch.device | None) -> torch.Tensor:
+def _band_order(num_levels: int, num_dims: int, inverse: bool, device: torch.device | None) -> "_Constant":
     return _cached_band_order(num_levels, num_dims, inverse, device)
 
 
 @functools.cache
-def _cached_band_order(num_levels: int, num_dims: int, inverse: bool, device: torch.device | None) -> torch.Tensor:
+def _cached_band_order(num_levels: int, num_dims: int, inverse: bool, device: torch.device | None) -> "_Constant":
     shape: list[int] = []
     axes: list[list[int]] = []  # per level: its axes' positions in `shape`, last axis first (it is the high bit)
     for levels in stages(num_levels):
@@ -67,43 +68,66 @@ def _cached_band_order(num_levels: int, num_dims: int, inverse: bool, device: to
     )
     if inverse:
         order = np.argsort(order)
-    with torch.inference_mode(False):
-        return torch.tensor(order, device=device)
+    return _Constant(constant_tensor(order, device))
+
+
+class _Operator(NamedTuple):
+    """What a compiler needs to know of a `BlockOperator`; it would try to trace the numpy that makes one."""
+
+    direction: Literal["analysis", "synthesis"]
+    num_levels: int
+    wavelet: str
+    boundary: str
+    block: int
+    before: int
+    after: int
+    min_blocks: int
 
 
 @torch.compiler.assume_constant_result
-def _operator_tensor(
-    direction: str,
+def _operator(direction: Literal["analysis", "synthesis"], num_levels: int, wavelet: str, boundary: str) -> _Operator:
+    operator = block_operator(direction, num_levels, wavelet, boundary)
+    return _Operator(
+        direction, num_levels, wavelet, boundary, operator.block, operator.before, operator.after, operator.min_blocks
+    )
+
+
+class _Constant(NamedTuple):
+    tensor: torch.Tensor  # on its own it would be one constant to a compiler, whatever the arguments
+
+
+@torch.compiler.assume_constant_result
+def _constant(
+    direction: Literal["analysis", "synthesis"],
     num_levels: int,
     wavelet: str,
     boundary: str,
     part: Literal["taps", "head", "tail", "matrix"],
     device: torch.device,
     dtype: torch.dtype,
-    size: int = 0,
-) -> torch.Tensor:
-    """An array of an operator on a device; `matrix` is the map of a short signal of `size` samples."""
-    return _cached_tensor(direction, num_levels, wavelet, boundary, part, device, dtype, size)
+    size: int,
+) -> _Constant:
+    return _cached_constant(direction, num_levels, wavelet, boundary, part, device, dtype, size)
 
 
 @functools.cache
-def _cached_tensor(direction, num_levels, wavelet, boundary, part, device, dtype, size) -> torch.Tensor:
+def _cached_constant(direction, num_levels, wavelet, boundary, part, device, dtype, size) -> _Constant:
     if part == "matrix":
         array = dense_matrix(direction, num_levels, wavelet, boundary, size)
     else:
         array = getattr(block_operator(direction, num_levels, wavelet, boundary), part)
-    with torch.inference_mode(False):  # what is cached in inference mode could never be used in training
-        return torch.tensor(array, device=device, dtype=dtype)
+    return _Constant(constant_tensor(array, device, dtype))
 
 
 def _tensor(
-    operator: BlockOperator, part: Literal["taps", "head", "tail", "matrix"], like: torch.Tensor, size: int = 0
-):
+    operator: _Operator, part: Literal["taps", "head", "tail", "matrix"], like: torch.Tensor, size: int = 0
+) -> torch.Tensor:
+    """An array of an operator on the device of `like`; `matrix` is the map of a short signal of `size` samples."""
     key = operator.direction, operator.num_levels, operator.wavelet, operator.boundary
-    return _operator_tensor(*key, part, like.device, like.dtype, size)
+    return _constant(*key, part, like.device, like.dtype, size).tensor
 
 
-def _analyse_axis(operator: BlockOperator, x: torch.Tensor, axis: int) -> torch.Tensor:
+def _analyse_axis(operator: _Operator, x: torch.Tensor, axis: int) -> torch.Tensor:
     """(R, *sizes) -> (R, block, *sizes), the size along `axis` (negative) divided by `block`."""
     sizes = list(x.shape[1:])
     block = operator.block
@@ -122,7 +146,7 @@ def _analyse_axis(operator: BlockOperator, x: torch.Tensor, axis: int) -> torch.
     return y.reshape(len(y), block, *sizes)
 
 
-def _synthesise_axis(operator: BlockOperator, y: torch.Tensor, axis: int) -> torch.Tensor:
+def _synthesise_axis(operator: _Operator, y: torch.Tensor, axis: int) -> torch.Tensor:
     """(R, block, *sizes) -> (R, *sizes), the size along `axis` (negative) multiplied by `block`."""
     sizes = list(y.shape[2:])
     block = operator.block
@@ -156,12 +180,12 @@ def _bands_to_columns(y: torch.Tensor) -> torch.Tensor:
     return y.permute(0, 2, 3, 1, 4).flatten(2, 3)  # (R, block, P, n, S) -> (R, P, n * block, S)
 
 
-def _wrap(operator: BlockOperator, x: torch.Tensor, block: int, dim: int) -> torch.Tensor:
+def _wrap(operator: _Operator, x: torch.Tensor, block: int, dim: int) -> torch.Tensor:
     before, after, size = operator.before * block, operator.after * block, x.shape[dim]
     return torch.cat([x.narrow(dim, size - before, before), x, x.narrow(dim, 0, after)], dim=dim)
 
 
-def _strided_convolution(operator: BlockOperator, x: torch.Tensor) -> torch.Tensor:
+def _strided_convolution(operator: _Operator, x: torch.Tensor) -> torch.Tensor:
     """Interior outputs (R, block, P, n - before - after, S) of samples (R, P, N, S), as convolutions of one channel."""
     taps = _tensor(operator, "taps", x)
     block, width = taps.shape
@@ -172,7 +196,7 @@ def _strided_convolution(operator: BlockOperator, x: torch.Tensor) -> torch.Tens
     return F.conv3d(x[:, None], taps.view(block, 1, 1, width, 1), stride=(1, block, 1))
 
 
-def _band_convolution(operator: BlockOperator, y: torch.Tensor) -> torch.Tensor:
+def _band_convolution(operator: _Operator, y: torch.Tensor) -> torch.Tensor:
     """Interior outputs (R, block, P, n - before - after, S) of subbands (R, block, P, n, S)."""
     taps = _tensor(operator, "taps", y)
     block = operator.block

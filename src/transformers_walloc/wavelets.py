@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_check_wavelet = torch.compiler.assume_constant_result(check_wavelet)  # numpy inside, see wavelet_convolutions.py
+
+
 def wavelet_packet_analysis(
     x: torch.Tensor, num_levels: int, wavelet: str = "bior4.4", boundary: Boundary = "periodization", num_dims: int = 2
 ) -> torch.Tensor:
@@ -48,7 +51,7 @@ def wavelet_packet_analysis(
         ordered by level, coarsest split first: the index of a level is the sum of bits `high along axis a` << a, with
         the rows as axis 0, so (LL, LH, HL, HH) in two dimensions. That is the order of the original implementation.
     """
-    check_wavelet(wavelet, boundary)
+    _check_wavelet(wavelet, boundary)
     _check_signal(x, num_dims, num_levels)
     if _is_plain_inference(x) and fits_tiles(_grid(x, num_levels), num_levels, wavelet, boundary, "analysis"):
         return _analyse_by_tiles(x, num_levels, wavelet, boundary)
@@ -67,7 +70,7 @@ def wavelet_packet_synthesis(
     num_dims: int = 2,
 ) -> torch.Tensor:
     """Inverse of `wavelet_packet_analysis`: (batch, channels * bands, *grid) -> (batch, channels, *sizes)."""
-    check_wavelet(wavelet, boundary)
+    _check_wavelet(wavelet, boundary)
     _check_signal(subbands, num_dims, 0)
     num_bands = 2 ** (num_dims * num_levels)
     if subbands.shape[1] % num_bands:
@@ -123,10 +126,14 @@ class _FastProjection(torch.autograd.Function):
     """A fast route of `analyse_and_project` for signals that need no gradient; the weights may."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, route, *transform):
-        ctx.save_for_backward(x)
-        ctx.transform, ctx.dtypes = transform, (weight.dtype, None if bias is None else bias.dtype)
+    def forward(x, weight, bias, route, *transform):
         return route(x, weight, bias, *transform[:-1])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, bias, _, *ctx.transform = inputs
+        ctx.save_for_backward(x)
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
 
     @staticmethod
     def backward(ctx, grad):
@@ -211,7 +218,7 @@ def _project_by_filter_bank(
 
 def _is_plain_inference(*tensors: torch.Tensor | None) -> bool:
     """Whether nothing records the operations: no gradient, no graph capture by the compiler."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
 
