@@ -12,6 +12,8 @@ import torch
 
 torch.set_num_threads(1)
 
+BUNDLED = ("rgb-4x", "rgb-16x", "stereo-5x", "stereo-20x")
+
 
 def online(folder: str) -> dict:
     """A user with a network: download, load again from the cache, push, shard, and meet a Hub without our codecs."""
@@ -55,31 +57,17 @@ def offline(folder: str) -> dict:
     return facts
 
 
-def bundled(folder: str) -> dict:
-    """A cache that has never seen a network."""
-    import transformers_walloc  # noqa: F401
+def never_online(folder: str) -> dict:
+    """A cache that has never seen a network. Also writes the codecs that the other steps use."""
+    import transformers_walloc
 
-    return load_bundled()
+    folders = {name: digest(auto_model(transformers_walloc.bundled_path(name))) for name in BUNDLED}
+    return {"bundled": load_bundled(), "folders": folders, "saved": save_with_code(folder)}
 
 
-def save_with_code(folder: str) -> dict:
-    """Write tiny codecs that carry their own code to FOLDER/image and FOLDER/audio."""
-    import transformers_walloc as walloc
-
-    torch.manual_seed(0)
-    size = {"decoder_hidden_size": 16, "decoder_num_layers": 1, "num_levels": 2, "latent_channels": 4}
-    image, audio = walloc.WallocImageModel, walloc.WallocAudioModel
-    for model_class, processor_class, auto_processor, config, name in (
-        (image, walloc.WallocImageProcessor, "AutoImageProcessor", walloc.WallocImageConfig(**size), "image"),
-        (audio, walloc.WallocAudioFeatureExtractor, "AutoFeatureExtractor", walloc.WallocAudioConfig(**size), "audio"),
-    ):
-        type(config).register_for_auto_class()
-        model_class.register_for_auto_class("AutoModel")
-        processor_class.register_for_auto_class(auto_processor)
-        model = model_class(config).eval()
-        model.save_pretrained(f"{folder}/{name}")
-        processor_class(patch_size=config.patch_size).save_pretrained(f"{folder}/{name}")
-    return {"image": digest(auto_model(f"{folder}/image")), "audio": digest(auto_model(f"{folder}/audio"))}
+def unreachable(folder: str) -> dict:
+    """The same where nobody said that there is no network."""
+    return {"bundled": load_bundled()}
 
 
 def remote_code(folder: str) -> dict:
@@ -102,6 +90,37 @@ def remote_code(folder: str) -> dict:
             "round_trip": round_trip(image, processor),
         }
     return facts
+
+
+def save_with_code(folder: str) -> dict:
+    """Tiny codecs that carry their own code in FOLDER/image and FOLDER/audio."""
+    import transformers_walloc as walloc
+
+    torch.manual_seed(0)
+    size = {"decoder_hidden_size": 16, "decoder_num_layers": 1, "num_levels": 2, "latent_channels": 4}
+    image, audio = walloc.WallocImageModel, walloc.WallocAudioModel
+    for model_class, config, processor, auto_processor, name in (
+        (
+            image,
+            walloc.WallocImageConfig(**size),
+            walloc.WallocImageProcessor(patch_size=4),
+            "AutoImageProcessor",
+            "image",
+        ),
+        (
+            audio,
+            walloc.WallocAudioConfig(**size),
+            walloc.WallocAudioFeatureExtractor(hop_length=4),
+            "AutoFeatureExtractor",
+            "audio",
+        ),
+    ):
+        type(config).register_for_auto_class()
+        model_class.register_for_auto_class("AutoModel")
+        type(processor).register_for_auto_class(auto_processor)
+        model_class(config).save_pretrained(f"{folder}/{name}")
+        processor.save_pretrained(f"{folder}/{name}")
+    return {name: digest(auto_model(f"{folder}/{name}")) for name in ("image", "audio")}
 
 
 def auto_model(name: str, **options):
@@ -128,10 +147,10 @@ def load_image(name: str) -> dict:
 def load_bundled() -> dict:
     from transformers import AutoConfig, AutoFeatureExtractor
 
-    facts = {}
-    for name in ("rgb-4x", "rgb-16x"):
-        facts[name] = load_image(f"walloc/{name}")
-    for name in ("stereo-5x", "stereo-20x"):
+    import transformers_walloc  # noqa: F401
+
+    facts = {name: load_image(f"walloc/{name}") for name in BUNDLED[:2]}
+    for name in BUNDLED[2:]:
         config = AutoConfig.from_pretrained(f"walloc/{name}")
         extractor = AutoFeatureExtractor.from_pretrained(f"walloc/{name}")
         facts[name] = {

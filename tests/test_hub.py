@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hub_client import BUNDLED
 from hub_server import HubServer
-
-BUNDLED = ("rgb-4x", "rgb-16x", "stereo-5x", "stereo-20x")
 
 
 def run_client(step: str, folder: Path, environment: dict[str, str]) -> dict:
@@ -32,13 +31,26 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def saved(folder):
-    """Tiny codecs with their code in `folder`/image and `folder`/audio."""
-    return run_client("save_with_code", folder, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "saving")})
+def unreachable(folder):
+    """Started first, to run beside the others: a machine without a network that nobody told so."""
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "unreachable")}  # nothing listens there
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(run_client, "unreachable", folder, environment)
 
 
 @pytest.fixture(scope="module")
-def server(folder, saved):
+def fresh(folder, unreachable):
+    """A machine that never had a network, and tiny codecs with their code in `folder`/image and `folder`/audio."""
+    return run_client("never_online", folder, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "fresh")})
+
+
+@pytest.fixture(scope="module")
+def saved(fresh):
+    return fresh["saved"]
+
+
+@pytest.fixture(scope="module")
+def server(folder, fresh):
     with HubServer() as server:
         server.commit_folder("someone/codec", folder / "image")
         server.commit_folder("someone/audio", folder / "audio")
@@ -57,19 +69,6 @@ def offline(online, server, folder):
     server.requests.clear()
     environment = {**server.environment(folder / "home"), "HF_HUB_OFFLINE": "1"}
     return {**run_client("offline", folder, environment), "requests": list(server.requests)}
-
-
-@pytest.fixture(scope="module")
-def fresh(folder):
-    """The bundled codecs on machines that never had a network: told so, and not told so."""
-    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the port that discards; nothing listens there
-    situations = {"offline": {"HF_HUB_OFFLINE": "1"}, "unreachable": unreachable}
-    with ThreadPoolExecutor() as pool:
-        runs = {
-            name: pool.submit(run_client, "bundled", folder, {**environment, "HF_HOME": str(folder / name)})
-            for name, environment in situations.items()
-        }
-        return {name: run.result() for name, run in runs.items()}
 
 
 def test_cold_download_then_warm_cache(online, saved):
@@ -111,17 +110,21 @@ def test_unknown_repository_is_an_error(online):
     assert "walloc/nothing is not a local folder and is not a valid model identifier" in online["no_such_repository"]
 
 
-@pytest.mark.parametrize("situation", ["offline", "unreachable"])
 @pytest.mark.parametrize("name", BUNDLED)
-def test_bundled_codec_without_a_network(fresh, situation, name):
-    facts = fresh[situation]
-    assert facts[name]["model_type"] == ("walloc_image" if name.startswith("rgb") else "walloc_audio")
-    assert facts[name] == fresh["offline"][name]
+def test_bundled_codec_on_a_machine_that_never_had_a_network(fresh, name):
+    facts = fresh["bundled"][name]
+    assert facts["model_type"] == ("walloc_image" if name.startswith("rgb") else "walloc_audio")
+    assert facts["digest"] == fresh["folders"][name]
+
+
+def test_bundled_codecs_when_the_network_fails(fresh, unreachable):
+    facts = unreachable.result()
+    assert facts["bundled"] == fresh["bundled"]
     assert "Retrying" not in facts["log"]  # the client waits half a minute for a file it does not know to be missing
 
 
-def test_bundled_codec_when_the_hub_has_no_such_repository(online, fresh):
-    assert online["bundled"] == {name: fresh["offline"][name] for name in BUNDLED}
+def test_bundled_codecs_when_the_hub_has_no_such_repository(online, fresh):
+    assert online["bundled"] == fresh["bundled"]
 
 
 def test_newer_commit_on_the_hub_wins_and_stays(online, offline):

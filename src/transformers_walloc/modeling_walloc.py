@@ -164,7 +164,9 @@ class _EncoderModel(WallocPreTrainedModel):
     """What encoder-only and full models of all signals share."""
 
     def __init__(self, config: WallocConfig):
-        if not isinstance(config, self.config_class):
+        # By model type: transformers loads a folder's own code once for the configuration and once for the model, and
+        # the two copies of a class are not the same class.
+        if getattr(config, "model_type", None) != self.config_class.model_type:
             raise TypeError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
         super().__init__(config)
         self.encoder = WallocEncoder(config)
