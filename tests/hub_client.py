@@ -78,7 +78,7 @@ def remote_code(folder: str) -> dict:
     facts = {"refused": error_of(auto_model, f"{folder}/image", trust_remote_code=False)}
     for place, names in (
         ("folder", [f"{folder}/image", f"{folder}/audio"]),
-        ("hub", ["someone/codec", "someone/audio"]),
+        ("hub", ["other/image", "other/audio"]),
     ):
         image, audio = (auto_model(name, trust_remote_code=True) for name in names)
         processor = AutoImageProcessor.from_pretrained(names[0], trust_remote_code=True)
@@ -98,27 +98,14 @@ def save_with_code(folder: str) -> dict:
 
     torch.manual_seed(0)
     size = {"decoder_hidden_size": 16, "decoder_num_layers": 1, "num_levels": 2, "latent_channels": 4}
-    image, audio = walloc.WallocImageModel, walloc.WallocAudioModel
-    for model_class, config, processor, auto_processor, name in (
-        (
-            image,
-            walloc.WallocImageConfig(**size),
-            walloc.WallocImageProcessor(patch_size=4),
-            "AutoImageProcessor",
-            "image",
-        ),
-        (
-            audio,
-            walloc.WallocAudioConfig(**size),
-            walloc.WallocAudioFeatureExtractor(hop_length=4),
-            "AutoFeatureExtractor",
-            "audio",
-        ),
-    ):
-        type(config).register_for_auto_class()
-        model_class.register_for_auto_class("AutoModel")
-        type(processor).register_for_auto_class(auto_processor)
-        model_class(config).save_pretrained(f"{folder}/{name}")
+    image = walloc.WallocImageModel(walloc.WallocImageConfig(**size)), walloc.WallocImageProcessor(patch_size=4)
+    audio = walloc.WallocAudioModel(walloc.WallocAudioConfig(**size)), walloc.WallocAudioFeatureExtractor(hop_length=4)
+    parts_by_name = {"image": (*image, "AutoImageProcessor"), "audio": (*audio, "AutoFeatureExtractor")}
+    for name, (model, processor, auto_class) in parts_by_name.items():
+        type(model.config).register_for_auto_class()
+        type(model).register_for_auto_class("AutoModel")
+        type(processor).register_for_auto_class(auto_class)
+        model.save_pretrained(f"{folder}/{name}")
         processor.save_pretrained(f"{folder}/{name}")
     return {name: digest(auto_model(f"{folder}/{name}")) for name in ("image", "audio")}
 

@@ -5,6 +5,7 @@ The client runs in processes of its own (hub_client.py); the fixtures run each o
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -25,17 +26,31 @@ def run_client(step: str, folder: Path, environment: dict[str, str]) -> dict:
     return {**json.loads(done.stdout.splitlines()[-1]), "log": done.stderr}
 
 
+def run_and_listen(step: str, folder: Path, environment: dict[str, str], server: HubServer) -> dict:
+    """The facts of `run_client`, and its "requests": those for all repositories but the ones of `remote_code`."""
+    before = len(server.requests)
+    facts = run_client(step, folder, environment)
+    requests = [(method, path) for method, path in server.requests[before:] if re.search("/(someone|walloc)/", path)]
+    return {**facts, "requests": requests}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("hub")
 
 
 @pytest.fixture(scope="module")
-def unreachable(folder):
-    """Started first, to run beside the others: a machine without a network that nobody told so."""
-    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "unreachable")}  # nothing listens there
+def beside():
+    """Runs clients beside those that need each other's results."""
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(run_client, "unreachable", folder, environment)
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def unreachable(folder, beside):
+    """A machine without a network that nobody told so."""
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "unreachable")}  # nothing listens there
+    return beside.submit(run_client, "unreachable", folder, environment)
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +67,27 @@ def saved(fresh):
 @pytest.fixture(scope="module")
 def server(folder, fresh):
     with HubServer() as server:
-        server.commit_folder("someone/codec", folder / "image")
-        server.commit_folder("someone/audio", folder / "audio")
+        for repo_id, name in (("someone/codec", "image"), ("other/image", "image"), ("other/audio", "audio")):
+            server.commit_folder(repo_id, folder / name)
         yield server
 
 
 @pytest.fixture(scope="module")
-def online(server, folder):
-    server.requests.clear()
-    return {**run_client("online", folder, server.environment(folder / "home")), "requests": list(server.requests)}
+def remote_code(server, folder, beside):
+    """Somebody without the package, who trusts the code of a folder and of a repository."""
+    return beside.submit(run_client, "remote_code", folder, server.environment(folder / "remote"))
+
+
+@pytest.fixture(scope="module")
+def online(server, folder, remote_code):
+    return run_and_listen("online", folder, server.environment(folder / "home"), server)
 
 
 @pytest.fixture(scope="module")
 def offline(online, server, folder):
     """A new process with the cache that `online` filled, and no network."""
-    server.requests.clear()
     environment = {**server.environment(folder / "home"), "HF_HUB_OFFLINE": "1"}
-    return {**run_client("offline", folder, environment), "requests": list(server.requests)}
+    return run_and_listen("offline", folder, environment, server)
 
 
 def test_cold_download_then_warm_cache(online, saved):
@@ -133,8 +152,8 @@ def test_newer_commit_on_the_hub_wins_and_stays(online, offline):
     assert offline["bundled"] == {name: online["bundled"][name] for name in BUNDLED if name != "rgb-16x"}
 
 
-def test_code_from_folder_and_repository_without_the_package(server, folder, saved):
-    facts = run_client("remote_code", folder, server.environment(folder / "remote"))
+def test_code_from_folder_and_repository_without_the_package(remote_code, saved):
+    facts = remote_code.result()
     assert "trust_remote_code" in facts["refused"]
     for place in ("folder", "hub"):
         assert facts[place]["image"] == saved["image"] and facts[place]["audio"] == saved["audio"]
