@@ -34,7 +34,8 @@ MAX_CODEC_BYTES = 64
 _MAX_CHANNELS = 2**16
 _MAX_SIZE = 2**32 - 1
 _MAX_RATE = 2**24  # Hz
-_FIXED = struct.Struct("<4sB B B 8s 4s B B")  # magic, version, coder << 4 | kind, flags, fingerprint, tables, ...
+# Magic, version, coder << 4 | kind, flags, fingerprint, tables, encoder_padding << 4 | num_levels, latent_bits.
+_FIXED = struct.Struct("<4sBBB8s4sBB")
 _HAS_STEP, _HAS_CODED_CHANNELS, _HAS_SOURCE = 1, 2, 4
 
 
@@ -240,6 +241,11 @@ def unpack(
             f"limit of {limit}; raise max_{unit} if you trust the file"
         )
     return header, data[position:-4]
+
+
+def peek_kind(start: bytes) -> str | None:
+    """Kind of signal by the first 6 bytes of a file; None if they are not those of a .walloc file."""
+    return KINDS.get(start[5] & 15) if start[:4] == MAGIC and len(start) > 5 else None
 
 
 def tables_id(arrays: Mapping[str, np.ndarray]) -> str:

@@ -1,0 +1,203 @@
+"""Images and audio in files: what the command line reads and writes.
+
+Images go through Pillow, audio through soundfile; every file is written in one step, so that a reader never sees half.
+"""
+
+import glob
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".ppm", ".gif")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+WALLOC_SUFFIX = ".walloc"
+STANDARD_STREAM = "-"
+
+# Decoded images are stored without further loss where the format allows it, and nearly so otherwise.
+_IMAGE_OPTIONS: dict[str, dict] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 90},
+    "TIFF": {"compression": "tiff_lzw"},
+}
+_AUDIO_FORMATS = {".opus": ("OGG", "OPUS"), ".ogg": ("OGG", "VORBIS"), ".aif": ("AIFF", None)}
+_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+
+
+class MediaError(ValueError):
+    """A file cannot be read or written; the message names it and says why."""
+
+
+def find_files(names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Expand files, folders (recursively) and glob patterns.
+
+    Args:
+        names: as on the command line; "-" stands for the standard input.
+        suffixes: files of a folder or a pattern's folders with other suffixes are left out. Named files never are.
+
+    Returns:
+        (path, path relative to the folder that it was found in) of each file, in order, without repetition.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if name != STANDARD_STREAM and not os.path.exists(name) and glob.has_magic(name):
+            entries = sorted(glob.glob(name, recursive=True))
+            if not entries:
+                raise MediaError(f"{name}: no file matches this pattern")
+        else:
+            entries = [name]
+        for entry in entries:
+            if entry == STANDARD_STREAM:
+                found.setdefault(entry, entry)
+            elif os.path.isdir(entry):
+                inside = sorted(p for p in Path(entry).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+                if not inside and len(entries) == 1:
+                    raise MediaError(f"{entry}: the folder has no file of type {', '.join(suffixes)}")
+                found.update((str(p), str(p.relative_to(entry))) for p in inside if str(p) not in found)
+            elif os.path.exists(entry):
+                found.setdefault(entry, os.path.basename(entry))
+            else:
+                raise MediaError(f"{entry}: no such file or folder")
+    return list(found.items())
+
+
+def read_bytes(path: str) -> bytes:
+    if path == STANDARD_STREAM:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror}") from error
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file in one step: it is complete when it appears under its name."""
+    if path == STANDARD_STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    folder, name = os.path.split(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{name[:40]}.", suffix=".tmp", dir=folder)
+        try:
+            with open(handle, "wb") as file:
+                file.write(data)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # temporary files are private, results are not
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def kind_of(path: str, data: bytes) -> str:
+    """ "image", "audio" or "walloc", by the content where the suffix does not say."""
+    from .bitstream import MAGIC
+
+    suffix = Path(path).suffix.lower()
+    if data[: len(MAGIC)] == MAGIC:
+        return "walloc"
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    if suffix in AUDIO_SUFFIXES:
+        return "audio"
+    try:
+        with PIL.Image.open(io.BytesIO(data)):
+            return "image"
+    except PIL.Image.DecompressionBombError as error:
+        raise MediaError(f"{path}: {error}") from error
+    except (OSError, SyntaxError, ValueError):
+        pass
+    try:
+        _soundfile().info(io.BytesIO(data))
+        return "audio"
+    except (RuntimeError, TypeError) as error:
+        raise MediaError(f"{path}: neither an image nor audio that can be read") from error
+
+
+def read_image(path: str, data: bytes) -> PIL.Image.Image:
+    """A decoded image in its own mode, EXIF kept."""
+    try:
+        image = PIL.Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        reason = "not an image that can be read" if isinstance(error, PIL.UnidentifiedImageError) else error
+        raise MediaError(f"{path}: {reason}") from error
+    return image
+
+
+def read_audio(path: str, data: bytes) -> tuple[np.ndarray, int]:
+    """(channels, length) float32 and the sampling rate in Hz."""
+    try:
+        samples, rate = _soundfile().read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except (RuntimeError, TypeError) as error:
+        raise MediaError(f"{path}: not audio that can be read: {error}") from error
+    if not len(samples):
+        raise MediaError(f"{path}: the audio is empty")
+    return np.ascontiguousarray(samples.T), int(rate)
+
+
+def encode_image(image: PIL.Image.Image, path: str, **options) -> bytes:
+    """The image as the bytes of a file; the suffix of `path` names the format, PNG for "-"."""
+    suffix = ".png" if path == STANDARD_STREAM else Path(path).suffix.lower()
+    PIL.Image.init()
+    image_format = PIL.Image.registered_extensions().get(suffix)
+    if image_format not in PIL.Image.SAVE:
+        raise MediaError(
+            f"{path}: cannot write images as {suffix or 'a file without suffix'!r}; {_valid_suffixes('image')}"
+        )
+    file = io.BytesIO()
+    try:
+        image.save(file, image_format, **(options or _IMAGE_OPTIONS.get(image_format, {})))
+    except (OSError, ValueError, KeyError) as error:
+        raise MediaError(f"{path}: cannot write the image as {image_format}: {error}") from error
+    return file.getvalue()
+
+
+def encode_audio(samples: np.ndarray, rate: int, path: str, **options) -> bytes:
+    """(channels, length) floats in [-1, 1] as the bytes of a file; the suffix names the format, WAV for "-"."""
+    soundfile = _soundfile()
+    suffix = ".wav" if path == STANDARD_STREAM else Path(path).suffix.lower()
+    audio_format, subtype = _AUDIO_FORMATS.get(suffix, (suffix.lstrip(".").upper(), None))
+    if suffix not in AUDIO_SUFFIXES:
+        raise MediaError(
+            f"{path}: cannot write audio as {suffix or 'a file without suffix'!r}; {_valid_suffixes('audio')}"
+        )
+    if subtype == "OPUS" and rate not in _OPUS_RATES:
+        import torch
+
+        from .feature_extraction_walloc import resample
+
+        samples = resample(torch.from_numpy(np.ascontiguousarray(samples, np.float32)), rate, 48000).numpy()
+        rate = 48000
+    file = io.BytesIO()
+    try:
+        with soundfile.SoundFile(file, "w", rate, len(samples), subtype, format=audio_format, **options) as sound:
+            # In one piece, Vorbis overflows the stack of libsndfile.
+            for start in range(0, samples.shape[1], 2**16):
+                sound.write(samples[:, start : start + 2**16].clip(-1, 1).T)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise MediaError(f"{path}: cannot write the audio as {audio_format}: {error}") from error
+    return file.getvalue()
+
+
+def _valid_suffixes(kind: str) -> str:
+    return f"valid: {', '.join(IMAGE_SUFFIXES if kind == 'image' else AUDIO_SUFFIXES)}"
+
+
+def _soundfile():
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:
+        raise MediaError(f"audio files need soundfile: pip install 'transformers-walloc[audio]' ({error})") from error
+    return soundfile
