@@ -1,0 +1,271 @@
+#!/usr/bin/env python
+"""Turn the results of `evaluate_codec.py` into Markdown: tables, docs/results.md, the README's table, model cards.
+
+    python scripts/report.py docs                         # docs/results/*.json -> docs/results.md and README.md
+    python scripts/report.py card model_cards/rgb-16x     # docs/results/*.json -> its README.md and results.json
+
+Nothing here measures: every number comes from a JSON file of docs/results.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+TITLES = {
+    "dimensionality_reduction": ("DR", "{:.3g}"),
+    "compression_ratio": ("CR", "{:.1f}"),
+    "bpp": ("bpp", "{:.3f}"),
+    "kbps": ("kbps", "{:.1f}"),
+    "psnr": ("PSNR dB", "{:.2f}"),
+    "ssim": ("SSIM", "{:.4f}"),
+    "ms_ssim": ("MS-SSIM", "{:.4f}"),
+    "lpips_db": ("LPIPS dB", "{:.2f}"),
+    "dists_db": ("DISTS dB", "{:.2f}"),
+    "ssdr": ("SSDR dB", "{:.1f}"),
+    "srdr": ("SRDR dB", "{:.1f}"),
+    "si_sdr": ("SI-SDR dB", "{:.1f}"),
+    "zimtohrli_mos": ("Zimtohrli MOS", "{:.2f}"),
+    "cdpam_db": ("CDPAM dB", "{:.1f}"),
+}
+STAGES = ("prepare", "encode", "entropy_encode", "entropy_decode", "decode", "finish")
+UNIT = {"image": "megapixel/s", "audio": "mega-sample/s"}
+MAIN_SIZE = {"image": ("1x512x768", "1x256x256"), "audio": ("1x30", "1x5")}
+CARDS = {"rgb-4x": "image", "rgb-16x": "image", "stereo-5x": "audio", "stereo-20x": "audio"}
+
+
+def to_markdown(result: dict) -> str:
+    """Tables of one result, with what they were measured on and what is missing."""
+    kind, rows = result["kind"], result["rows"]
+    parts = [f"Command: `{result['command']}`", described(result)]
+    columns = [name for name in TITLES if any(row.get(name) is not None for row in rows)]
+    columns += [name for name in result["metrics_unavailable"] if name not in columns]
+    timed = any(row.get("speed") for row in rows)
+    if result["data"] or timed:
+        header = ["codec", *(TITLES[name][0] for name in columns)]
+        if timed:
+            header += [f"encode {UNIT[kind]}", f"decode {UNIT[kind]}"]
+        lines = []
+        for row in rows:
+            line = [f"`{row['codec']}`", *(cell(row, name) for name in columns)]
+            if timed:
+                line += [throughput(row, kind, ("encode",)), throughput(row, kind, ("decode",))]
+            lines.append(line)
+        parts.append(table(header, lines))
+    if timed:
+        parts += speed_tables(rows, kind)
+    if result.get("bd_rate"):
+        parts.append("BD-rate in percent of PSNR (negative: fewer bytes than the format at equal PSNR; empty: no overlap).")
+        formats = sorted({name for values in result["bd_rate"].values() for name in values})
+        lines = [
+            [f"`{name}`", *("" if values.get(f) is None else f"{values[f]:+.1f}" for f in formats)]
+            for name, values in result["bd_rate"].items()
+        ]
+        parts.append(table(["codec", *formats], lines))
+    notes = [f"* `{row['codec']}`: {row['note']}." for row in rows if row.get("note")]
+    notes += [f"* {TITLES[name][0]} is empty: {reason}." for name, reason in result["metrics_unavailable"].items()]
+    notes += [f"* `{name}` is missing: {reason}." for name, reason in result["codecs_unavailable"].items()]
+    if notes:
+        parts.append("\n".join(notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def described(result: dict) -> str:
+    machine, versions = result["machine"], result["versions"]
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads of torch"
+    if machine.get("load") is not None:
+        where += f", load {machine['load']:.1f} at the end"
+    software = ", ".join(f"{name} {version}" for name, version in versions.items())
+    text = f"Machine: {where}; {software}; {result['date']}."
+    if result["data"]:
+        data = result["data"]
+        seconds = f", {data['seconds']:g} s from the middle of each" if "seconds" in data else ""
+        text = f"Data: {data['name']}, {len(data['files'])} files{seconds}. " + text
+    return text
+
+
+def cell(row: dict, name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return ""
+    text = TITLES[name][1].format(value)
+    return f"{text} ({row[f'{name}_files']} files)" if f"{name}_files" in row else text
+
+
+def throughput(row: dict, kind: str, stages: tuple[str, ...], size: str | None = None) -> str:
+    speed = row.get("speed", {})
+    sizes = [size] if size else MAIN_SIZE[kind]
+    for candidate in sizes:
+        timing = speed.get(candidate)
+        if timing and any(stage in timing["seconds"] for stage in stages):
+            seconds = sum(timing["seconds"].get(stage, 0.0) for stage in stages)
+            mark = "" if candidate == sizes[0] else f" ({candidate})"
+            return f"{timing['positions'] / seconds / 1e6:.3g}{mark}" if seconds else ""
+    return ""
+
+
+def speed_tables(rows: list[dict], kind: str) -> list[str]:
+    """Every stage of every size, in mega-positions per second."""
+    parts = []
+    sizes = list(dict.fromkeys(size for row in rows for size in row.get("speed", {})))
+    for size in sizes:
+        stages = [s for s in STAGES if any(s in r.get("speed", {}).get(size, {}).get("seconds", {}) for r in rows)]
+        lines = []
+        for row in rows:
+            if size in row.get("speed", {}):
+                lines.append([f"`{row['codec']}`", *(throughput(row, kind, (stage,), size) for stage in stages)])
+        shape = "batch x height x width" if kind == "image" else "batch x seconds"
+        parts.append(f"Stages at {size} ({shape}), {UNIT[kind]}:")
+        parts.append(table(["codec", *(stage.replace("_", " ") for stage in stages)], lines))
+    return parts
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
+
+
+def between(text: str, name: str, new: str) -> str:
+    """The text with the part between the markers of a name replaced."""
+    pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"there is no <!-- {name}:begin --> ... <!-- {name}:end --> to write between")
+    return pattern.sub(lambda match: match[1] + new.strip("\n") + "\n" + match[2], text)
+
+
+def load(name: str) -> dict | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_docs() -> None:
+    sections = [
+        ("table1", "Images (Table 1 of the paper)"),
+        ("table2", "Stereo audio (Table 2 of the paper)"),
+        ("curves_image", "Rate and distortion, images"),
+        ("curves_audio", "Rate and distortion, stereo audio"),
+    ]
+    parts = [
+        "# Results",
+        "Written by `python scripts/report.py docs` from the JSON files in `docs/results`; none of it by hand. Rates "
+        "count finished files, headers included, against 24 bits per pixel or 16-bit PCM, over all files together; PSNR "
+        "and the other measures are means over files. `NAME@linear` is the closed-form (KLT) decoder on the same codes; "
+        "`FORMAT@like=NAME` is the smallest file of that format that is no smaller than that of our codec for the same "
+        "signal. Encode and decode are the codec's own stages; preparation and entropy coding are listed apart below "
+        "each table, and for conventional formats included. Throughput is the median of repeated runs in one process.",
+    ]
+    for name, title in sections:
+        result = load(name)
+        if result is None:
+            continue
+        parts += [f"## {title}", to_markdown(result).strip()]
+        parts += [f"![{title}](results/{path.name})" for path in sorted(RESULTS.glob(f"{name}_*.png"))]
+    parts += ["## Pictures"] + [
+        f"![{path.stem.replace('_', ' ')}](pictures/{path.name})" for path in sorted((ROOT / "docs/pictures").glob("*.png"))
+    ]
+    write(ROOT / "docs" / "results.md", "\n\n".join(parts) + "\n")
+    readme = ROOT / "README.md"
+    text = readme.read_text() if readme.exists() else ""
+    if "<!-- results:begin -->" in text:
+        write(readme, between(text, "results", readme_table()))
+
+
+def readme_table() -> str:
+    """Our codecs, their closed form and the formats at the same size: what a reader of the README wants to see."""
+    parts = []
+    for name, columns in (
+        ("table1", ("dimensionality_reduction", "compression_ratio", "psnr", "ms_ssim")),
+        ("table2", ("dimensionality_reduction", "compression_ratio", "psnr", "ssdr", "srdr")),
+    ):
+        result = load(name)
+        if result is None:
+            continue
+        kind = result["kind"]
+        header = ["", *(TITLES[c][0] for c in columns), f"encode {UNIT[kind]}", f"decode {UNIT[kind]}"]
+        lines = []
+        for row in result["rows"]:
+            known = [cell(row, c) for c in columns]
+            speed = [throughput(row, kind, ("encode",)), throughput(row, kind, ("decode",))]
+            lines.append([f"`{row['codec']}`", *known, *speed])
+        parts += [f"{result['data']['name']}, {len(result['data']['files'])} files:", table(header, lines)]
+    if parts:
+        machine = (load("table1") or load("table2"))["machine"]
+        parts.append(f"{machine['processor']}, {machine['threads']} threads. All tables: [docs/results.md](docs/results.md).")
+    return "\n\n".join(parts)
+
+
+def rows_of(result: dict, name: str) -> list[dict]:
+    """The rows that belong to one of our codecs: itself, its linear decoder, formats at its size."""
+    return [row for row in result["rows"] if row["codec"].split("@like=")[-1].partition("@")[0] == name]
+
+
+def model_index(name: str, kind: str, result: dict | None) -> str:
+    """YAML of the card's measured results, in the form that the Hub displays."""
+    if result is None:
+        return ""
+    row = next(row for row in result["rows"] if row["codec"] == name)
+    names = [c for c in TITLES if c in row and row[c] is not None and c != "dimensionality_reduction"]
+    lines = [
+        "model-index:",
+        f"- name: {name}",
+        "  results:",
+        "  - task:",
+        f"      type: {'image-to-image' if kind == 'image' else 'audio-to-audio'}",
+        f"      name: {'Image' if kind == 'image' else 'Audio'} compression",
+        "    dataset:",
+        f"      type: {result['data']['name'].lower()}",
+        f"      name: {result['data']['name']}",
+        "    metrics:",
+    ]
+    for column in names:
+        value = TITLES[column][1].format(row[column])
+        lines += [f"    - type: {column}", f"      value: {value}", f"      name: {TITLES[column][0]}"]
+    return "\n".join(lines)
+
+
+def write_card(folder: Path) -> None:
+    """Write README.md and results.json of a model folder from its template and the stored results."""
+    name = folder.name
+    if name not in CARDS:
+        raise ValueError(f"{folder} is not one of our codecs; valid: {', '.join(CARDS)}")
+    kind = CARDS[name]
+    result = load("table1" if kind == "image" else "table2")
+    speed = None
+    if result is not None:
+        own = dict(result, rows=rows_of(result, name), codecs_unavailable={})
+        speed = to_markdown(own)
+        write(folder / "results.json", json.dumps(own, indent=1) + "\n")
+    template = (Path(__file__).parent / "card_template.md").read_text()
+    from card_facts import facts
+
+    text = template.format(
+        name=name, model_index=model_index(name, kind, result), results=speed or "Not measured yet.", **facts(folder, kind)
+    )
+    write(folder / "README.md", text)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("docs", help="write docs/results.md and the table of README.md")
+    card = commands.add_parser("card", help="write model cards")
+    card.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="model_cards/NAME")
+    args = parser.parse_args(argv)
+    if args.command == "docs":
+        write_docs()
+    else:
+        for folder in args.folders:
+            write_card(folder)
+
+
+if __name__ == "__main__":
+    main()
