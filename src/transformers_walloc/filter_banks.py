@@ -107,7 +107,7 @@ def block_operator(
 ) -> BlockOperator:
     """Read the operator of `num_levels` levels off the matrix of a signal long enough for its ends not to meet."""
     block = 2**num_levels
-    num_blocks = 4 * math.ceil(len(wavelet_filters(wavelet).dec_lo) * (block - 1) / block + 2)
+    num_blocks = 2 * (len(wavelet_filters(wavelet).dec_lo) + 1)
     matrix = dense_matrix(direction, num_levels, wavelet, boundary, num_blocks * block)
     rows = matrix.reshape(num_blocks, block, num_blocks, block)
     reach = np.abs(rows).max(axis=(1, 3)) > 0  # (output block, input block)
