@@ -28,6 +28,7 @@ from transformers_walloc.training import (
     CodecTrainer,
     ImageCrops,
     MediaCache,
+    export_codec,
     list_media,
 )
 
@@ -45,6 +46,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     codec = parser.add_argument_group("codec")
     codec.add_argument("--latent_channels", type=int, required=True)
     codec.add_argument("--step", type=float, required=True, help="quantisation step of the transform's coefficients")
+    codec.add_argument("--decoder_type", choices=["residual", "linear"], default="residual")
     codec.add_argument("--decoder_hidden_size", type=int, default=None)
     codec.add_argument("--decoder_num_layers", type=int, default=None)
     codec.add_argument(
@@ -55,7 +57,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     run = parser.add_argument_group("training")
     run.add_argument("--output", required=True, metavar="DIR")
     run.add_argument("--minutes", type=float, default=None, help="time budget; the schedule follows it")
-    run.add_argument("--max_steps", type=int, default=1_000_000)
+    run.add_argument("--max_steps", type=int, default=1_000_000, help="0 stops at the closed form")
     run.add_argument("--piece_size", type=int, default=None, help="pixels per side or samples; default 192 or 65536")
     run.add_argument("--batch_size", type=int, default=None)
     run.add_argument("--learning_rate", type=float, default=6e-4)
@@ -97,6 +99,10 @@ def main(argv=None):
     model = make_model(args, pieces)
     output.mkdir(parents=True, exist_ok=True)
     (output / "recipe.json").write_text(json.dumps(vars(args), indent=2) + "\n")
+    if args.max_steps == 0:
+        print("closed form:", validate(model, validation))
+        export_codec(model, output / "model")
+        return
     model.encoder.requires_grad_(args.train_encoder)
     if image:
         model = model.to(memory_format=torch.channels_last)  # two to four times as fast on a CPU
@@ -143,7 +149,7 @@ def main(argv=None):
     if trainer.is_world_process_zero():
         with trainer.average.applied_to(model):
             metrics = validate(model, validation)
-            model.save_pretrained(output / "model")
+            export_codec(model, output / "model")
         print("trained:", metrics)
 
 
@@ -151,7 +157,7 @@ def make_model(args, pieces):
     """A model that starts at the closed form of the training data, or at the encoder of another model."""
     shape = {
         name: value
-        for name in ("latent_channels", "decoder_hidden_size", "decoder_num_layers")
+        for name in ("latent_channels", "decoder_type", "decoder_hidden_size", "decoder_num_layers")
         if (value := getattr(args, name)) is not None
     }
     if args.kind == "image":

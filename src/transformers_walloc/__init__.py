@@ -1,8 +1,12 @@
 """WaLLoC (Wavelet Learned Lossy Compression) as Hugging Face models; the import registers the Auto classes."""
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
+from .bundled import bundled_path, link_bundled_checkpoints
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+from .feature_extraction_walloc import WallocAudioFeatureExtractor
+from .image_processing_walloc import WallocImageProcessor
+from .latent_image_processing_walloc import WallocLatentImageProcessor
 from .modeling_walloc import (
     WallocAudioEncoder,
     WallocAudioModel,
@@ -17,14 +21,25 @@ AutoConfig.register("walloc_image", WallocImageConfig, exist_ok=True)
 AutoConfig.register("walloc_audio", WallocAudioConfig, exist_ok=True)
 AutoModel.register(WallocImageConfig, WallocImageModel, exist_ok=True)
 AutoModel.register(WallocAudioConfig, WallocAudioModel, exist_ok=True)
+AutoImageProcessor.register(
+    WallocImageConfig,
+    image_processor_classes={"pil": WallocImageProcessor, "torchvision": WallocImageProcessor},
+    exist_ok=True,
+)
+AutoFeatureExtractor.register(WallocAudioConfig, WallocAudioFeatureExtractor, exist_ok=True)
+link_bundled_checkpoints()
 
 __all__ = [
     "WallocAudioConfig",
     "WallocAudioEncoder",
+    "WallocAudioFeatureExtractor",
     "WallocAudioModel",
     "WallocConfig",
     "WallocImageConfig",
     "WallocImageEncoder",
     "WallocImageModel",
+    "WallocImageProcessor",
+    "WallocLatentImageProcessor",
     "WallocPreTrainedModel",
+    "bundled_path",
 ]
