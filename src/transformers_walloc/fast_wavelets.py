@@ -96,12 +96,12 @@ def analyse_tiles(
     wavelet: str,
     boundary: str,
     dtype: torch.dtype,
-    write: Callable[[torch.Tensor, int, slice, slice], None],
+    write: Callable[[torch.Tensor, slice, slice, slice], None],
 ) -> None:
     """Analyse images (batch, channels, height, width) tile by tile, in `dtype`.
 
     Args:
-        write: called with the bands (groups, rows, v, c, h, group) of a tile, the index of its image, and its rows and
+        write: called with the bands (images, groups, rows, v, c, h, group) of a tile, its images, and its rows and
             columns in blocks; v and h are the bands along the rows' and the columns' axis. Bands after the last column
             of a tile are to be ignored.
     """
@@ -109,13 +109,13 @@ def analyse_tiles(
     block, channels = plan.block, x.shape[1]
     height, width = x.shape[2:]
 
-    def read(image: int, rows: slice, columns: slice, into: torch.Tensor) -> None:  # into (samples, channels, samples)
+    def read(images: slice, rows: slice, columns: slice, into: torch.Tensor) -> None:  # into (y, channels, images, x)
         for source_y, y in _pieces(rows, block, plan.lead, len(into), height, boundary):
-            for source_x, at in _pieces(columns, block, plan.lead, into.shape[2], width, boundary):
-                into[y, :, at] = x[image, :, source_y, source_x].transpose(0, 1)
+            for source_x, at in _pieces(columns, block, plan.lead, into.shape[3], width, boundary):
+                into[y, :, :, at] = x[images, :, source_y, source_x].permute(2, 1, 0, 3)
 
-    for image, rows, columns, bands in _tiles(plan, x, channels, (height // block, width // block), dtype, read):
-        write(bands.unflatten(4, (block, plan.group)), image, rows, columns)
+    for bands, *tile in _tiles(plan, x, channels, (height // block, width // block), dtype, read):
+        write(bands.unflatten(5, (block, plan.group)), *tile)
 
 
 def synthesise_tiles(
@@ -133,17 +133,19 @@ def synthesise_tiles(
     bands = subbands.unflatten(1, (channels, block**2))
     out = subbands.new_empty((batch, channels, *(block * size for size in grid)), dtype=dtype)
 
-    def read(image: int, rows: slice, columns: slice, into: torch.Tensor) -> None:  # into (i v, channels, j h)
-        into = into.unflatten(2, (-1, block)).unflatten(0, (-1, block))  # (i, v, channels, j, h)
+    def read(
+        images: slice, rows: slice, columns: slice, into: torch.Tensor
+    ) -> None:  # into (i v, channels, images, j h)
+        into = into.unflatten(3, (-1, block)).unflatten(0, (-1, block))  # (i, v, channels, images, j, h)
         before = plan.operator.before
         for source_i, i in _pieces(rows, 1, before, len(into), grid[0], boundary):
-            for source_j, j in _pieces(columns, 1, before, into.shape[3], grid[1], boundary):
-                tile = bands[image, :, :, source_i, source_j].index_select(1, order)
-                into[i, :, :, j] = tile.unflatten(1, (block, block)).permute(3, 1, 0, 4, 2)
+            for source_j, j in _pieces(columns, 1, before, into.shape[4], grid[1], boundary):
+                part = bands[images, :, :, source_i, source_j].index_select(2, order)
+                into[i, :, :, :, j] = part.unflatten(2, (block, block)).permute(4, 2, 1, 0, 5, 3)
 
-    for image, rows, columns, tile in _tiles(plan, subbands, channels, grid, dtype, read):
-        target = out[image, :, rows.start * block : rows.stop * block, columns.start * block : columns.stop * block]
-        put_groups(target.unflatten(1, (-1, block)), tile.permute(3, 1, 2, 0, 4))
+    for x, images, rows, columns in _tiles(plan, subbands, channels, grid, dtype, read):
+        inside = (slice(part.start * block, part.stop * block) for part in (rows, columns))
+        put_groups(out[(images, slice(None), *inside)].unflatten(2, (-1, block)), x.permute(0, 4, 2, 3, 1, 5))
     return out
 
 
@@ -163,48 +165,43 @@ def _tiles(
     channels: int,
     grid: tuple[int, int],
     dtype: torch.dtype,
-    read: Callable[[int, slice, slice, torch.Tensor], None],
-) -> Iterator[tuple[int, slice, slice, torch.Tensor]]:
-    """Run both products over all tiles: image, rows, columns and output (groups, rows, block, channels, outputs)."""
+    read: Callable[[slice, slice, slice, torch.Tensor], None],
+) -> Iterator[tuple[torch.Tensor, slice, slice, slice]]:
+    """Run both products over all tiles: (images, groups, rows, block, channels, outputs), images, rows, columns."""
     block, group, window = plan.block, plan.group, plan.rows.shape[1]
     samples = CPU_TILE_SAMPLES if x.device.type == "cpu" else DEVICE_TILE_SAMPLES
     least = 2 * plan.operator.min_blocks
     side = math.isqrt(samples // (4 * channels)) // block  # tiles are wider than high: rows are read at a stretch
     row_parts = _parts(grid[0], max(side, least))
     column_parts = _parts(grid[1], max(4 * side, least))
-    most_rows = max(part.stop - part.start for part in row_parts)
-    most_groups = -(-max(part.stop - part.start for part in column_parts) // group)
-    height = most_rows * block + window - block
-    width = most_groups * group * block + window - block
-    width += -width % block  # synthesis reads whole blocks
-    height += -height % block
-    options = {"dtype": dtype, "device": x.device}
-    first = torch.empty(height * channels * width, **options)  # type: ignore[call-overload]
-    second = torch.empty(most_rows * block * channels * width, **options)  # type: ignore[call-overload]
-    third = torch.empty(most_groups * most_rows * block * channels * group * block, **options)  # type: ignore[call-overload]
-    for image in range(len(x)):
-        for columns in column_parts:
-            n = columns.stop - columns.start
-            groups = -(-n // group)
-            line = groups * group * block + window - block
-            line += -line % block
-            for rows in row_parts:
-                m = rows.stop - rows.start
-                source = first[: height * channels * line].view(height, channels, line)
-                read(image, rows, columns, source[: m * block + window - block + -(window - block) % block])
-                top, bottom = rows.start == 0, rows.stop == grid[0]
-                left, right = columns.start == 0, columns.stop == grid[1]
-                # What a window of a banded product must not read is multiplied by zero, and might be NaN.
-                source[:, :, plan.lead + n * block + _trail(plan) :] = 0
-                if plan.head is not None and left:
-                    source[:, :, : plan.lead] = 0
-                if plan.tail is not None and right:
-                    source[:, :, plan.lead + n * block :] = 0
-                middle = second[: m * block * channels * line].view(m, block, channels * line)
-                _multiply_rows(plan, source.flatten(1), middle, top, bottom)
-                result = third[: groups * m * block * channels * group * block].view(groups, -1, group * block)
-                _multiply_columns(plan, middle.view(-1, line), result, n, left, right)
-                yield image, rows, columns, result.view(groups, m, block, channels, group * block)
+    most_rows, most_columns = (max(part.stop - part.start for part in parts) for parts in (row_parts, column_parts))
+    image_parts = _parts(len(x), max(1, samples // (channels * most_rows * most_columns * block**2)))
+    buffers: list[torch.Tensor | None] = [None, None, None]
+
+    def buffer(index: int, *shape: int) -> torch.Tensor:
+        """Memory is taken once: all but the first of several tiles find theirs there."""
+        size, made = math.prod(shape), buffers[index]
+        if made is None or len(made) < size:
+            buffers[index] = made = torch.empty(size, dtype=dtype, device=x.device)
+        return made[:size].view(shape)
+
+    for images, columns, rows in itertools.product(image_parts, column_parts, row_parts):
+        count, m, n = (part.stop - part.start for part in (images, rows, columns))
+        groups = -(-n // group)
+        height, line = (k + (-k) % block for k in (m * block + window - block, groups * group * block + window - block))
+        source = buffer(0, height, channels, count, line)
+        read(images, rows, columns, source)
+        # What a window of a banded product must not read is multiplied by zero, and might be NaN.
+        at_left, at_right = columns.start == 0, columns.stop == grid[1]
+        end = plan.lead + n * block
+        source[..., end if plan.tail is not None and at_right else end + window - plan.lead - block :] = 0
+        if plan.head is not None and at_left:
+            source[..., : plan.lead] = 0
+        middle = buffer(1, m, block, channels * count * line)
+        _multiply_rows(plan, source.flatten(1), middle, rows.start == 0, rows.stop == grid[0])
+        result = buffer(2, count, groups, m * block * channels, group * block)
+        _multiply_columns(plan, middle.view(-1, count, line), result, n, at_left, at_right)
+        yield result.view(count, groups, m, block, channels, group * block), images, rows, columns
 
 
 def _multiply_rows(plan: _Plan, source: torch.Tensor, out: torch.Tensor, top: bool, bottom: bool) -> None:
@@ -224,34 +221,31 @@ def _multiply_rows(plan: _Plan, source: torch.Tensor, out: torch.Tensor, top: bo
 def _multiply_columns(
     plan: _Plan, source: torch.Tensor, out: torch.Tensor, count: int, left: bool, right: bool
 ) -> None:
-    """source (R, samples) -> out (groups, R, block * group), of which `count` blocks are in use."""
-    block, group = plan.block, plan.group
-    groups, rows = out.shape[:2]
-    windows = source.as_strided((groups, rows, len(plan.columns)), (block * group, source.shape[1], 1))
-    torch.bmm(windows, plan.columns.expand(groups, -1, -1), out=out)
+    """source (R, images, samples) -> out (images, groups, R, block * group), of which `count` blocks are in use."""
+    groups, rows, outputs = out.shape[1:]
+    for image, result in zip(source.unbind(1), out, strict=True):
+        windows = image.as_strided(
+            (groups, rows, len(plan.columns)), (outputs, source.stride(0), 1), image.storage_offset()
+        )
+        torch.bmm(windows, plan.columns.expand(groups, -1, -1), out=result)
     if left and plan.head is not None:
-        part = source[:, plan.lead : plan.lead + plan.head.shape[1]] @ plan.head.T
+        part = source[..., plan.lead : plan.lead + plan.head.shape[1]] @ plan.head.T
         _replace(plan, out, part, range(plan.operator.before))
     if right and plan.tail is not None:
-        end = plan.lead + count * block
-        part = source[:, end - plan.tail.shape[1] : end] @ plan.tail.T
+        end = plan.lead + count * plan.block
+        part = source[..., end - plan.tail.shape[1] : end] @ plan.tail.T
         _replace(plan, out, part, range(count - plan.operator.after, count))
 
 
 def _replace(plan: _Plan, out: torch.Tensor, part: torch.Tensor, blocks: range) -> None:
-    """Put blocks (R, blocks * block) in the place of some of out (groups, R, block * group)."""
-    part = part.unflatten(1, (len(blocks), plan.block))
+    """Put blocks (R, images, blocks * block) in the place of some of out (images, groups, R, block * group)."""
+    part = part.unflatten(2, (len(blocks), plan.block)).transpose(0, 1)
     if plan.operator.direction == "analysis":
-        out = out.unflatten(2, (plan.block, plan.group)).transpose(2, 3)
+        out = out.unflatten(3, (plan.block, plan.group)).transpose(3, 4)
     else:
-        out = out.unflatten(2, (plan.group, plan.block))
+        out = out.unflatten(3, (plan.group, plan.block))
     for k, at in enumerate(blocks):
-        out[at // plan.group, :, at % plan.group] = part[:, k]
-
-
-def _trail(plan: _Plan) -> int:
-    """Samples of a window behind its block."""
-    return plan.rows.shape[1] - plan.lead - plan.block
+        out[:, at // plan.group, :, at % plan.group] = part[:, :, k]
 
 
 def _parts(size: int, most: int) -> list[slice]:

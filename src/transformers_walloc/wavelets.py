@@ -155,14 +155,14 @@ def _project_by_tiles(
     weight = weight.unflatten(2, (block, block)).permute(2, 1, 3, 0).reshape(-1, outputs)  # ((v, c, h), outputs)
     out = x.new_empty((len(x), outputs, *_grid(x, num_levels)), dtype=dtype)
 
-    def project(bands: torch.Tensor, image: int, rows: slice, columns: slice) -> None:
-        groups, height, *_, group = bands.shape
-        positions = bands.reshape(groups * height, -1, group).transpose(1, 2)
-        y = torch.bmm(positions, weight.expand(groups * height, -1, -1))
+    def project(bands: torch.Tensor, images: slice, rows: slice, columns: slice) -> None:
+        count, groups, height, *_, group = bands.shape
+        positions = bands.reshape(count * groups * height, -1, group).transpose(1, 2)
+        y = torch.bmm(positions, weight.expand(len(positions), -1, -1))
         if bias is not None:
             y += bias
-        y = y.view(groups, height, group, outputs).permute(3, 1, 0, 2)
-        put_groups(out[image, :, rows, columns], y)
+        y = y.view(count, groups, height, group, outputs).permute(0, 4, 2, 1, 3)
+        put_groups(out[images, :, rows, columns], y)
 
     analyse_tiles(x, num_levels, wavelet, boundary, dtype, project)
     return out
@@ -175,12 +175,12 @@ def _analyse_by_tiles(x: torch.Tensor, num_levels: int, wavelet: str, boundary: 
     bits = out.view(len(x), channels, *[2] * (2 * num_levels), *out.shape[2:])
     interleaved = [axis + level for level in range(num_levels) for axis in (num_levels, 0)]
 
-    def write(bands: torch.Tensor, image: int, rows: slice, columns: slice) -> None:
-        bands = bands.permute(3, 2, 4, 1, 0, 5)  # (c, v, h, rows, groups, group)
-        bands = bands.unflatten(2, [2] * num_levels).unflatten(1, [2] * num_levels)
-        after = 1 + 2 * num_levels
-        bands = bands.permute(0, *(1 + bit for bit in interleaved), after, after + 1, after + 2)
-        put_groups(bits[(image, ..., rows, columns)], bands)
+    def write(bands: torch.Tensor, images: slice, rows: slice, columns: slice) -> None:
+        bands = bands.permute(0, 4, 3, 5, 2, 1, 6)  # (images, c, v, h, rows, groups, group)
+        bands = bands.unflatten(3, [2] * num_levels).unflatten(2, [2] * num_levels)
+        after = 2 + 2 * num_levels
+        bands = bands.permute(0, 1, *(2 + bit for bit in interleaved), after, after + 1, after + 2)
+        put_groups(bits[(images, ..., rows, columns)], bands)
 
     analyse_tiles(x, num_levels, wavelet, boundary, dtype, write)
     return out
