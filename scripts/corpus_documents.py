@@ -317,8 +317,8 @@ class _Page:
         if self.random.random() < 0.6:
             image = image.filter(ImageFilter.GaussianBlur(uniform(0.25, 0.7)))
         rng = np.random.default_rng(self.random.getrandbits(64))
-        light = rng.uniform(1 - uniform(0, 0.12), 1, (3, 3)).astype(np.float32)
-        light = Image.fromarray(light).resize(image.size, Image.Resampling.BICUBIC)
+        corners = rng.uniform(1 - uniform(0, 0.12), 1, (3, 3)).astype(np.float32)
+        light = Image.fromarray(corners).resize(image.size, Image.Resampling.BICUBIC)
         coarse = rng.normal(0, uniform(0, 3), (self.height // 6 + 1, self.width // 6 + 1)).astype(np.float32)
         grain = Image.fromarray(coarse).resize(image.size, Image.Resampling.BILINEAR)
         fine = rng.normal(0, uniform(0, 3), (self.height, self.width, 1))

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MIN_SIDE = 320  # pixels, after halving
-MAX_FLAT = 0.75  # share of neighbouring pixels that are exactly equal: drawings have more, photographs far less
+MAX_FLAT = 0.9  # share of neighbouring pixels that are exactly equal: drawings have more, photographs far less
 MIN_KBPS, MIN_SECONDS, SAMPLING_RATE = 110, 10.0, 44100
 MIN_HIGH_DB = -75.0  # power above 18 kHz over the total; encoders that cut it off leave less than -90 dB
 MIN_SIDE_DB = -45.0  # power of left minus right over that of their sum; less is mono in two channels
@@ -67,12 +67,12 @@ def accept_image(data: bytes, halve: bool, min_side: int = MIN_SIDE) -> tuple[di
     Files pass byte for byte; halved ones are stored as lossless PNG. ValueError says why an image is not taken.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image) if halve else image.copy()
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened) if halve else opened.copy()
     except (OSError, SyntaxError) as error:
         raise ValueError(f"not a readable image: {error}") from None
-    if ("A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255) or "transparency" in image.info:
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
         raise ValueError("has transparent parts")
     image = image.convert("RGB")
     suffix = ""

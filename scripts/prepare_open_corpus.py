@@ -183,9 +183,9 @@ def candidates(source: Source, folder: Path) -> Iterator[tuple[str, str, bytes]]
             for i, stream in enumerate(webp_streams(file.read_bytes())):
                 yield f"{path}#{i}", f"{file.stem}-{i:03d}.webp", stream
         elif source.archive == "jpeg":
-            stream = largest_jpeg(file.read_bytes())
-            if stream:
-                yield f"{path}#largest", f"{file.stem}.jpg", stream
+            largest = largest_jpeg(file.read_bytes())
+            if largest:
+                yield f"{path}#largest", f"{file.stem}.jpg", largest
         else:
             yield path, _flat_name(path), file.read_bytes()
 
