@@ -11,6 +11,10 @@ row and column first, then, at each halving, the centres (D) of the known positi
 
 n = 0 means two passes, even and odd columns. In one dimension a halving adds the positions between the known ones.
 Neighbours outside of the grid are mirrored, which keeps them on the known part of the lattice.
+
+Features of a code: from each earlier channel its code and its magnitude at the same place and the mean magnitudes of
+the two neighbours along each axis (in one dimension: one and two places away); from the first channels also the codes
+next to the place; from all channels of the group, codes and magnitudes of the known neighbours on the lattice.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 INPUT_MAX = 128  # no feature is larger
-WIDE_CHANNELS = 8  # channels that later groups see at neighbouring places as they are; of later ones the mean magnitude
+SHIFTED_CHANNELS = 3  # smooth channels, whose differences predict others
 
 # floor(16 * log2(1 + 2 * |code|)) at index code & 255, computed in integers
 MAGNITUDE = np.array([((1 + 2 * min(i, 256 - i)) ** 16).bit_length() - 1 for i in range(256)], np.float32)
@@ -72,13 +76,25 @@ def lattice(halvings: int, ndim: int) -> tuple[Pass, ...]:
 
 def feature_counts(plan: Plan, ndim: int) -> dict[Key, int]:
     """Number of features of each pass."""
-    counts, first, wide = {}, 0, 0
+    counts: dict[Key, int] = {}
+    first = known = 0
     for group, (size, halvings) in enumerate(plan):
         for index, step in enumerate(lattice(halvings, ndim)):
-            counts[group, index] = 2 * first + wide * 4 + 2 * size * len(step.neighbours)
+            counts[group, index] = known + 2 * size * len(step.neighbours)
+        known += _num_planes(first, size)
         first += size
-        wide += 2 * size if first <= WIDE_CHANNELS else 1
     return counts
+
+
+def magnitude_features(plan: Plan) -> list[int]:
+    """Of each channel, the index among the features of later groups of its magnitude at the same place."""
+    features: list[int] = []
+    first = known = 0
+    for size, _ in plan:
+        features += range(known + size, known + 2 * size)
+        known += _num_planes(first, size)
+        first += size
+    return features
 
 
 def walk(shape: tuple[int, ...], plan: Plan, code: Callable[[Key, np.ndarray, tuple], np.ndarray]) -> None:
@@ -92,12 +108,9 @@ def walk(shape: tuple[int, ...], plan: Plan, code: Callable[[Key, np.ndarray, tu
     """
     channels, height, width = shape[0], shape[1] if len(shape) == 3 else 1, shape[-1]
     ndim = len(shape) - 1
-    margin = 1 if ndim == 2 else 0
-    shifts = _DIRECT if ndim == 2 else ((0, -2), (0, -1), (0, 1), (0, 2))
-    total = sum(size for size, _ in plan)
-    point = np.empty((2 * total, height, width), np.float32)  # codes and magnitudes
-    wide = np.empty((2 * total, height + 2 * margin, width + 4), np.float32)  # the same with mirrored margins
-    wide_count = first = 0
+    margin = 2 if ndim == 2 else 0
+    known = np.empty((sum(_num_planes(0, size) for size, _ in plan), height, width), np.float32)
+    count = first = 0
     for group, (size, halvings) in enumerate(plan):
         if first >= channels:
             return
@@ -108,31 +121,51 @@ def walk(shape: tuple[int, ...], plan: Plan, code: Callable[[Key, np.ndarray, tu
             ny, nx = -((rows[0] - height) // rows[1]), -((columns[0] - width) // columns[1])
             if ny <= 0 or nx <= 0:
                 continue
-            features = np.empty((2 * first + 4 * wide_count + 2 * size * len(neighbours), ny, nx), np.float32)
-            features[: 2 * first] = point[(slice(2 * first), *place)]
-            at = 2 * first
-            if wide_count:
-                for dy, dx in shifts:
-                    y, x = margin + dy + rows[0], 2 + dx + columns[0]
-                    features[at : at + wide_count] = wide[:wide_count, y :: rows[1], x :: columns[1]][:, :ny, :nx]
-                    at += wide_count
+            features = np.empty((count + 2 * size * len(neighbours), ny, nx), np.float32)
+            features[:count] = known[(slice(count), *place)]
             if neighbours:
-                known = own[:, _mirrored(height, stride, 2 * margin)[:, None], _mirrored(width, stride, 3)]
+                around = own[:, _mirrored(height, stride, margin)[:, None], _mirrored(width, stride, 3)]
+                at = count
                 for dy, dx in neighbours:
-                    y, x = 2 * margin + dy + rows[0] // stride, 3 + dx + columns[0] // stride
-                    part = known[:, y :: max(rows[1] // stride, 1), x :: columns[1] // stride]
+                    y, x = margin + dy + rows[0] // stride, 3 + dx + columns[0] // stride
+                    part = around[:, y :: max(rows[1] // stride, 1), x :: columns[1] // stride]
                     features[at : at + 2 * size] = part[:, :ny, :nx]
                     at += 2 * size
             where = (slice(first, first + kept), *place)
             codes = code((group, index), features.reshape(len(features), ny * nx), where)
             own[(slice(kept), *place)] = codes
             own[(slice(size, size + kept), *place)] = MAGNITUDE.take(codes.astype(np.int32) & 255)
-        point[2 * first : 2 * first + 2 * size] = own
+        if first + size < channels:
+            count = _append_planes(known, count, own, first, ndim)
         first += size
-        # Floor of the exact sum's product with 1 / size: one rounding, the same on all machines.
-        new = own if first <= WIDE_CHANNELS else np.floor(own[size:].sum(0, keepdims=True) * np.float32(1 / size))
-        wide[wide_count : wide_count + len(new)] = new[:, _mirrored(height, 1, margin)[:, None], _mirrored(width, 1, 2)]
-        wide_count += len(new)
+
+
+def _num_planes(first: int, size: int) -> int:
+    return 4 * size + 4 * min(size, max(SHIFTED_CHANNELS - first, 0))
+
+
+def _append_planes(known: np.ndarray, count: int, own: np.ndarray, first: int, ndim: int) -> int:
+    """What later groups see of a finished group: codes, magnitudes, their means along both axes, shifted codes."""
+    size, (height, width) = len(own) // 2, own.shape[1:]
+    known[count : count + 2 * size] = own
+    if ndim == 2:
+        wide = own[:, _mirrored(height, 1, 1)[:, None], _mirrored(width, 1, 1)]
+        sides = [wide[:, 1:-1, :-2], wide[:, 1:-1, 2:], wide[:, :-2, 1:-1], wide[:, 2:, 1:-1]]
+    else:
+        wide = own[:, :, _mirrored(width, 1, 2)]
+        sides = [wide[:, :, 1:-3], wide[:, :, 3:-1], wide[:, :, :-4], wide[:, :, 4:]]
+    at = count + 2 * size
+    for one, other in (sides[:2], sides[2:]):
+        mean = known[at : at + size]
+        np.add(one[size:], other[size:], out=mean)
+        mean *= np.float32(0.5)
+        np.floor(mean, out=mean)
+        at += size
+    shifted = min(size, max(SHIFTED_CHANNELS - first, 0))
+    for side in sides:
+        known[at : at + shifted] = side[:shifted]
+        at += shifted
+    return at
 
 
 @functools.lru_cache(maxsize=256)

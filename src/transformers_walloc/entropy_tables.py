@@ -10,7 +10,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 
-from .entropy_context import INPUT_MAX, Key, Plan, feature_counts, lattice
+from .entropy_context import INPUT_MAX, Key, Plan, feature_counts, lattice, magnitude_features
 
 FORMAT = 1
 NUM_CLASSES, NUM_PHASES, WINDOW = 32, 8, 12  # scales, eighths of a code, residuals -12..12 and one escape
@@ -20,9 +20,33 @@ HIDDEN_MAX = 511
 HIDDEN_BITS, MEAN_BITS, CLASS_BITS = 5, 13, 15  # binary digits after the point of the three kinds of sums
 MAX_CHANNELS, MAX_GROUP, MAX_HALVINGS, MAX_HIDDEN = 1024, 16, 6, 255
 EXACT = 1 << 24
+_ZERO, _HIDDEN_MAX, _CLASS_MAX = np.float32(0), np.float32(HIDDEN_MAX), np.float32(NUM_CLASSES - 1)
+_LOWEST, _HIGHEST = np.float32(8 * -128), np.float32(8 * 127)  # in eighths
 
 # Residuals of class k are coded as a multiple of 2**shift with the table, and shift plain bits.
 CLASS_SHIFT = np.array([0] * 17 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3 + [5] * 3, np.int32)
+
+
+@functools.lru_cache(maxsize=1)
+def generic_frequencies() -> np.ndarray:
+    """Logistic residuals with a tenth of a wider one, in decimal arithmetic: the same integers on all machines."""
+    table = np.empty((NUM_CLASSES, NUM_PHASES, NUM_SYMBOLS), np.float32)
+    with localcontext() as context:
+        context.prec = 20
+
+        def cdf(x: Decimal) -> Decimal:
+            return 1 / (1 + (-x).exp())
+
+        for k in range(NUM_CLASSES):
+            scale = ((2 * k + 1) / Decimal(9) - 3).exp() / (1 << int(CLASS_SHIFT[k]))
+            for phase in range(NUM_PHASES):
+                mean = Decimal(2 * phase - 7) / 16 if CLASS_SHIFT[k] == 0 else Decimal(0)
+                edges = [i - WINDOW - Decimal("0.5") - mean for i in range(NUM_SYMBOLS)]
+                below = [cdf(x / scale) * Decimal("0.9") + cdf(x / scale / 3) / 10 for x in edges]
+                inside = [b - a for a, b in itertools.pairwise(below)]
+                for i, p in enumerate([*inside, 1 - below[-1] + below[0]]):
+                    table[k, phase, i] = max(1, int(p * 65000))
+    return table.reshape(-1, NUM_SYMBOLS)
 
 
 @dataclass(frozen=True)
@@ -53,29 +77,42 @@ class Network:
 
     def __call__(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Expected values, rounded to codes, and rows of the frequency table, both int32 (g * n,)."""
-        group = len(self.second) // 2
-        sums = self.first @ features
-        sums += self.first_bias[:, None]
-        hidden, direct = sums[:-group], sums[-group:]
-        hidden *= np.float32(2.0**-HIDDEN_BITS)
+        first, first_bias, second, second_bias = self._scaled
+        group = len(second) // 2
+        sums = first @ features
+        sums += first_bias
+        hidden, eighths = sums[:-group], sums[-group:]
         np.floor(hidden, out=hidden)
-        np.maximum(hidden, 0, out=hidden)
-        np.minimum(hidden, HIDDEN_MAX, out=hidden)
-        out = self.second @ hidden
-        out += self.second_bias[:, None]
-        direct += out[:group]
-        np.floor(direct * np.float32(2.0 ** (3 - MEAN_BITS)), out=direct)
-        np.maximum(direct, -8 * 128, out=direct)
-        np.minimum(direct, 8 * 127, out=direct)  # in eighths
-        scale = np.floor(out[group:] * np.float32(2.0**-CLASS_BITS))
-        np.maximum(scale, 0, out=scale)
-        np.minimum(scale, NUM_CLASSES - 1, out=scale)
-        eighths = direct.astype(np.int32)
-        eighths += 4
+        np.clip(hidden, _ZERO, _HIDDEN_MAX, out=hidden)
+        out = second @ hidden
+        out += second_bias
+        eighths += out[:group]
+        np.floor(eighths, out=eighths)
+        np.clip(eighths, _LOWEST, _HIGHEST, out=eighths)
+        scale = out[group:]
+        np.floor(scale, out=scale)
+        np.clip(scale, _ZERO, _CLASS_MAX, out=scale)
+        shifted = eighths.astype(np.int32)
+        shifted += 4
         rows = scale.astype(np.int32)
         rows <<= 3
-        rows += eighths & 7
-        return (eighths >> 3).ravel(), rows.ravel()
+        rows += shifted & 7
+        shifted >>= 3
+        return shifted.ravel(), rows.ravel()
+
+    @functools.cached_property
+    def _scaled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        # Powers of two in the weights in place of products afterwards: the same digits, so as exact as the integers.
+        group = len(self.second) // 2
+        units = len(self.first) - group
+        scale = np.float32(2.0) ** np.array([-HIDDEN_BITS] * units + [3 - MEAN_BITS] * group, np.float32)[:, None]
+        added = np.float32(2.0) ** np.array([3 - MEAN_BITS] * group + [-CLASS_BITS] * group, np.float32)[:, None]
+        return (
+            self.first * scale,
+            self.first_bias[:, None] * scale,
+            self.second * added,
+            self.second_bias[:, None] * added,
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +131,7 @@ class EntropyTables:
     ndim: int
     plan: Plan = ()
     networks: dict[Key, Network] = field(default_factory=dict)
-    frequencies: np.ndarray = field(default_factory=lambda: generic_frequencies())
+    frequencies: np.ndarray = field(default_factory=generic_frequencies)
 
     @classmethod
     def default(cls, num_channels: int) -> EntropyTables:
@@ -105,7 +142,7 @@ class EntropyTables:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """A flat dict of small integer arrays, fit for safetensors; `from_arrays` reads it."""
-        arrays = {"header": np.array([FORMAT, self.num_channels, self.ndim], np.int32)}
+        arrays: dict[str, np.ndarray] = {"header": np.array([FORMAT, self.num_channels, self.ndim], np.int32)}
         if self.ndim:
             arrays["plan"] = np.array(self.plan, np.uint8).reshape(-1, 2)
             arrays["frequencies"] = self.frequencies.astype(np.uint16)
@@ -137,19 +174,16 @@ class EntropyTables:
         if ndim == 0:
             reader.done()
             return cls.default(channels)
-        plan = reader.take("plan", np.uint8, (None, 2))
-        if (
-            plan[:, 0].sum() != channels
-            or plan[:, 0].min() < 1
-            or plan.max(0)[0] > MAX_GROUP
-            or plan.max(0)[1] > MAX_HALVINGS
+        groups = reader.take("plan", np.uint8, (None, 2))
+        plan = tuple((int(size), int(halvings)) for size, halvings in groups)
+        if sum(size for size, _ in plan) != channels or not all(
+            1 <= size <= MAX_GROUP and halvings <= MAX_HALVINGS for size, halvings in plan
         ):
-            raise ValueError(f"entropy tables: the plan {plan.tolist()} does not fit {channels} channels")
+            raise ValueError(f"entropy tables: the plan {plan} does not fit {channels} channels")
         frequencies = reader.take("frequencies", np.uint16, (NUM_CLASSES * NUM_PHASES, NUM_SYMBOLS)).astype(np.float32)
         if frequencies.min() < 1:
             raise ValueError("entropy tables: frequencies must be positive")
-        plan = tuple((int(size), int(levels)) for size, levels in plan)
-        networks = {}
+        networks: dict[Key, Network] = {}
         for (group, index), inputs in feature_counts(plan, ndim).items():
             name, size = f"network.{group}.{index}.", plan[group][0]
             hidden = reader.take(name + "hidden", np.int8, (None, inputs)).astype(np.int64)
@@ -236,7 +270,7 @@ class GenericHeader:
             begin = sum(size for size, _ in plan[:group])
             step = lattice(halvings, ndim)[index]
             own = inputs - 2 * size * len(step.neighbours)
-            earlier = [q for q in _magnitude_planes(plan[:group])][-4:]
+            earlier = list(enumerate(magnitude_features(plan[:group])))[-4:]
             first = np.zeros((3 * size, inputs), np.float32)
             second = np.zeros((2 * size, 2 * size), np.float32)
             bias = np.zeros(2 * size, np.float32)
@@ -246,45 +280,14 @@ class GenericHeader:
                     near = own + 2 * size * np.arange(step.near) + i
                     first[2 * size + i, near] = (smooth << (MEAN_BITS - 2)) // step.near
                     first[i, near + size] = (4 << HIDDEN_BITS) // step.near
-                    second[size + i, i] = 200 * (4 - smooth)
-                    bias[size + i] -= 4 * mean * 200 * (4 - smooth)
+                    second[size + i, i] = 320 * (4 - smooth)
+                    bias[size + i] -= 4 * mean * 320 * (4 - smooth)
                 if earlier:
                     first[size + i, [plane for _, plane in earlier]] = 1 << HIDDEN_BITS
                     second[size + i, size + i] = 500
                     bias[size + i] -= 500 * sum(int(self.values[channel, 3]) for channel, _ in earlier)
             networks[group, index] = Network(first, np.zeros(3 * size, np.float32), second, bias)
         return EntropyTables(channels, ndim, plan, networks)
-
-
-def _magnitude_planes(plan: Plan) -> list[tuple[int, int]]:
-    """(channel, index among the features at the place itself) of the magnitudes of earlier channels."""
-    planes, begin = [], 0
-    for size, _ in plan:
-        planes += [(begin + i, 2 * begin + size + i) for i in range(size)]
-        begin += size
-    return planes
-
-
-@functools.lru_cache(maxsize=1)
-def generic_frequencies() -> np.ndarray:
-    """Logistic residuals with a tenth of a wider one, in decimal arithmetic: the same integers on all machines."""
-    table = np.empty((NUM_CLASSES, NUM_PHASES, NUM_SYMBOLS), np.float32)
-    with localcontext() as context:
-        context.prec = 20
-
-        def cdf(x: Decimal) -> Decimal:
-            return 1 / (1 + (-x).exp())
-
-        for k in range(NUM_CLASSES):
-            scale = ((2 * k + 1) / Decimal(9) - 3).exp() / (1 << int(CLASS_SHIFT[k]))
-            for phase in range(NUM_PHASES):
-                mean = Decimal(2 * phase - 7) / 16 if CLASS_SHIFT[k] == 0 else Decimal(0)
-                edges = [i - WINDOW - Decimal("0.5") - mean for i in range(NUM_SYMBOLS)]
-                below = [cdf(x / scale) * Decimal("0.9") + cdf(x / scale / 3) / 10 for x in edges]
-                inside = [b - a for a, b in itertools.pairwise(below)]
-                for i, p in enumerate([*inside, 1 - below[-1] + below[0]]):
-                    table[k, phase, i] = max(1, int(p * 65000))
-    return table.reshape(-1, NUM_SYMBOLS)
 
 
 class _ArrayReader:

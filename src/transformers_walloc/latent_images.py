@@ -19,6 +19,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -106,13 +107,13 @@ def latents_to_bytes(codes: np.ndarray, format: str = "WEBP", mode: str | None =
     mode = FORMATS[format] if mode is None else mode
     if (format, mode) in {("WEBP", "L"), ("WEBP", "CMYK"), ("PNG", "CMYK")}:
         raise ValueError(f"{format} does not store images of mode {mode}")
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "PNG": {"optimize": True},
         "WEBP": {"lossless": True, "quality": 100, "method": 6},
         "TIFF": {"compression": "tiff_adobe_deflate"},
-    }[format]
+    }
     buffer = io.BytesIO()
-    latents_to_image(codes, mode, bits).save(buffer, format, **options)
+    latents_to_image(codes, mode, bits).save(buffer, format, **options[format])
     return buffer.getvalue()
 
 
