@@ -1,4 +1,4 @@
-"""The command line: `walloc compress | decompress | info | compare`.
+"""The command line: `walloc compress | decompress | info | compare | inspect`.
 
 ```
 walloc compress photo.png                       # photo.walloc beside it, by the codec for images
@@ -6,6 +6,7 @@ walloc compress photos/ -o small/ --bpp 0.5     # a folder, at most half a bit f
 walloc decompress small/photo.walloc -o photo.png
 walloc info small/photo.walloc
 walloc compare photo.png --output side.png      # beside JPEG, WebP and AVIF of the same size
+walloc inspect photo.png -o pictures/           # what the latents look like, and what each channel stands for
 ```
 """
 
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     is_main_thread = threading.current_thread() is threading.main_thread()
     # SIGTERM unwinds like Ctrl-C, so that temporary files go.
+    pillow_limit = PIL.Image.MAX_IMAGE_PIXELS
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if is_main_thread else None
     try:
         with warnings.catch_warnings():
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return 1
     finally:
+        PIL.Image.MAX_IMAGE_PIXELS = pillow_limit
         if is_main_thread:
             signal.signal(signal.SIGTERM, previous)
 
@@ -78,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compress(options: argparse.Namespace) -> int:
     codecs = Codecs(options, encoder_only=options.psnr is None)
     # Pillow warns above its limit and refuses above twice that.
-    PIL.Image.MAX_IMAGE_PIXELS = options.max_pixels // 2 or None
+    PIL.Image.MAX_IMAGE_PIXELS = max(1, options.max_pixels // 2) if options.max_pixels else None
     inputs = find_files(options.inputs, IMAGE_SUFFIXES + AUDIO_SUFFIXES)
     jobs = _plan(inputs, options, WALLOC_SUFFIX)
 
@@ -168,6 +171,19 @@ def compare(options: argparse.Namespace) -> int:
         else:
             rows = compare_audio(codec, options.input, data, blob)
     print(json.dumps(rows) if options.json else format_table(rows))
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    from .inspection import inspect as draw
+
+    data = read_bytes(options.input)
+    kind = kind_of(options.input, data)
+    header = unpack(data)[0] if kind == "walloc" else None
+    name = options.model or (_codec_of(header) if header else DEFAULT_CODECS[kind])
+    with _named(options.input):
+        for path in draw(options.input, Codecs(options).load(name).model, options.output):
+            print(path)
     return 0
 
 
@@ -529,6 +545,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-f", "--force", action="store_true", help="overwrite the picture")
     _add_model(sub)
     _add_rate(sub)
+
+    sub = command(
+        "inspect",
+        inspect,
+        "pictures of a file's latents: reconstruction, channels, histograms, what each channel stands for",
+        "  walloc inspect photo.png -o pictures/\n  walloc inspect song.flac -o pictures/ --model stereo-5x",
+    )
+    sub.add_argument("input", metavar="FILE", help="an image, an audio or a .walloc file")
+    sub.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the pictures; made if absent")
+    _add_model(sub)
     return parser
 
 
