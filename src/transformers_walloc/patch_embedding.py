@@ -25,8 +25,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 
 from .bottleneck import companding_scale, decompand
 from .configuration_walloc import WallocImageConfig
+from .filter_banks import block_operator
 from .modeling_walloc import WallocImageModel
-from .wavelets import band_order, block_operator
+from .wavelet_convolutions import band_order
 
 Initialization = Literal["fold", "random"]
 Resample = Literal["box", "bilinear", "bicubic"]
@@ -70,12 +71,14 @@ def latent_values(latents: torch.Tensor, config: WallocImageConfig, step: float 
     return decompand(u, config.latent_bits) / companding_scale(config.latent_bits)
 
 
-def latent_windows(values: torch.Tensor, patch_size: int, halo: int = 0, constant: bool = False) -> torch.Tensor:
+def latent_windows(
+    values: torch.Tensor, patch_size: int, halo: int = 0, constant_channel: bool = False
+) -> torch.Tensor:
     """Lay the overlapping windows of all patches side by side.
 
     Args:
         values: (batch, channels, h + 2 halo, w + 2 halo), h and w multiples of `patch_size`.
-        constant: append a channel of ones, for patch embeddings without a bias.
+        constant_channel: append a channel of ones, for patch embeddings without a bias.
 
     Returns:
         (batch, channels [+ 1], h / patch_size * k, w / patch_size * k) with k = patch_size + 2 halo.
@@ -85,7 +88,7 @@ def latent_windows(values: torch.Tensor, patch_size: int, halo: int = 0, constan
         raise ValueError(
             f"latents of {tuple(values.shape[2:])} are not patches of {patch_size} with a halo of {halo} on each side"
         )
-    if constant:
+    if constant_channel:
         values = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
     if halo == 0:
         return values
@@ -109,6 +112,34 @@ def flatten_patches(windows: torch.Tensor, patch_size: int, merge_size: int) -> 
     )
     rows = x.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch * gh * gw, channels * patch_size**2)
     return rows, torch.tensor([[1, gh, gw]] * batch, device=windows.device)
+
+
+def latents_to_pixels(values: torch.Tensor, num_channels: int = 3) -> torch.Tensor:
+    """The `pixel_shuffle` view: latents as an image of few channels that a vision model takes without any change.
+
+    Every pixel of the view is one number of the latents. The first `factor`^2 channels, those of the largest variance,
+    make its first channel: 12 channels at H/8 become 3 at H/4, 48 become 3 at H/2.
+
+    Args:
+        values: (batch, channels, h, w), channels `num_channels` times a square.
+
+    Returns:
+        (batch, num_channels, h * factor, w * factor) with factor = sqrt(channels / num_channels).
+    """
+    channels = values.shape[1]
+    factor = math.isqrt(channels // num_channels)
+    if channels != num_channels * factor**2:
+        raise ValueError(f"{channels} channels of latents are not {num_channels} times a square")
+    return F.pixel_shuffle(values, factor)
+
+
+def pixels_to_latents(view: torch.Tensor, latent_channels: int) -> torch.Tensor:
+    """Inverse of `latents_to_pixels`: (batch, num_channels, H, W) -> (batch, latent_channels, H/factor, W/factor)."""
+    num_channels = view.shape[1]
+    factor = math.isqrt(latent_channels // num_channels)
+    if latent_channels != num_channels * factor**2:
+        raise ValueError(f"{latent_channels} channels of latents are not {num_channels} times a square")
+    return F.pixel_unshuffle(view, factor)
 
 
 def equal_cost_patch_size(codec: WallocImageConfig, pixel_patch_size: int) -> int:
@@ -151,8 +182,8 @@ def fold_patch_embedding(
         bias: (D,) or None.
         codec: a full model whose decoder has a linear synthesis (`residual` or `linear`).
         patch_size: latents per side of a patch.
-        halo: latents on each side of the patch; None for the smallest with which the result is exact. Less is an
-            approximation that drops the tails of the synthesis filters.
+        halo: latents on each side of the patch; None for the smallest with which the result is exact. With less, the
+            lowest band goes on beyond the window as it ends there and the others stop, which keeps flat areas right.
 
     Returns:
         weight (D, latent_channels, k, k) with k = patch_size + 2 halo, for `latent_values`, and bias (D,), float64.
@@ -207,7 +238,11 @@ def _axis_operator(
     if halo is None:
         used = np.flatnonzero(np.abs(whole).max(axis=(0, 1)) > 1e-12)
         halo = int(max(first - used[0], used[-1] - (first + patch_size - 1), 0))
-    return whole[:, :, first - halo : first + patch_size + halo]
+    start, end = first - halo, first + patch_size + halo
+    window = whole[:, :, start:end].copy()
+    window[:, 0, 0] += whole[:, 0, :start].sum(axis=1)
+    window[:, 0, -1] += whole[:, 0, end:].sum(axis=1)
+    return window
 
 
 def load_on_latents(
@@ -220,21 +255,22 @@ def load_on_latents(
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     resample: Resample = "box",
-    **kwargs,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """Load a pretrained vision or vision-language model so that it takes WaLLoC latents in place of pixels.
 
     The grid of tokens stays as it is; every patch covers `patch_size` latents, `patch_size * 2**num_levels` pixels. The
-    returned model is of the pretrained class and carries its new shape in its config. Feed it
-    `latent_windows(latent_values(latents, codec.config), patch_size, halo, needs_constant_channel(model.config))`.
+    returned model is of the pretrained class and carries its new shape in its config, and what its windows are as
+    `config.walloc_latents`. Feed it `latent_windows(latent_values(latents, codec.config), **config.walloc_latents)`, or
+    what [`WallocLatentImageProcessor.for_model`] makes of images.
 
     Args:
         pretrained: Hub id or folder of a ViT, CLIP, SigLIP, PaliGemma, Idefics3, SmolVLM, Qwen2-VL or Qwen2.5-VL model.
         codec: whose latents it is to take.
         auto_class: class to load with, such as `AutoModelForImageClassification`.
         patch_size: latents per side of a patch; None for as many numbers per token as before (`equal_cost_patch_size`).
-        halo: further latents on each side that the patch embedding sees, for an exact fold; None for as many as that
-            takes, 0 for patches that do not overlap.
+        halo: further latents on each side that the patch embedding sees; None for as many as an exact fold takes, 0
+            for patches that do not overlap.
         initialization: of the patch embedding: `fold` composes the pretrained one with the codec's synthesis, `random`
             draws weights (from torch's generator) that give every latent channel the same say.
         image_mean, image_std: normalisation of the pixels that the model was trained on; None to read them from its
@@ -247,12 +283,16 @@ def load_on_latents(
     """
     if initialization not in get_args(Initialization):
         raise ValueError(f"unknown initialization {initialization!r}; valid: {', '.join(get_args(Initialization))}")
-    config = AutoConfig.from_pretrained(pretrained)
+    # CLIPVisionModel and the like are a part of what their folder holds, and know their own config.
+    config = (getattr(auto_class, "config_class", None) or AutoConfig).from_pretrained(pretrained)
     family = _family(config)
     vision = getattr(config, "vision_config", config)
     pixel_patch = vision.patch_size
-    if not isinstance(pixel_patch, int):
-        raise ValueError(f"patch_size {pixel_patch} of {pretrained} is not square")
+    for name in ("patch_size", "image_size"):
+        if not isinstance(getattr(vision, name, 0), int):
+            raise ValueError(f"{name} of {pretrained} is {getattr(vision, name)}; valid: one number, for squares")
+    if patch_size is not None and patch_size < 1 or halo is not None and halo < 0:
+        raise ValueError(f"patch_size is {patch_size} and halo {halo}; valid: at least 1 and at least 0 latents")
     patch_size = patch_size or equal_cost_patch_size(codec.config, pixel_patch)
     if halo is None:
         halo = exact_halo(codec.config, patch_size, pixel_patch, resample)
@@ -266,6 +306,7 @@ def load_on_latents(
     _reshape_config(vision, family, codec.config.latent_channels, patch_size + 2 * halo)
     model = auto_class.from_pretrained(pretrained, config=config, ignore_mismatched_sizes=True, **kwargs)
     new_weight, new_bias = _embedding_parameters(model, family)
+    model.config.walloc_latents = {"patch_size": patch_size, "halo": halo, "constant_channel": not family.bias}
     if weight.ndim == 5:
         weight = weight.sum(dim=2)  # a still image fills all frames of a patch alike
     if initialization == "random":
