@@ -44,6 +44,7 @@ METRICS = {
 }
 MODELS = {"image": ["rgb-4x", "rgb-16x"], "audio": ["stereo-5x", "stereo-20x"]}
 FORMATS = {"image": ["jpeg", "webp", "avif", "jxl"], "audio": ["mp3", "vorbis", "opus"]}
+RESIZING = ["resize@factor=2", "resize@factor=4"]
 # Signals to time on: (batch, height, width) and (batch, seconds).
 SPEED_SIZES = {"image": ["1x256x256", "1x512x768", "8x256x256", "1x2160x3840"], "audio": ["1x5", "1x30", "8x5"]}
 CURVE_STEPS = (1, 1.5, 2, 3, 4, 6, 8)
@@ -66,7 +67,9 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--split", default="test", help="of a datasets repository; default: %(default)s")
     parser.add_argument("--files", type=int, default=None, help="how many files, evenly spread; default: all")
     parser.add_argument("--seconds", type=float, default=30.0, help="of every clip, from its middle; default: 30")
-    parser.add_argument("--models", nargs="*", metavar="MODEL", help="our codecs; default: the bundled ones of the kind")
+    parser.add_argument(
+        "--models", nargs="*", metavar="MODEL", help="our codecs; default: the bundled ones of the kind"
+    )
     parser.add_argument("--codecs", nargs="*", metavar="SPEC", help="exactly these rows instead of the default ones")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these; default: all that can be had")
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -75,6 +78,9 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--speed_only", action="store_true", help="time neural codecs of others with random weights")
     parser.add_argument("--speed_sizes", nargs="+", metavar="BxHxW|BxS", help="signals to time on")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs, of which the median counts")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="count processor seconds of one thread: for busy machines"
+    )
     parser.add_argument("--budget", type=float, default=20.0, help="seconds per codec and size before repeats stop")
     args = parser.parse_args(argv)
     if args.command != "speed" and not args.data:
@@ -87,6 +93,8 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> dict:
     args = parse_arguments(argv)
+    if args.cpu_time:
+        args.threads = 1
     torch.set_num_threads(args.threads)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -119,7 +127,7 @@ def main(argv=None) -> dict:
         "kind": args.kind,
         "data": signals.description if signals else None,
         "date": datetime.date.today().isoformat(),
-        "machine": machine(args.threads),
+        "machine": machine(args.threads) | {"clock": "processor time" if args.cpu_time else "wall time"},
         "versions": versions(),
         "metrics_unavailable": unavailable,
         "codecs_unavailable": missing,
@@ -149,6 +157,7 @@ def default_specs(args) -> list[str]:
             channels = make_codec(model, args.kind).latent_channels
             counts = sorted({max(1, round(channels * share)) for share in (0.125, 0.25, 0.5, 0.75)})
             specs += [f"{model}@channels={count}" for count in counts if count < channels]
+        specs += RESIZING if args.kind == "image" else []
         return specs + [f"{name}@quality={q:g}" for name in FORMATS[args.kind] for q in CURVE_QUALITIES[name]]
     middle = {"image": "50", "audio": "0.9"}[args.kind]
     if args.command == "speed":
@@ -158,6 +167,8 @@ def default_specs(args) -> list[str]:
         for model in models:
             specs += [model, f"{model}@linear", *(f"{name}@like={model}" for name in FORMATS[args.kind])]
         specs += [f"{name}@quality={middle}" for name in FORMATS[args.kind]]
+    if args.kind == "image":
+        specs += RESIZING
     return specs + list(NEURAL[args.kind])
 
 
@@ -198,7 +209,9 @@ class Signals:
         try:
             self.dataset = datasets.load_dataset(name, split=split)
         except (FileNotFoundError, ConnectionError, ValueError) as error:
-            raise SystemExit(f"{name} is neither a folder nor a datasets repository that can be read: {error}") from error
+            raise SystemExit(
+                f"{name} is neither a folder nor a datasets repository that can be read: {error}"
+            ) from error
         wanted = datasets.Image if self.kind == "image" else datasets.Audio
         columns = [column for column, feature in self.dataset.features.items() if isinstance(feature, wanted)]
         if not columns:
@@ -345,17 +358,18 @@ def measure_speed(codec: Codec, args, cache_path: Path) -> dict:
     cache = FileCache(cache_path)
     speed = {}
     for size in args.speed_sizes or SPEED_SIZES[args.kind]:
-        key = f"{codec.name} {codec.identity} {size} {args.threads}"
+        key = f"{codec.name} {codec.identity} {size} {args.threads} {'cpu' if args.cpu_time else 'wall'}"
         line = cache.get(key)
         if line is None:
-            line = time_codec(codec, speed_signals(size, args.kind), args.repeats, args.budget, speed)
+            line = time_codec(codec, speed_signals(size, args.kind), args, speed)
             cache.put(key, line)
         if line["seconds"]:
             speed[size] = line
     return speed
 
 
-def time_codec(codec: Codec, signals: list[np.ndarray], repeats: int, budget: float, known: dict) -> dict:
+def time_codec(codec: Codec, signals: list[np.ndarray], args, known: dict) -> dict:
+    budget = args.budget
     values = sum(signal.size for signal in signals)
     positions = sum(signal.size // (3 if signal.dtype == np.uint8 else 1) for signal in signals)
     # Extrapolated from sizes that were timed already: global attention grows faster, so this is a lower bound.
@@ -365,8 +379,8 @@ def time_codec(codec: Codec, signals: list[np.ndarray], repeats: int, budget: fl
     if not decode and max(line["seconds"]["encode"] * values / line["values"] for line in known.values()) > budget:
         return {"values": values, "positions": positions, "runs": 0, "seconds": {}}
     runs, spent = [], 0.0
-    while len(runs) < repeats + 1 and (spent < budget or not runs):
-        clock = Clock()
+    while len(runs) < args.repeats + 1 and (spent < budget or not runs):
+        clock = Clock(args.cpu_time)
         codec.run(signals, clock, decode)
         runs.append(clock.seconds)
         spent += sum(clock.seconds.values())
@@ -408,7 +422,7 @@ def bd_rates(rows: list[dict]) -> dict:
     formats = [name for name in curves if name in (*FORMATS["image"], *FORMATS["audio"])]
     table: dict[str, dict[str, float | None]] = {}
     for name in curves:
-        if name in formats:
+        if name in formats or name == "resize":
             continue
         table[name] = {}
         for anchor in formats:
@@ -447,7 +461,7 @@ def shown_spec(spec: str) -> str:
 def shown_command(argv) -> str:
     """The command without the folders of this machine."""
     words = list(sys.argv[1:] if argv is None else argv)
-    shown = [Path(word).name if os.path.isabs(word.partition("@")[0]) else word for word in words]
+    shown = [shown_spec(word) if os.sep in word else word for word in words]
     return "python scripts/evaluate_codec.py " + shlex.join(shown)
 
 

@@ -33,7 +33,6 @@ TITLES = {
 STAGES = ("prepare", "encode", "entropy_encode", "entropy_decode", "decode", "finish")
 UNIT = {"image": "megapixel/s", "audio": "mega-sample/s"}
 MAIN_SIZE = {"image": ("1x512x768", "1x256x256"), "audio": ("1x30", "1x5")}
-CARDS = {"rgb-4x": "image", "rgb-16x": "image", "stereo-5x": "audio", "stereo-20x": "audio"}
 
 
 def to_markdown(result: dict) -> str:
@@ -57,7 +56,9 @@ def to_markdown(result: dict) -> str:
     if timed:
         parts += speed_tables(rows, kind)
     if result.get("bd_rate"):
-        parts.append("BD-rate in percent of PSNR (negative: fewer bytes than the format at equal PSNR; empty: no overlap).")
+        parts.append(
+            "BD-rate in percent of PSNR (negative: fewer bytes than the format at equal PSNR; empty: no overlap)."
+        )
         formats = sorted({name for values in result["bd_rate"].values() for name in values})
         lines = [
             [f"`{name}`", *("" if values.get(f) is None else f"{values[f]:+.1f}" for f in formats)]
@@ -74,7 +75,8 @@ def to_markdown(result: dict) -> str:
 
 def described(result: dict) -> str:
     machine, versions = result["machine"], result["versions"]
-    where = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads of torch"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    where = f"{machine['processor']}, {machine['cores']} cores, {threads} of torch, {machine['clock']}"
     if machine.get("load") is not None:
         where += f", load {machine['load']:.1f} at the end"
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -150,11 +152,12 @@ def write_docs() -> None:
     parts = [
         "# Results",
         "Written by `python scripts/report.py docs` from the JSON files in `docs/results`; none of it by hand. Rates "
-        "count finished files, headers included, against 24 bits per pixel or 16-bit PCM, over all files together; PSNR "
-        "and the other measures are means over files. `NAME@linear` is the closed-form (KLT) decoder on the same codes; "
-        "`FORMAT@like=NAME` is the smallest file of that format that is no smaller than that of our codec for the same "
-        "signal. Encode and decode are the codec's own stages; preparation and entropy coding are listed apart below "
-        "each table, and for conventional formats included. Throughput is the median of repeated runs in one process.",
+        "count finished files, headers included, against 24 bits per pixel or 16-bit PCM, over all files together; "
+        "PSNR and the other measures are means over files. `NAME@linear` is the closed-form (KLT) decoder on the same "
+        "codes; `FORMAT@like=NAME` is the smallest file of that format that is no smaller than that of our codec for "
+        "the same signal. Encode and decode are the codec's own stages; preparation and entropy coding are listed "
+        "apart below each table, and included for conventional formats, which run in one thread (AVIF in several). "
+        "Throughput is the median of repeated runs in one process; audio counts the samples of both channels.",
     ]
     for name, title in sections:
         result = load(name)
@@ -163,11 +166,13 @@ def write_docs() -> None:
         parts += [f"## {title}", to_markdown(result).strip()]
         parts += [f"![{title}](results/{path.name})" for path in sorted(RESULTS.glob(f"{name}_*.png"))]
     parts += ["## Pictures"] + [
-        f"![{path.stem.replace('_', ' ')}](pictures/{path.name})" for path in sorted((ROOT / "docs/pictures").glob("*.png"))
+        f"![{path.stem.replace('_', ' ')}](pictures/{path.name})"
+        for path in sorted((ROOT / "docs/pictures").glob("*.png"))
     ]
     write(ROOT / "docs" / "results.md", "\n\n".join(parts) + "\n")
     readme = ROOT / "README.md"
     text = readme.read_text() if readme.exists() else ""
+    text = text.replace("<!-- results -->", "<!-- results:begin -->\n<!-- results:end -->")
     if "<!-- results:begin -->" in text:
         write(readme, between(text, "results", readme_table()))
 
@@ -192,7 +197,9 @@ def readme_table() -> str:
         parts += [f"{result['data']['name']}, {len(result['data']['files'])} files:", table(header, lines)]
     if parts:
         machine = (load("table1") or load("table2"))["machine"]
-        parts.append(f"{machine['processor']}, {machine['threads']} threads. All tables: [docs/results.md](docs/results.md).")
+        parts.append(
+            f"{machine['processor']}, {machine['threads']} threads. All tables: [docs/results.md](docs/results.md)."
+        )
     return "\n\n".join(parts)
 
 
@@ -201,49 +208,20 @@ def rows_of(result: dict, name: str) -> list[dict]:
     return [row for row in result["rows"] if row["codec"].split("@like=")[-1].partition("@")[0] == name]
 
 
-def model_index(name: str, kind: str, result: dict | None) -> str:
-    """YAML of the card's measured results, in the form that the Hub displays."""
-    if result is None:
-        return ""
-    row = next(row for row in result["rows"] if row["codec"] == name)
-    names = [c for c in TITLES if c in row and row[c] is not None and c != "dimensionality_reduction"]
-    lines = [
-        "model-index:",
-        f"- name: {name}",
-        "  results:",
-        "  - task:",
-        f"      type: {'image-to-image' if kind == 'image' else 'audio-to-audio'}",
-        f"      name: {'Image' if kind == 'image' else 'Audio'} compression",
-        "    dataset:",
-        f"      type: {result['data']['name'].lower()}",
-        f"      name: {result['data']['name']}",
-        "    metrics:",
-    ]
-    for column in names:
-        value = TITLES[column][1].format(row[column])
-        lines += [f"    - type: {column}", f"      value: {value}", f"      name: {TITLES[column][0]}"]
-    return "\n".join(lines)
-
-
 def write_card(folder: Path) -> None:
-    """Write README.md and results.json of a model folder from its template and the stored results."""
-    name = folder.name
-    if name not in CARDS:
-        raise ValueError(f"{folder} is not one of our codecs; valid: {', '.join(CARDS)}")
-    kind = CARDS[name]
-    result = load("table1" if kind == "image" else "table2")
-    speed = None
-    if result is not None:
-        own = dict(result, rows=rows_of(result, name), codecs_unavailable={})
-        speed = to_markdown(own)
-        write(folder / "results.json", json.dumps(own, indent=1) + "\n")
-    template = (Path(__file__).parent / "card_template.md").read_text()
-    from card_facts import facts
+    """Write README.md and results.json of a model folder from its configuration and the stored results."""
+    from model_card import KINDS, model_card
 
-    text = template.format(
-        name=name, model_index=model_index(name, kind, result), results=speed or "Not measured yet.", **facts(folder, kind)
-    )
-    write(folder / "README.md", text)
+    name = folder.resolve().name
+    if name not in KINDS:
+        raise ValueError(f"{folder} is not one of our codecs; valid: {', '.join(KINDS)}")
+    result = load("table1" if KINDS[name] == "image" else "table2")
+    if result is not None:
+        rows = rows_of(result, name)
+        result = dict(result, rows=rows, codecs_unavailable={}) if rows else None
+    if result is not None:
+        write(folder / "results.json", json.dumps(result, indent=1) + "\n")
+    write(folder / "README.md", model_card(folder.resolve(), result))
 
 
 def write(path: Path, text: str) -> None:

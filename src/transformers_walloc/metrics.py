@@ -286,14 +286,14 @@ def bd_rate(
     from scipy.interpolate import PchipInterpolator
 
     curves = []
-    for rate, quality in ((anchor_rates, anchor_qualities), (rates, qualities)):
-        rate, quality = np.asarray(rate, dtype=np.float64), np.asarray(quality, dtype=np.float64)
-        if rate.shape != quality.shape or rate.ndim != 1 or len(rate) < 2 or not (rate > 0).all():
+    for given_rates, given_qualities in ((anchor_rates, anchor_qualities), (rates, qualities)):
+        rate, quality = np.asarray(given_rates, dtype=np.float64), np.asarray(given_qualities, dtype=np.float64)
+        if rate.shape != quality.shape or rate.ndim != 1 or len(rate) < 2 or not np.all(rate > 0):
             raise ValueError(f"a curve needs two or more positive rates with a quality each, got {rate}, {quality}")
-        quality, first = np.unique(quality, return_index=True)
-        if len(quality) < 2:
+        points, first = np.unique(quality, return_index=True)
+        if len(points) < 2:
             raise ValueError("all points of a curve have the same quality")
-        curves.append((quality, np.log(rate[first])))
+        curves.append((points, np.log(rate[first])))
     low = max(quality[0] for quality, _ in curves)
     high = min(quality[-1] for quality, _ in curves)
     if high <= low:
