@@ -222,6 +222,10 @@ def prepare_media(part: str, sources: Sequence[Source], args: argparse.Namespace
             with scratch_folder(args.out / f".unpacked-{source.package}") as folder:
                 unpack_package(deb, folder)
                 files, rejected = store(part, source, folder, target, excluded, args.out)
+            if not files and not rejected:
+                raise PackageError(
+                    f"{source.package}: {deb.name} has other contents, no file matches {source.patterns}"
+                )
         except PackageError as error:
             problems.append(str(error))
             continue

@@ -250,6 +250,13 @@ def test_music_from_archives_goes_to_its_split(tmp_path, fake_packages):
     assert entry["origin"] == "usr/share/pictures/music.pk3!music/song.ogg" and entry["seconds"] == 11
 
 
+def test_a_package_with_other_contents_is_reported(tmp_path, fake_packages):
+    source = corpus_sources.Source("pictures", ("*.tiff",), "CC0-1.0")
+    (problem,) = corpus.prepare_media("images", [source], Namespace(out=tmp_path, exclude=[]))
+    assert "pictures_1%3a2.0-1_all.deb has other contents" in problem and "*.tiff" in problem
+    assert corpus.write_manifest(tmp_path) == []
+
+
 def test_without_apt_the_message_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(corpus.PackageError, match=r"krank: this needs apt-get.*put krank_\*\.deb"):
