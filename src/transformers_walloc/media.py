@@ -3,12 +3,13 @@
 Images go through Pillow, audio through soundfile; every file is written in one step, so that a reader never sees half.
 """
 
+import contextlib
 import glob
 import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,18 @@ def encode_audio(samples: np.ndarray, rate: int, path: str, **options) -> bytes:
     except (RuntimeError, TypeError, ValueError) as error:
         raise MediaError(f"{path}: cannot write the audio as {audio_format}: {error}") from error
     return file.getvalue()
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Errors that do not name the file yet get its name in front."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+        message = "not enough memory" if isinstance(error, MemoryError) else str(error)
+        raise MediaError(f"{source}: {message}") from error
 
 
 def _valid_suffixes(kind: str) -> str:
