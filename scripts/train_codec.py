@@ -98,10 +98,9 @@ def main(argv=None):
 
     model = make_model(args, pieces)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "recipe.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     if args.max_steps == 0:
         print("closed form:", validate(model, validation))
-        export_codec(model, output / "model")
+        export(model, args)
         return
     model.encoder.requires_grad_(args.train_encoder)
     if image:
@@ -149,8 +148,18 @@ def main(argv=None):
     if trainer.is_world_process_zero():
         with trainer.average.applied_to(model):
             metrics = validate(model, validation)
-            export_codec(model, output / "model")
+            export(model, args)
         print("trained:", metrics)
+
+
+def export(model, args):
+    """The finished checkpoint, and beside it the recipe: all settings, folders by their names."""
+    folder = Path(args.output) / "model"
+    export_codec(model, folder)
+    recipe = dict(vars(args), train=[Path(entry).name for entry in args.train], validation=Path(args.validation).name)
+    for name in ("output", "cache", "cpu", "workers"):
+        del recipe[name]
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 
 def make_model(args, pieces):
