@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import pytest
 import soundfile
 from codec_fixtures import audio_model, image_model, pictures, sound
@@ -96,6 +97,21 @@ def test_exif_orientation_is_applied(here, codecs):
     assert main(["decompress", "turned.walloc", "--model", codecs["image"]]) == 0
     back = PIL.Image.open("turned.png")
     assert back.size == (128, 200) and psnr(back, image.transpose(PIL.Image.Transpose.ROTATE_270)) > 22
+
+
+def test_colour_profiles_become_srgb(here, codecs):
+    image = PIL.Image.fromarray(pictures()[1])
+    profile = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    same = profile.replace(b"rXYZ", b"????")  # a damaged profile changes nothing
+    # A profile whose red is green, and the other way round.
+    swapped = profile.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
+    red, green, blue = image.split()
+    for icc, expected in ((profile, image), (same, image), (swapped, PIL.Image.merge("RGB", (green, red, blue)))):
+        image.save("in.png", icc_profile=icc)
+        assert main(["compress", "in.png", "-f", "--model", codecs["image"]]) == 0
+        assert main(["decompress", "in.walloc", "-o", "out.png", "-f", "--model", codecs["image"]]) == 0
+        assert psnr(PIL.Image.open("out.png"), expected) > 22
 
 
 def test_rate_and_channels(here, codecs):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
+import PIL.ImageOps
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".ppm", ".gif")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
@@ -127,14 +129,14 @@ def kind_of(path: str, data: bytes) -> str:
 
 
 def read_image(path: str, data: bytes) -> PIL.Image.Image:
-    """A decoded image in its own mode, EXIF kept."""
+    """A decoded image: upright, and in sRGB if it states another colour space."""
     try:
         image = PIL.Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         reason = "not an image that can be read" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise MediaError(f"{path}: {reason}") from error
-    return image
+    return _to_srgb(PIL.ImageOps.exif_transpose(image))
 
 
 def read_audio(path: str, data: bytes) -> tuple[np.ndarray, int]:
@@ -202,6 +204,27 @@ def naming(source: str) -> Iterator[None]:
     except (ValueError, TypeError, RuntimeError, MemoryError) as error:
         message = "not enough memory" if isinstance(error, MemoryError) else str(error)
         raise MediaError(f"{source}: {message}") from error
+
+
+def _to_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Colours of phones and cameras are often not sRGB, which decoded images are: their files have no profile."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    try:
+        source = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in PIL.ImageCms.getProfileDescription(source):
+            return image
+        srgb = PIL.ImageCms.createProfile("sRGB")
+        colours = image.convert("RGB") if image.mode == "RGBA" else image
+        converted = PIL.ImageCms.profileToProfile(colours, source, srgb, outputMode="RGB")
+    except (OSError, PIL.ImageCms.PyCMSError):  # a damaged profile says nothing
+        return image
+    if converted is None:
+        return image
+    if image.mode == "RGBA":
+        converted.putalpha(image.getchannel("A"))
+    return converted
 
 
 def _valid_suffixes(kind: str) -> str:
