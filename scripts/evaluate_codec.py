@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 """Measure codecs on any images or audio: rate, distortion and speed, ours and others in the same run.
 
-    python scripts/evaluate_codec.py tables --data DIR --out results/kodak          # Table 1 (images)
-    python scripts/evaluate_codec.py tables --kind audio --data DIR --out results/music  # Table 2 (stereo audio)
-    python scripts/evaluate_codec.py curves --data DIR --out results/curves         # rate-distortion, BD-rate, 3 axes
-    python scripts/evaluate_codec.py speed --out results/speed                      # throughput alone, needs no data
+    python scripts/evaluate_codec.py tables --data DIR --out runs/kodak               # Table 1 (images)
+    python scripts/evaluate_codec.py tables --kind audio --data DIR --out runs/music  # Table 2 (stereo audio)
+    python scripts/evaluate_codec.py curves --data DIR --out runs/curves              # rate-distortion, BD-rate, 3 axes
+    python scripts/evaluate_codec.py speed --out runs/speed                           # throughput alone, needs no data
 
 Every file that a codec was measured on is a line of OUT/files.jsonl, so that a run that was stopped goes on where it
 was. The result is OUT/results.json with OUT/results.md and OUT/results.csv (and figures for `curves`).
+--store table1 (table2, curves_image, curves_audio) keeps the result in docs/results, from where `report.py` takes it.
 `scripts/codec_adapters.py` explains how codecs are named. Neural codecs of others take their weights from the Hub;
 with --speed_only they get random weights and are timed only.
 """
@@ -38,6 +39,7 @@ from tqdm.auto import tqdm
 from transformers_walloc import metrics
 from transformers_walloc.training import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_media
 
+STORE = Path(__file__).resolve().parents[1] / "docs" / "results"
 METRICS = {
     "image": ("psnr", "ssim", "ms_ssim", "lpips_db", "dists_db"),
     "audio": ("psnr", "ssdr", "srdr", "si_sdr", "zimtohrli_mos", "cdpam_db"),
@@ -72,7 +74,9 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--codecs", nargs="*", metavar="SPEC", help="exactly these rows instead of the default ones")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these; default: all that can be had")
+    parser.add_argument("--data_name", metavar="TEXT", help="what results call the data; default: the folder's name")
     parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--store", metavar="NAME", help="keep the result as docs/results/NAME.json, too")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; default: %(default)s")
     parser.add_argument("--no_speed", action="store_true", help="leave out the timing")
     parser.add_argument("--speed_only", action="store_true", help="time neural codecs of others with random weights")
@@ -140,11 +144,18 @@ def main(argv=None) -> dict:
     from report import to_markdown
 
     write_atomically(out / "results.md", to_markdown(result))
+    if args.store:
+        write_atomically(STORE / f"{args.store}.json", json.dumps(result, indent=1) + "\n")
     if args.command == "curves":
         from transformers_walloc import plots
 
-        plots.save(plots.rate_distortion(rows, args.kind), out / "rate_distortion")
-        plots.save(plots.three_axes(rows, args.kind), out / "three_axes")
+        for name, figure in (
+            ("rate_distortion", plots.rate_distortion(rows, args.kind)),
+            ("three_axes", plots.three_axes(rows, args.kind)),
+        ):
+            plots.save(figure, out / name)
+            if args.store:
+                plots.save(figure, STORE / f"{args.store}_{name}")
     print(to_markdown(result))
     return result
 
@@ -199,7 +210,8 @@ class Signals:
         if args.files and args.files < len(self.entries):
             chosen = [round(i) for i in np.linspace(0, len(self.entries) - 1, args.files)]
             self.entries, self.names = ([values[i] for i in chosen] for values in (self.entries, self.names))
-        self.description = {"name": path.name if path.exists() else args.data, "files": self.names}
+        name = getattr(args, "data_name", None) or (path.name if path.exists() else args.data)
+        self.description = {"name": name, "files": self.names}
         if args.kind == "audio":
             self.description["seconds"] = args.seconds
 
@@ -487,6 +499,7 @@ def versions() -> dict:
 
 
 def write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     partial.write_text(text)
     os.replace(partial, path)

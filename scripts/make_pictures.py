@@ -48,7 +48,7 @@ def main(argv=None) -> None:
             stem = Path(signal.name).stem
             for model in models:
                 name = shown_spec(model)
-                figure = compare(kind, signal.array, [model, *formats_like(kind, model)])
+                figure = compare(kind, signal.array, [model, *rivals(kind, model)])
                 plots.save(figure, args.out / f"{name}_{stem}", ["png"])
                 card = args.cards / name
                 if card.is_dir() and signal is chosen[0]:
@@ -57,8 +57,12 @@ def main(argv=None) -> None:
             draw_latents(kind, model, chosen[0].array, args.out, args.cards)
 
 
-def formats_like(kind: str, model: str) -> list[str]:
-    return [f"{name}@like={model}" for name in (("jpeg", "webp") if kind == "image" else ("opus",))]
+def rivals(kind: str, model: str) -> list[str]:
+    """A format at the same file size and, for images, resizing to as few numbers."""
+    if kind == "audio":
+        return [f"opus@like={model}"]
+    factor = round(load_walloc(model, kind)[0].config.dimensionality_reduction ** 0.5)
+    return [f"resize@factor={factor}", f"webp@like={model}"]
 
 
 def compare(kind: str, original: np.ndarray, specs: list[str]):
@@ -74,7 +78,8 @@ def compare(kind: str, original: np.ndarray, specs: list[str]):
         decoded = codec.read(blob, original)
         ratio = metrics.compression_ratio(original.size, len(blob), 8 if kind == "image" else 16)
         psnr = (metrics.psnr if kind == "image" else metrics.audio_psnr)(original, decoded)
-        name = shown_spec(spec).partition("@")[0]
+        name = spec if spec.startswith("resize") else shown_spec(spec).partition("@")[0]
+        name = name.replace("resize@factor=", "resized by 1/")
         signals[f"{name}, CR {ratio:.1f}, {psnr:.2f} dB"] = decoded
     return plots.reconstructions(signals) if kind == "image" else plots.waveforms(signals, 44100)
 
