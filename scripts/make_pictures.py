@@ -39,7 +39,7 @@ def main(argv=None) -> None:
     for kind, folder, wanted in (("image", args.images, args.image), ("audio", args.audio, args.clip)):
         if not folder:
             continue
-        models = args.models or MODELS[kind]
+        models = [model for model in args.models or MODELS[kind] if can_be_loaded(model, kind)]
         signals = Signals(argparse.Namespace(kind=kind, data=folder, split="", files=None, seconds=args.seconds))
         chosen = [s for s in signals if any(part in s.name for part in wanted)] if wanted else [next(iter(signals))]
         if not chosen:
@@ -55,6 +55,15 @@ def main(argv=None) -> None:
                     plots.save(figure, card / "reconstruction", ["png"])
         for model in models:
             draw_latents(kind, model, chosen[0].array, args.out, args.cards)
+
+
+def can_be_loaded(model: str, kind: str) -> bool:
+    try:
+        load_walloc(model, kind)
+    except CodecUnavailableError as error:
+        print(f"{model} is left out: {error}")
+        return False
+    return True
 
 
 def rivals(kind: str, model: str) -> list[str]:

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Measure everything that docs/results.md, the README and the model cards show, then write them.
+#
+#   bash scripts/results.sh IMAGES AUDIO [OPTIONS of evaluate_codec.py]     e.g. --cpu_time on a machine that is not quiet
+#
+# IMAGES and AUDIO are folders, here Kodak and the validation music of prepare_open_corpus.py. What was measured before
+# is kept in runs/ and not repeated, as long as neither the codec nor the file changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ $# -lt 2 ]; then
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+images=$1 audio=$2
+shift 2
+python=${PYTHON:-python}
+audio_name="music of marsshooter-data, openclonk-data and pushover-data"
+
+evaluate() { "$python" -W ignore scripts/evaluate_codec.py "$@"; }
+evaluate tables --data "$images" --out runs/table1 --store table1 --speed_only "${@}"
+evaluate tables --kind audio --data "$audio" --data_name "$audio_name" --files 12 --seconds 20 --out runs/table2 \
+    --store table2 --speed_only "${@}"
+evaluate curves --data "$images" --metrics psnr --out runs/curves_image --store curves_image "${@}"
+evaluate curves --kind audio --data "$audio" --data_name "$audio_name" --files 6 --seconds 20 --metrics psnr \
+    --out runs/curves_audio --store curves_audio "${@}"
+"$python" -W ignore scripts/make_pictures.py --images "$images" --audio "$audio"
+"$python" scripts/report.py docs
+"$python" scripts/report.py card model_cards/*/
