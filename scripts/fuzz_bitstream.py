@@ -21,19 +21,27 @@ import torch
 
 from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
 from transformers_walloc.bitstream import Header, WallocFormatError, pack, unpack
+from transformers_walloc.entropy_tables import GenericHeader
 
 MAX_PIXELS = 2**16
 MAX_SAMPLES = 2**18
 
 
 def valid_files(seed: int) -> list[tuple[torch.nn.Module, bytes]]:
-    """Codecs with random weights, and small files of theirs."""
+    """Codecs with random weights, without and with entropy tables of their own, and small files of theirs."""
     torch.manual_seed(seed)
     small = {"latent_channels": 4, "decoder_type": "linear"}
     image = WallocImageModel(WallocImageConfig(num_levels=2, **small)).eval()
     audio = WallocAudioModel(WallocAudioConfig(num_levels=3, **small)).eval()
     pixels, samples = torch.rand(1, 3, 32, 48) - 0.5, torch.rand(1, 2, 512) - 0.5
-    files = [(image, image.compress(pixels, [[29, 41]], **options)[0]) for options in _OPTIONS]
+    fitted = WallocImageModel(image.config).eval()
+    fitted.load_state_dict(image.state_dict())
+    fitted.set_entropy_tables(
+        GenericHeader.measure(image.decompress_codes(image.compress(pixels))[0].numpy()).tables(2)
+    )
+    files = [
+        (model, model.compress(pixels, [[29, 41]], **options)[0]) for model in (image, fitted) for options in _OPTIONS
+    ]
     files += [(audio, audio.compress(samples, gain=[2.0], offset=[0.5], **options)[0]) for options in _OPTIONS]
     return files
 
