@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .entropy_context import Key, Plan, walk
+from .entropy_context import Key, Plan, feature_counts, walk
 from .entropy_tables import (
     CLASS_BITS,
     CLASS_SHIFT,
@@ -85,7 +85,12 @@ def fit_entropy_tables(
     torch_generator = torch.Generator().manual_seed(seed)
     networks: dict[Key, Network] = {}
     counts = np.zeros((NUM_CLASSES * NUM_PHASES, NUM_SYMBOLS))
-    for key, (features, targets) in _collect(items, plan, max_positions, generator).items():
+    passes = (
+        found
+        for group in range(len(plan))
+        for found in _collect(items, plan[: group + 1], max_positions, generator).items()
+    )
+    for key, (features, targets) in passes:
         data = torch.from_numpy(features).to(device), torch.from_numpy(targets).to(device)
         network, bits = _fit_network(*data, min(hidden * (len(targets) + 1), MOST_HIDDEN), steps, torch_generator)
         networks[key] = network
@@ -99,13 +104,23 @@ def fit_entropy_tables(
             np.add.at(counts, (rows, symbols), 1)
         if progress:
             progress(f"group {key[0]} pass {key[1]}: {len(features)} features, {bits:.3f} bits per code")
+    for key, inputs in feature_counts(plan, ndim).items():
+        if key not in networks:  # the items are too small to have this pass
+            size = plan[key[0]][0]
+            middle = np.repeat(np.array([0, NUM_CLASSES << (CLASS_BITS - 1)], np.float32), size)
+            networks[key] = Network(
+                np.zeros((size + 1, inputs), np.float32),
+                np.zeros(size + 1, np.float32),
+                np.zeros((2 * size, 1), np.float32),
+                middle,
+            )
     return EntropyTables(len(items[0]), ndim, plan, networks, _frequencies(counts))
 
 
 def _collect(
     items: Sequence[np.ndarray], plan: Plan, max_positions: int, generator: np.random.Generator
 ) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
-    """Features (K, n) and codes (g, n) of every pass, as int8, in random order."""
+    """Features (K, n) and codes (g, n) of the last group's passes, as int8, in random order."""
     found: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
     total = sum(item[0].size for item in items)
     for item in items:
@@ -113,6 +128,8 @@ def _collect(
 
         def code(key: Key, features: np.ndarray, where: tuple, planes: np.ndarray = planes) -> np.ndarray:
             target = planes[where]
+            if key[0] < len(plan) - 1:
+                return target
             count = features.shape[1]
             # A pass holds at most half of the positions, so this keeps all where they fit.
             keep = min(count, int(np.ceil(2 * max_positions * planes[0].size / total)) if count > 64 else count)
@@ -146,7 +163,12 @@ def _fit_network(
     gram = scaled @ scaled.T
     gram.diagonal().add_(1e-3 * head.shape[1])
     known = targets[:, :100_000].float()
-    direct = torch.linalg.solve(gram, scaled @ known.T).T
+
+    def solve(values: torch.Tensor) -> torch.Tensor:
+        right = (scaled @ values.T).double().cpu()
+        return torch.linalg.lstsq(gram.double().cpu(), right, driver="gelsd").solution.T.to(head)
+
+    direct = solve(known)
     left = known - direct @ scaled
     unit = left.square().mean(1, keepdim=True).sqrt() * 0.3 + 0.03
     start = CLASSES_PER_E * ((0.6 * left.abs().mean(1) + 0.05).log() + 3)
@@ -156,7 +178,7 @@ def _fit_network(
     # One ramp per channel starts as the least-squares prediction of the logarithm of what is left.
     units = min(group, hidden)
     sizes = CLASSES_PER_E * (0.6 * left.abs() + 0.1).log()
-    first[:units] = torch.linalg.solve(gram, scaled @ (sizes - sizes.mean(1, keepdim=True)).T).T[:units] / 4
+    first[:units] = solve(sizes - sizes.mean(1, keepdim=True))[:units] / 4
     first[:units, -1] += 4
     second[group + torch.arange(units), torch.arange(units)] = 3.0
     classes = start.clone()
@@ -171,7 +193,7 @@ def _fit_network(
     ]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     rates = [entry["lr"] for entry in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, max(steps, 4), pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, max(steps, 20), pct_start=0.2)
     recent = 0.0
     place = 0
     for _ in range(steps):
