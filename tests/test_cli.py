@@ -326,6 +326,17 @@ def test_compare_image(here, codecs, capsys):
     fails(capsys, arguments, "side.png: exists already")
 
 
+def test_compare_does_without_what_is_not_there(here, codecs, capsys, monkeypatch):
+    def missing(*_):
+        raise ImportError("No module named 'torchmetrics'")
+
+    monkeypatch.setattr("transformers_walloc.compare.ssim", missing)
+    PIL.Image.fromarray(pictures()[1][:9, :20]).save("tiny.png")
+    for name in ("photo.png", "tiny.png"):
+        assert main(["compare", name, "--model", codecs["image"], "--json"]) == 0
+        assert all(row["ssim"] is None for row in json.loads(capsys.readouterr().out))
+
+
 def test_compare_audio(here, codecs, capsys):
     assert main(["compare", "song.wav", "--model", codecs["audio"]]) == 0
     lines = capsys.readouterr().out.splitlines()
