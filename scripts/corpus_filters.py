@@ -108,10 +108,11 @@ def looks_like(bits: np.ndarray, others: Sequence[np.ndarray], tolerance: int = 
     return bool(len(others)) and int((np.stack(others) != bits).sum(1).min()) <= tolerance
 
 
-def accept_audio(data: bytes) -> dict:
+def accept_audio(data: bytes, strict: bool = True) -> dict:
     """Looks at an audio file and gives the facts for the manifest. ValueError says why it is not taken.
 
-    Wanted are at least 10 s of true stereo at 44.1 kHz and 110 kbit/s that still have content above 18 kHz.
+    Wanted are at least 10 s of true stereo at 44.1 kHz and 110 kbit/s that still have content above 18 kHz; if not
+    `strict`, the rate and the bandwidth do not matter.
     """
     import soundfile
 
@@ -123,12 +124,12 @@ def accept_audio(data: bytes) -> dict:
             kbps = len(data) * 8 / 1000 / max(seconds, 1e-3)
             if seconds < MIN_SECONDS:
                 raise ValueError(f"too short: {seconds:.1f} s")
-            if kbps < MIN_KBPS:
+            if strict and kbps < MIN_KBPS:
                 raise ValueError(f"strongly compressed: {kbps:.0f} kbit/s")
             high, side = measure_excerpts(file)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"not a readable audio file: {error}") from None
-    if high < MIN_HIGH_DB:
+    if strict and high < MIN_HIGH_DB:
         raise ValueError(f"nothing above 18 kHz: {high:.0f} dB")
     if side < MIN_SIDE_DB:
         raise ValueError(f"both channels are the same: {side:.0f} dB")
