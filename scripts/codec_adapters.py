@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from transformers_walloc import WallocAudioModel, WallocImageModel
+from transformers_walloc.bitstream import tables_id
 from transformers_walloc.entropy_coding import decode_codes, encode_codes
 
 IMAGE_FORMATS = {"jpeg": "JPEG", "webp": "WEBP", "avif": "AVIF", "jxl": "JXL"}
@@ -80,6 +81,7 @@ class Codec:
     read: Callable[[bytes, np.ndarray], np.ndarray] | None
     run: Callable[[list[np.ndarray], Clock, bool], None]
     identity: str = ""  # what results depend on beside the name: the weights
+    file_identity: str = ""  # the same for the files: encoder and entropy coder
     note: str = ""
     parameters: int | None = None
     latent_channels: int = 0
@@ -109,7 +111,7 @@ def make_codec(spec: str, kind: str, sampling_rate: int = 44100, speed_only: boo
             model = make_codec(options["like"], kind, sampling_rate)
             write = _matched(lambda quality: make(spec, name, quality, sampling_rate), model, kind)
             codec = make(spec, name, 0.5 if kind == "audio" else 50, sampling_rate)
-            return dataclasses.replace(codec, write=write, identity=model.identity)
+            return dataclasses.replace(codec, write=write, identity=model.file_identity)
         if "quality" not in options:
             raise ValueError(f"{spec!r} needs a quality, for example {name}@quality={50 if kind == 'image' else 0.5}")
         return make(spec, name, float(options["quality"]), sampling_rate)
@@ -246,6 +248,7 @@ def _walloc(spec: str, name: str, options: dict, kind: str, sampling_rate: int) 
         read,
         run,
         identity=identity,
+        file_identity=f"{model.fingerprint()}-{tables_id(model.get_entropy_tables().to_arrays())}",
         parameters=parameters,
         latent_channels=model.config.latent_channels,
     )

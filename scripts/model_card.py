@@ -1,9 +1,10 @@
 """The text of a model card, from the checkpoint's folder and the stored results. Used by `report.py card`."""
 
 import json
+import re
 from pathlib import Path
 
-from corpus_sources import AUDIO, IMAGES
+from corpus_sources import AUDIO, FONTS, IMAGES
 from report import MAIN_SIZE, TITLES, UNIT, cell, described, table, throughput
 
 KINDS = {"rgb-4x": "image", "rgb-16x": "image", "stereo-5x": "audio", "stereo-20x": "audio"}
@@ -70,13 +71,14 @@ def model_card(folder: Path, result: dict | None) -> str:
     patch, dims = 2 ** config["num_levels"], 2 if kind == "image" else 1
     reduction = config["num_channels"] * patch**dims / latent_channels
     grid = "height/8 x width/8" if kind == "image" else "length/256"
+    decoder = "linear" if config["decoder_type"] == "linear" else "convolutional"
     signal = "RGB images" if kind == "image" else "stereo audio at 44.1 kHz"
     parts = [
         front_matter(name, kind, result),
         f"# {name}",
         f"A WaLLoC codec (Wavelet Learned Lossy Compression) for {signal}: a linear encoder turns "
         f"{'an image' if kind == 'image' else 'a clip'} into {latent_channels} latent channels on a grid of {grid}, "
-        f"{reduction:.3g} times fewer numbers than the original, and a convolutional decoder restores it. Models can "
+        f"{reduction:.3g} times fewer numbers than the original, and a {decoder} decoder restores it. Models can "
         "be trained on the latents in place of the "
         f"{'pixels' if kind == 'image' else 'samples'}; rounded and entropy coded, the latents are a compact file. "
         "Package: `pip install transformers-walloc`.",
@@ -126,7 +128,7 @@ def front_matter(name: str, kind: str, result: dict | None) -> str:
             f"      type: {'image-to-image' if kind == 'image' else 'audio-to-audio'}",
             f"      name: {'Image' if kind == 'image' else 'Audio'} compression",
             "    dataset:",
-            f"      type: {result['data']['name'].lower()}",
+            f"      type: {re.sub('[^a-z0-9]+', '-', result['data']['name'].lower())}",
             f"      name: {result['data']['name']}",
             "    metrics:",
         ]
@@ -169,31 +171,49 @@ def label(codec: str, name: str) -> str:
 
 
 def training(folder: Path, kind: str, config: dict) -> str:
-    sources = [source for source in (IMAGES if kind == "image" else AUDIO) if not source.validation]
-    held = [source for source in AUDIO if source.validation] if kind == "audio" else []
-    recipe_path = folder / "recipe.json"
-    recipe = json.loads(recipe_path.read_text()) if recipe_path.exists() else None
     text = [
         "Projection and linear synthesis are the Karhunen-Loeve transform of the training data in the wavelet packet "
-        "domain, in closed form; the decoder network starts at zero on top of them and is trained with uniform noise "
-        "in place of rounding, for squared error."
+        "domain, in closed form."
     ]
-    if recipe is not None:
-        trained_on = recipe.get("sources") or []
-        used = [source for source in sources if not trained_on or source.package in trained_on]
-        others = [s for s in trained_on if s not in {source.package for source in sources}]
-        lines = [f"* `{source.package}` (Debian 12): {source.licence}" for source in used]
-        lines += [f"* {other}" for other in others]
-        text += ["Training data:", "\n".join(lines)]
+    if config["decoder_type"] == "linear":
+        text[0] += " There is no network on top of them yet."
+    else:
+        text[0] += (
+            f" The decoder's network ({config['decoder_num_layers']} residual blocks of width "
+            f"{config['decoder_hidden_size']}) starts at zero on top of them and is trained with uniform noise in "
+            "place of rounding, for squared error."
+        )
+    recipe_path = folder / "recipe.json"
+    if recipe_path.exists():
+        recipe = json.loads(recipe_path.read_text())
+        text += ["Training data:", "\n".join(f"* {line}" for line in data_lines(recipe, kind))]
         text += ["Commands, as recorded in `recipe.json`:", command_of(recipe)]
-    if held:
-        names = ", ".join(f"`{source.package}` ({source.licence})" for source in held)
+    if kind == "audio":
+        names = ", ".join(f"`{source.package}` ({source.licence})" for source in AUDIO if source.validation)
         text.append(f"Validation music, never trained on: {names}.")
-    elif kind == "image":
+    else:
         text.append("Validation: the 24 Kodak images, never trained on.")
-    network = f"{config['decoder_num_layers']} residual blocks of width {config['decoder_hidden_size']}"
-    text.append(f"Decoder: {network}. Weights are stored in half precision and loaded as float32.")
-    return "\n\n".join(text)
+    return "\n\n".join([*text, weights_line(folder / "model.safetensors")])
+
+
+def data_lines(recipe: dict, kind: str) -> list[str]:
+    """What a codec was trained on, with licences: the packages that the recipe names, or else all of the corpus."""
+    sources = {source.package: source for source in (IMAGES if kind == "image" else AUDIO) if not source.validation}
+    used = recipe.get("sources") or list(sources)
+    lines = [f"`{name}` (Debian 12): {sources[name].licence}" if name in sources else name for name in used]
+    if any(entry.startswith("documents") for entry in recipe.get("train", [])):
+        fonts = ", ".join(f"`{source.package}` ({source.licence})" for source in FONTS)
+        lines.append(f"pages of text rendered with {fonts}")
+    return lines
+
+
+def weights_line(path: Path) -> str:
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    numbers = {"F16": "half precision", "F32": "float32", "BF16": "bfloat16"}
+    kinds = sorted({entry["dtype"] for name, entry in header.items() if name != "__metadata__"} & set(numbers))
+    stored = " and ".join(numbers[dtype] for dtype in kinds)
+    return f"Weights: {path.stat().st_size / 1e6:.2f} MB in {stored}, loaded as float32."
 
 
 def command_of(recipe: dict) -> str:
