@@ -7,6 +7,7 @@ from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageCo
 from .feature_extraction_walloc import WallocAudioFeatureExtractor
 from .image_processing_walloc import WallocImageProcessor
 from .latent_image_processing_walloc import WallocLatentImageProcessor
+from .latent_modeling_walloc import WallocLatentConfig, WallocLatentModel
 from .modeling_walloc import (
     WallocAudioEncoder,
     WallocAudioModel,
@@ -26,6 +27,13 @@ AutoImageProcessor.register(
     image_processor_classes={"pil": WallocImageProcessor, "torchvision": WallocImageProcessor},
     exist_ok=True,
 )
+AutoConfig.register("walloc_latent", WallocLatentConfig, exist_ok=True)
+AutoModel.register(WallocLatentConfig, WallocLatentModel, exist_ok=True)
+AutoImageProcessor.register(
+    WallocLatentConfig,
+    image_processor_classes={"pil": WallocLatentImageProcessor, "torchvision": WallocLatentImageProcessor},
+    exist_ok=True,
+)
 AutoFeatureExtractor.register(WallocAudioConfig, WallocAudioFeatureExtractor, exist_ok=True)
 link_bundled_checkpoints()
 
@@ -39,7 +47,9 @@ __all__ = [
     "WallocImageEncoder",
     "WallocImageModel",
     "WallocImageProcessor",
+    "WallocLatentConfig",
     "WallocLatentImageProcessor",
+    "WallocLatentModel",
     "WallocPreTrainedModel",
     "bundled_path",
 ]

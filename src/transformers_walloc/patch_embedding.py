@@ -188,19 +188,18 @@ def fold_patch_embedding(
     Returns:
         weight (D, latent_channels, k, k) with k = patch_size + 2 halo, for `latent_values`, and bias (D,), float64.
     """
-    config = codec.config
-    if not hasattr(codec.decoder, "linear"):
+    config, linear = codec.config, getattr(codec.decoder, "linear", None)
+    if not isinstance(linear, nn.Conv2d) or linear.bias is None:
         raise ValueError(f"folding needs a linear synthesis, which decoder_type {config.decoder_type!r} does not have")
     channels, pixel_patch = weight.shape[1:3]
     if channels != config.num_channels:
         raise ValueError(f"the patch embedding takes {channels} channels, the codec {config.num_channels}")
-    axis = _axis_operator(config, patch_size, pixel_patch, halo, resample)  # (P, bands, k)
-    axis = torch.from_numpy(axis)
+    axis = torch.from_numpy(_axis_operator(config, patch_size, pixel_patch, halo, resample))  # (P, bands, k)
     bands = config.patch_size
     order = band_order(config.num_levels, 2, inverse=True)
-    synthesis = codec.decoder.linear.weight.detach().flatten(1).double().cpu() * companding_scale(config.latent_bits)
+    synthesis = linear.weight.detach().flatten(1).double().cpu() * companding_scale(config.latent_bits)
     synthesis = synthesis.unflatten(0, (channels, -1))[:, order].unflatten(1, (bands, bands))  # (c, rows, columns, k)
-    constant = codec.decoder.linear.bias.detach().double().cpu()
+    constant = linear.bias.detach().double().cpu()
     constant = constant.unflatten(0, (channels, -1))[:, order].unflatten(1, (bands, bands))
 
     std = torch.tensor(image_std, dtype=torch.float64)
@@ -291,7 +290,7 @@ def load_on_latents(
     for name in ("patch_size", "image_size"):
         if not isinstance(getattr(vision, name, 0), int):
             raise ValueError(f"{name} of {pretrained} is {getattr(vision, name)}; valid: one number, for squares")
-    if patch_size is not None and patch_size < 1 or halo is not None and halo < 0:
+    if (patch_size is not None and patch_size < 1) or (halo is not None and halo < 0):
         raise ValueError(f"patch_size is {patch_size} and halo {halo}; valid: at least 1 and at least 0 latents")
     patch_size = patch_size or equal_cost_patch_size(codec.config, pixel_patch)
     if halo is None:
@@ -301,7 +300,7 @@ def load_on_latents(
         image_mean, image_std = image_mean or processor.image_mean, image_std or processor.image_std
 
     pixel_model = auto_class.from_pretrained(pretrained, **kwargs)
-    weight, bias = (None if p is None else p.detach().clone() for p in _embedding_parameters(pixel_model, family))
+    weight, bias = _embedding_parameters(pixel_model, family)
     del pixel_model
     _reshape_config(vision, family, codec.config.latent_channels, patch_size + 2 * halo)
     model = auto_class.from_pretrained(pretrained, config=config, ignore_mismatched_sizes=True, **kwargs)
@@ -336,7 +335,7 @@ def _family(config: PreTrainedConfig) -> _Family:
     return _FAMILIES[config.model_type]
 
 
-def _embedding_parameters(model: nn.Module, family: _Family) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _embedding_parameters(model: Any, family: _Family) -> tuple[torch.Tensor, torch.Tensor | None]:
     for name, module in model.named_modules():
         if name.endswith(family.embedding):
             return module.weight, module.bias
