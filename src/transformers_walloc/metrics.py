@@ -82,8 +82,7 @@ def _structural_similarity(name: str, reference, estimate, smallest: int) -> flo
         import pytorch_msssim
     except ImportError as error:
         raise MetricUnavailableError(f"{name}: {error}; pip install 'transformers-walloc[eval]'") from error
-    # Double precision: variances are differences of large numbers here.
-    x, y = (image.double() for image in _image_pair(reference, estimate, smallest))
+    x, y = _image_pair(reference, estimate, smallest)
     return float(getattr(pytorch_msssim, name)(y, x, data_range=255.0))
 
 
