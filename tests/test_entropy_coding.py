@@ -279,3 +279,11 @@ def test_format_is_fixed():
         "audio": encode_codes(codes.reshape(4, 42), fitted_like(4, 1)),
     }
     assert {name: hashlib.sha256(data).hexdigest()[:16] for name, data in actual.items()} == golden
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9000), (2, 9000), (2, 70, 90), (2, 9000, 1)])
+def test_items_of_many_blocks(shape):
+    """Longer than one block along either axis."""
+    codes = np.clip(np.rint(np.random.default_rng(6).laplace(size=shape) * 4), -127, 127).astype(np.int8)
+    tables = fitted_like(2, len(shape) - 1)
+    assert np.array_equal(decode_codes(encode_codes(codes, tables), shape, tables), codes)

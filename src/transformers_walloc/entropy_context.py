@@ -20,13 +20,14 @@ next to the place; from all channels of the group, codes and magnitudes of the k
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 INPUT_MAX = 128  # no feature is larger
 SHIFTED_CHANNELS = 3  # smooth channels, whose differences predict others
+BLOCK = 2048  # positions that are coded at once
 
 # floor(16 * log2(1 + 2 * |code|)) at index code & 255, computed in integers
 MAGNITUDE = np.array([((1 + 2 * min(i, 256 - i)) ** 16).bit_length() - 1 for i in range(256)], np.float32)
@@ -103,8 +104,9 @@ def walk(shape: tuple[int, ...], plan: Plan, code: Callable[[Key, np.ndarray, tu
     Args:
         shape: (C, h, w) or (C, t).
         plan: groups of channels; its channels beyond C are left out.
-        code: called as `code(key, features, where)` for each pass with float32 features (K, n), integers of at most
-            INPUT_MAX, and the place of its codes in an array (C, h, w), where h is 1 for (C, t). Returns these codes.
+        code: called as `code(key, features, where)` for each block of a pass with float32 features (K, n), integers of
+            at most INPUT_MAX, and the place of its codes in an array (C, h, w), where h is 1 for (C, t). Returns these
+            codes.
     """
     channels, height, width = shape[0], shape[1] if len(shape) == 3 else 1, shape[-1]
     ndim = len(shape) - 1
@@ -116,28 +118,45 @@ def walk(shape: tuple[int, ...], plan: Plan, code: Callable[[Key, np.ndarray, tu
             return
         own = np.zeros((2 * size, height, width), np.float32)
         kept = min(size, channels - first)
-        for index, (rows, columns, stride, neighbours, _) in enumerate(lattice(halvings, ndim)):
-            place = (slice(rows[0], None, rows[1]), slice(columns[0], None, columns[1]))
-            ny, nx = -((rows[0] - height) // rows[1]), -((columns[0] - width) // columns[1])
-            if ny <= 0 or nx <= 0:
-                continue
-            features = np.empty((count + 2 * size * len(neighbours), ny, nx), np.float32)
-            features[:count] = known[(slice(count), *place)]
-            if neighbours:
-                around = own[:, _mirrored(height, stride, margin)[:, None], _mirrored(width, stride, 3)]
+        for index, step in enumerate(lattice(halvings, ndim)):
+            ny, nx = (len(range(start, n, by)) for (start, by), n in zip(step[:2], (height, width), strict=True))
+            if step.neighbours:
+                margins = _mirrored(height, step.stride, margin), _mirrored(width, step.stride, 3)
+                around = own[:, margins[0][:, None], margins[1]]
+            for y, x, by, bx in _blocks(ny, nx):
+                place = _positions(step.rows, y, by), _positions(step.columns, x, bx)
+                features = np.empty((count + 2 * size * len(step.neighbours), by, bx), np.float32)
+                features[:count] = known[(slice(count), *place)]
                 at = count
-                for dy, dx in neighbours:
-                    y, x = margin + dy + rows[0] // stride, 3 + dx + columns[0] // stride
-                    part = around[:, y :: max(rows[1] // stride, 1), x :: columns[1] // stride]
-                    features[at : at + 2 * size] = part[:, :ny, :nx]
+                for dy, dx in step.neighbours:
+                    features[at : at + 2 * size] = around[
+                        :,
+                        _positions((margin + dy + step.rows[0] // step.stride, step.rows[1] // step.stride), y, by),
+                        _positions((3 + dx + step.columns[0] // step.stride, step.columns[1] // step.stride), x, bx),
+                    ]
                     at += 2 * size
-            where = (slice(first, first + kept), *place)
-            codes = code((group, index), features.reshape(len(features), ny * nx), where)
-            own[(slice(kept), *place)] = codes
-            own[(slice(size, size + kept), *place)] = MAGNITUDE.take(codes.astype(np.int32) & 255)
+                where = (slice(first, first + kept), *place)
+                codes = code((group, index), features.reshape(len(features), by * bx), where)
+                own[(slice(kept), *place)] = codes
+                own[(slice(size, size + kept), *place)] = MAGNITUDE.take(codes.astype(np.int32) & 255)
         if first + size < channels:
             count = _append_planes(known, count, own, first, ndim)
         first += size
+
+
+def _blocks(ny: int, nx: int) -> Iterator[tuple[int, int, int, int]]:
+    """(y, x, height, width) of blocks of whole rows, or of pieces of one row, that fit the cache."""
+    width = max(min(nx, BLOCK), 1)
+    height = max(BLOCK // width, 1)
+    for y in range(0, ny, height):
+        for x in range(0, nx, width):
+            yield y, x, min(height, ny - y), min(width, nx - x)
+
+
+def _positions(axis: tuple[int, int], skip: int, count: int) -> slice:
+    """`count` positions of start::step after the first `skip`; a step of 0 is one position."""
+    start, step = axis[0] + skip * axis[1], max(axis[1], 1)
+    return slice(start, start + (count - 1) * step + 1, step)
 
 
 def _num_planes(first: int, size: int) -> int:
