@@ -200,3 +200,21 @@ def test_reports_and_cards_are_made_from_stored_results(image_codec, images, tmp
     assert "library_name: transformers" in front and f"value: {psnr}" in front
     assert psnr in card and "python scripts/train_codec.py --kind image --train photos:0.9 --step 0.1 --cpu" in card
     assert json.loads((folder / "results.json").read_text())["rows"] == result["rows"]
+
+
+def test_a_datasets_repository_in_place_of_a_folder(images, tmp_path, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        files = sorted(str(path) for path in images.iterdir())
+        return datasets.Dataset.from_dict({"picture": files, "label": [0, 1]}).cast_column("picture", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    command = ["--codecs", "webp@quality=30", "--metrics", "psnr", "--no_speed"]
+    here = run("tables", "--data", images, "--out", tmp_path / "folder", *command)
+    there = run("tables", "--data", "someone/pictures", "--split", "train", "--out", tmp_path / "hub", *command)
+    assert asked == [("someone/pictures", "train")]
+    assert there["rows"] == here["rows"] and there["data"]["name"] == "someone/pictures"
