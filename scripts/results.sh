@@ -18,10 +18,10 @@ audio_name="music of marsshooter-data, openclonk-data and pushover-data"
 
 evaluate() { "$python" -W ignore scripts/evaluate_codec.py "$@"; }
 evaluate tables --data "$images" --out runs/table1 --store table1 --speed_only "${@}"
-evaluate tables --kind audio --data "$audio" --data_name "$audio_name" --files 12 --seconds 20 --out runs/table2 \
+evaluate tables --kind audio --data "$audio" --data_name "$audio_name" --files 9 --seconds 15 --out runs/table2 \
     --store table2 --speed_only "${@}"
 evaluate curves --data "$images" --metrics psnr --out runs/curves_image --store curves_image "${@}"
-evaluate curves --kind audio --data "$audio" --data_name "$audio_name" --files 6 --seconds 20 --metrics psnr \
+evaluate curves --kind audio --data "$audio" --data_name "$audio_name" --files 6 --seconds 15 --metrics psnr \
     --out runs/curves_audio --store curves_audio "${@}"
 "$python" -W ignore scripts/make_pictures.py --images "$images" --audio "$audio"
 "$python" scripts/report.py docs
