@@ -11,6 +11,7 @@ that were written with other tables can no longer be read with the checkpoint: f
 import argparse
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def store_tables(model, source: str, out: str) -> None:
     safetensors.torch.save_file(weights, folder / "model.safetensors.part", metadata={"format": "pt"})
     (folder / "config.json.part").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for name in ("model.safetensors", "config.json"):
+        shutil.copymode(source / name, folder / f"{name}.part")
         os.replace(folder / f"{name}.part", folder / name)
 
 
