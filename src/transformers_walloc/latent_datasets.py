@@ -177,8 +177,8 @@ def write_latent_dataset(
 ) -> Iterator[int]:
     """Write a `datasets.Dataset` with an image column as Parquet shards of latents, `folder/data/*.parquet`.
 
-    `load_dataset(folder)` reads the result, and `upload_folder` makes it a repository. A shard appears when it is whole;
-    those of an earlier, interrupted run are kept.
+    `load_dataset(folder)` reads the result, and `upload_folder` makes it a repository. A shard appears when it is
+    whole; those of an earlier, interrupted run are kept.
 
     Args:
         dataset: with random access; an `IterableDataset` has to be stored first.
@@ -220,8 +220,8 @@ def write_latent_dataset(
     if done:
         yield done
     if num_proc <= 1:
-        for rows, path in jobs:
-            done += _write_shard(dataset, encoder, image_column, rows, path, options)
+        for job in jobs:
+            done += _write_shard(dataset, encoder, image_column, *job, options)
             yield done
         return
     state = (dataset, codec, device, image_column, options)
