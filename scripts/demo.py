@@ -53,7 +53,8 @@ def main():
     psnr = 10 * torch.log10(255**2 / (original - reconstruction).square().mean())
     numbers = photo.width * photo.height * 3
     print(f"photo        {photo.width} x {photo.height} pixels, {numbers:,} numbers, {numbers:,} bytes uncompressed")
-    print(f"latents      {tuple(latents.shape[1:])}, {latents.numel():,} numbers: {numbers / latents.numel():.1f}x fewer")
+    fewer = numbers / latents.numel()
+    print(f"latents      {tuple(latents.shape[1:])}, {latents.numel():,} numbers: {fewer:.1f}x fewer")
     print(f"file         {len(blob):,} bytes: {numbers / len(blob):.1f}x smaller, {output / 'photo.walloc'}")
     print(f"PSNR         {psnr:.2f} dB")
     print(f"side by side {(output / 'side_by_side.png').resolve()}")
