@@ -6,7 +6,7 @@
 needs Debian or Ubuntu with `apt-get update` done once (no root for this program itself), about 12 GB of disk, and
 `pip install 'transformers-walloc[train]'`. It writes
 
-    OUT/images/<package>/...               photographs (about 540, 900 megapixels)
+    OUT/images/<package>/...               photographs (about 540, 700 megapixels)
     OUT/documents/...                      rendered pages, meant for 5-10% of the training crops
     OUT/audio/train/<package>/...          true-stereo 44.1 kHz music (about 11 h)
     OUT/audio/validation/<package>/...     music from other packages, never trained on (about 1.8 h)

@@ -98,10 +98,12 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
         left = np.einsum("ij,jk,ik->i", residual, statistics.covariance, residual)
         _assign(decoder.latent_std, np.sqrt(kept) * scale)
         _assign(decoder.subband_scale, np.sqrt(left.clip(min=1e-12)))
-        torch.nn.init.zeros_(decoder.head.weight)
-        torch.nn.init.zeros_(decoder.head.bias)
+        for parameter in decoder.head.parameters():
+            parameter.zero_()
     return variances
 
 
-def _assign(parameter: torch.Tensor, values: np.ndarray) -> None:
+def _assign(parameter: torch.Tensor | None, values: np.ndarray) -> None:
+    if parameter is None:
+        raise ValueError("a closed-form fit needs a projection and a linear synthesis with biases")
     parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)).reshape(parameter.shape))

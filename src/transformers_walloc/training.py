@@ -212,9 +212,15 @@ class CodecTrainer(Trainer):
         self.evaluate_codec = evaluate_codec
         super().__init__(*args, **kwargs)
         self.clock = _Clock(time_budget)
-        self.average = _WeightAverage(self.model)
+        self.average = _WeightAverage(self.unwrapped)
         self.add_callback(self.clock)
         self.add_callback(self.average)
+
+    @property
+    def unwrapped(self) -> WallocPreTrainedModel:
+        if not isinstance(self.model, WallocPreTrainedModel):
+            raise TypeError(f"model must be a WaLLoC codec, got {type(self.model).__name__}")
+        return self.model
 
     @property
     def progress(self) -> float:
@@ -224,8 +230,9 @@ class CodecTrainer(Trainer):
 
     def create_optimizer(self, *args, **kwargs):
         if self.optimizer is None:
-            linear, network = [], []
-            for name, parameter in self.model.named_parameters():
+            linear: list[torch.nn.Parameter] = []
+            network: list[torch.nn.Parameter] = []
+            for name, parameter in self.unwrapped.named_parameters():
                 if parameter.requires_grad:
                     (linear if name.startswith(("encoder.", "decoder.linear.")) else network).append(parameter)
             self.optimizer = torch.optim.AdamW(
@@ -245,7 +252,7 @@ class CodecTrainer(Trainer):
             def factor(step: int) -> float:
                 return min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * self.progress))
 
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), factor)
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -253,13 +260,13 @@ class CodecTrainer(Trainer):
         outputs = model(**inputs, loss_domain="signal" if late or not model.training else "subbands")
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def evaluate(self, *args, metric_key_prefix="eval", **kwargs):
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
         if self.evaluate_codec is None:
-            return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics = {}
         if self.is_world_process_zero():
-            with self.average.applied_to(self.model):
-                measured = self.evaluate_codec(self.model)
+            with self.average.applied_to(self.unwrapped):
+                measured = self.evaluate_codec(self.unwrapped)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

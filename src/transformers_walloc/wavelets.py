@@ -34,7 +34,11 @@ _check_wavelet = torch.compiler.assume_constant_result(check_wavelet)  # numpy i
 
 
 def wavelet_packet_analysis(
-    x: torch.Tensor, num_levels: int, wavelet: str = "bior4.4", boundary: Boundary = "periodization", num_dims: int = 2
+    x: torch.Tensor,
+    num_levels: int,
+    wavelet: str = "bior4.4",
+    boundary: Boundary | str = "periodization",
+    num_dims: int = 2,
 ) -> torch.Tensor:
     """Full wavelet packet decomposition of the last `num_dims` axes.
 
@@ -66,7 +70,7 @@ def wavelet_packet_synthesis(
     subbands: torch.Tensor,
     num_levels: int,
     wavelet: str = "bior4.4",
-    boundary: Boundary = "periodization",
+    boundary: Boundary | str = "periodization",
     num_dims: int = 2,
 ) -> torch.Tensor:
     """Inverse of `wavelet_packet_analysis`: (batch, channels * bands, *grid) -> (batch, channels, *sizes)."""
