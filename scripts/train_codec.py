@@ -54,6 +54,12 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     )
     codec.add_argument("--train_encoder", action="store_true", help="tune the projection too; it is frozen otherwise")
     codec.add_argument("--klt_draws", type=int, default=6000, help="random pieces for the closed-form fit")
+    codec.add_argument(
+        "--statistics",
+        default=None,
+        metavar="FILE",
+        help="statistics of the closed-form fit, written if missing; codecs fitted to the same ones are nested",
+    )
     run = parser.add_argument_group("training")
     run.add_argument("--output", required=True, metavar="DIR")
     run.add_argument("--minutes", type=float, default=None, help="time budget; the schedule follows it")
@@ -157,7 +163,7 @@ def export(model, args):
     folder = Path(args.output) / "model"
     export_codec(model, folder)
     recipe = dict(vars(args), train=[Path(entry).name for entry in args.train], validation=Path(args.validation).name)
-    for name in ("output", "cache", "cpu", "workers"):
+    for name in ("output", "cache", "cpu", "workers", "statistics"):
         del recipe[name]
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
@@ -178,10 +184,15 @@ def make_model(args, pieces):
         model.encoder.load_state_dict(source.encoder.state_dict())
         model.decoder.load_state_dict(source.decoder.state_dict(), strict=False)
         return model
-    statistics = SubbandStatistics(model.config)
-    stream = iter(pieces)
-    for _ in tqdm(range(args.klt_draws), desc="closed-form fit", unit="piece"):
-        statistics.update(next(stream)[name][None])
+    if args.statistics and Path(args.statistics).exists():
+        statistics = SubbandStatistics.load(args.statistics, model.config)
+    else:
+        statistics = SubbandStatistics(model.config)
+        stream = iter(pieces)
+        for _ in tqdm(range(args.klt_draws), desc="closed-form fit", unit="piece"):
+            statistics.update(next(stream)[name][None])
+        if args.statistics:
+            statistics.save(args.statistics)
     fit_klt(model, statistics, args.step)
     return model
 

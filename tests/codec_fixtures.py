@@ -27,7 +27,7 @@ def sound(seconds: float = 1.0, channels: int = 2, rate: int = 44100, seed: int 
         note = sum(np.sin(2 * np.pi * pitch * k * time) / k**2 for k in range(1, 6))
         envelope = np.exp(-6 * np.clip(time - start, 0, None)) * (time >= start)
         wave += rng.uniform(0.2, 0.6, (channels, 1)) * envelope * note
-    return (0.7 * wave / np.abs(wave).max() ).astype(np.float32)
+    return (0.7 * wave / np.abs(wave).max()).astype(np.float32)
 
 
 @functools.cache

@@ -7,9 +7,12 @@ codec of fewer channels.
 """
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
 from .bottleneck import companding_scale, latent_limit
 from .configuration_walloc import WallocConfig
@@ -40,6 +43,23 @@ class SubbandStatistics:
         self.count += columns.shape[1]
         self.total += columns.sum(dim=1).numpy(force=True)
         self.products += (columns @ columns.T).numpy(force=True)
+
+    def save(self, file: str | Path) -> None:
+        """Write the sums to a safetensors file, atomically."""
+        partial = Path(file).with_suffix(f".{os.getpid()}.part")
+        save_file({"count": np.array([self.count]), "total": self.total, "products": self.products}, partial)
+        os.replace(partial, file)
+
+    @classmethod
+    def load(cls, file: str | Path, config: WallocConfig) -> "SubbandStatistics":
+        """Read what `save` wrote; ValueError if it is of another number of subbands."""
+        sums = load_file(file)
+        statistics = cls(config)
+        if set(sums) != {"count", "total", "products"} or sums["products"].shape != statistics.products.shape:
+            raise ValueError(f"{file} does not hold statistics of {config.subband_channels} subbands")
+        statistics.count = int(sums["count"][0])
+        statistics.total, statistics.products = sums["total"], sums["products"]
+        return statistics
 
     @property
     def mean(self) -> np.ndarray:
