@@ -24,8 +24,8 @@ Why it is built this way:
 * *Coder.* `constriction` takes one row of frequencies per symbol at 25-45 ns; sorting symbols by context, or a model
   object for each context, was no faster. An adaptive binary coder would need numba or a compiled extension.
 
-`docs/entropy_coding.md` describes the bytes: for generic tables 4 bytes per channel (`GenericHeader`), then the range
-coder's 32-bit words, little endian.
+`docs/entropy_coding.md` describes the bytes: the mean magnitude of each channel in a
+byte (for generic tables 4 bytes per channel, `GenericHeader`), then the range coder's 32-bit words, little endian.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from collections.abc import Sequence
 import constriction
 import numpy as np
 
-from .entropy_context import Key, walk
+from .entropy_context import INPUT_MAX, Key, mean_magnitudes, walk
 from .entropy_tables import CLASS_SHIFT, NUM_PHASES, NUM_SYMBOLS, WINDOW, EntropyTables, GenericHeader
 
 __all__ = ["EntropyTables", "decode_codes", "encode_codes"]
@@ -61,10 +61,12 @@ def encode_codes(codes: np.ndarray, tables: EntropyTables) -> bytes:
     if codes.dtype != np.int8:
         raise TypeError(f"codes must be int8, got {codes.dtype}")
     _check_shape(codes.shape, tables)
-    header = b""
     if tables.ndim == 0:
         generic = GenericHeader.measure(codes)
-        header, tables = generic.values.tobytes(), generic.tables(codes.ndim - 1)
+        header, levels, tables = generic.values.tobytes(), generic.values[:, 3], generic.tables(codes.ndim - 1)
+    else:
+        levels = mean_magnitudes(codes)
+        header = levels.tobytes()
     planes = codes.reshape(len(codes), -1, codes.shape[-1])
     encoder = constriction.stream.queue.RangeEncoder()
 
@@ -89,7 +91,7 @@ def encode_codes(codes: np.ndarray, tables: EntropyTables) -> bytes:
             encoder.encode(values[escapes] + 128, _ANY_CODE)
         return target
 
-    walk(codes.shape, tables.plan, code)
+    walk(codes.shape, tables.plan, levels, code)
     return header + encoder.get_compressed().astype("<u4").tobytes()
 
 
@@ -106,7 +108,13 @@ def decode_codes(data: bytes, shape: Sequence[int], tables: EntropyTables) -> np
     _check_shape(shape, tables)
     if tables.ndim == 0:
         generic, data = GenericHeader.parse(data, shape[0])
-        tables = generic.tables(len(shape) - 1)
+        levels, tables = generic.values[:, 3], generic.tables(len(shape) - 1)
+    else:
+        if len(data) < shape[0]:
+            raise ValueError(f"damaged codes: {len(data)} bytes are too short for the levels of {shape[0]} channels")
+        levels, data = np.frombuffer(data[: shape[0]], np.uint8), data[shape[0] :]
+        if levels.max() > INPUT_MAX:
+            raise ValueError(f"damaged codes: a level of {levels.max()}, above {INPUT_MAX}")
     if len(data) % 4:
         raise ValueError(f"damaged codes: {len(data)} bytes are no whole number of 32-bit words")
     decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
@@ -132,7 +140,7 @@ def decode_codes(data: bytes, shape: Sequence[int], tables: EntropyTables) -> np
         return target
 
     try:
-        walk(shape, tables.plan, code)
+        walk(shape, tables.plan, levels, code)
     except AssertionError as error:  # what constriction raises for words that no encoder writes
         raise ValueError(f"damaged codes: {error}") from error
     if not decoder.maybe_exhausted():

@@ -12,9 +12,10 @@ row and column first, then, at each halving, the centres (D) of the known positi
 n = 0 means two passes, even and odd columns. In one dimension a halving adds the positions between the known ones.
 Neighbours outside of the grid are mirrored, which keeps them on the known part of the lattice.
 
-Features of a code: from each earlier channel its code and its magnitude at the same place and the mean magnitudes of
-the two neighbours along each axis (in one dimension: one and two places away); from the first channels also the codes
-next to the place; from all channels of the group, codes and magnitudes of the known neighbours on the lattice.
+Features of a code: the mean magnitudes of the group's channels in this item; from each earlier channel its code and its
+magnitude at the same place and the mean magnitudes of the two neighbours along each axis (in one dimension: one and two
+places away); from the first channels also the codes next to the place; from all channels of the group, codes and
+magnitudes of the known neighbours on the lattice.
 """
 
 from __future__ import annotations
@@ -81,14 +82,14 @@ def feature_counts(plan: Plan, ndim: int) -> dict[Key, int]:
     first = known = 0
     for group, (size, halvings) in enumerate(plan):
         for index, step in enumerate(lattice(halvings, ndim)):
-            counts[group, index] = known + 2 * size * len(step.neighbours)
+            counts[group, index] = size + known + 2 * size * len(step.neighbours)
         known += _num_planes(first, size)
         first += size
     return counts
 
 
 def magnitude_features(plan: Plan) -> list[int]:
-    """Of each channel, the index among the features of later groups of its magnitude at the same place."""
+    """Of each channel, the index of its magnitude at the same place in later groups, whose own levels come before."""
     features: list[int] = []
     first = known = 0
     for size, _ in plan:
@@ -98,12 +99,21 @@ def magnitude_features(plan: Plan) -> list[int]:
     return features
 
 
-def walk(shape: tuple[int, ...], plan: Plan, code: Callable[[Key, np.ndarray, tuple], np.ndarray]) -> None:
+def mean_magnitudes(codes: np.ndarray) -> np.ndarray:
+    """(C,) uint8, the rounded mean magnitude of each channel: part of the bytes, so only the encoder computes it."""
+    magnitudes = MAGNITUDE.take(codes.reshape(len(codes), -1).astype(np.int32) & 255)
+    return np.rint(magnitudes.mean(1, dtype=np.float64)).astype(np.uint8)
+
+
+def walk(
+    shape: tuple[int, ...], plan: Plan, levels: np.ndarray, code: Callable[[Key, np.ndarray, tuple], np.ndarray]
+) -> None:
     """Visit all codes of an item in coding order.
 
     Args:
         shape: (C, h, w) or (C, t).
         plan: groups of channels; its channels beyond C are left out.
+        levels: (C,) mean magnitude of each channel, see `mean_magnitudes`.
         code: called as `code(key, features, where)` for each block of a pass with float32 features (K, n), integers of
             at most INPUT_MAX, and the place of its codes in an array (C, h, w), where h is 1 for (C, t). Returns these
             codes.
@@ -125,9 +135,11 @@ def walk(shape: tuple[int, ...], plan: Plan, code: Callable[[Key, np.ndarray, tu
                 around = own[:, margins[0][:, None], margins[1]]
             for y, x, by, bx in _blocks(ny, nx):
                 place = _positions(step.rows, y, by), _positions(step.columns, x, bx)
-                features = np.empty((count + 2 * size * len(step.neighbours), by, bx), np.float32)
-                features[:count] = known[(slice(count), *place)]
-                at = count
+                features = np.empty((size + count + 2 * size * len(step.neighbours), by, bx), np.float32)
+                features[:size] = 0
+                features[:kept] = levels[first : first + kept, None, None]
+                features[size : size + count] = known[(slice(count), *place)]
+                at = size + count
                 for dy, dx in step.neighbours:
                     features[at : at + 2 * size] = around[
                         :,

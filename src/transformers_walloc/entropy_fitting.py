@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .entropy_context import Key, Plan, feature_counts, walk
+from .entropy_context import Key, Plan, feature_counts, mean_magnitudes, walk
 from .entropy_tables import (
     CLASS_BITS,
     CLASS_SHIFT,
@@ -139,7 +139,7 @@ def _collect(
             found.setdefault(key, []).append((small, target.reshape(len(target), -1)[:, chosen]))
             return target
 
-        walk(item.shape, plan, code)
+        walk(item.shape, plan, mean_magnitudes(item), code)
     merged = {}
     for key in list(found):
         parts = found.pop(key)

@@ -10,7 +10,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 
-from .entropy_context import INPUT_MAX, Key, Plan, feature_counts, lattice, magnitude_features
+from .entropy_context import INPUT_MAX, Key, Plan, feature_counts, lattice, magnitude_features, mean_magnitudes
 
 FORMAT = 1
 NUM_CLASSES, NUM_PHASES, WINDOW = 32, 8, 12  # scales, eighths of a code, residuals -12..12 and one escape
@@ -206,7 +206,7 @@ class EntropyTables:
 
 def default_plan(num_channels: int, ndim: int) -> Plan:
     """Groups for codes in order of variance: careful with the first channels, which are smooth and hold most bits."""
-    first = ((3, 3), (1, 2), (2, 1), (2, 1), (2, 1), (2, 1)) if ndim == 2 else ((1, 3), (1, 2), (2, 1))
+    first = ((3, 3), (1, 2), (2, 1), (2, 1), (2, 1), (2, 1)) if ndim == 2 else ((1, 4), (2, 4), (3, 4))
     plan: list[tuple[int, int]] = []
     left = num_channels
     for size, halvings in first:
@@ -214,7 +214,8 @@ def default_plan(num_channels: int, ndim: int) -> Plan:
             plan.append((min(size, left), halvings))
             left -= plan[-1][0]
     while left:
-        plan.append((min(6, left), 0))
+        # In time the neighbours tell most: what a channel does goes on.
+        plan.append((min(6, left), 0 if ndim == 2 else 4))
         left -= plan[-1][0]
     return tuple(plan)
 
@@ -246,7 +247,7 @@ class GenericHeader:
                 np.clip(np.rint(CLASSES_PER_E * (np.log(0.72 * x + 0.04) + 3) - 0.5), 0, NUM_CLASSES - 1)
                 for x in (left[0], min(left))
             ]
-            row[3] = np.rint(16 * np.log2(1 + 2 * np.abs(channel)).mean())
+        values[:, 3] = mean_magnitudes(codes)
         return cls(values)
 
     @classmethod
@@ -270,7 +271,7 @@ class GenericHeader:
             begin = sum(size for size, _ in plan[:group])
             step = lattice(halvings, ndim)[index]
             own = inputs - 2 * size * len(step.neighbours)
-            earlier = list(enumerate(magnitude_features(plan[:group])))[-4:]
+            earlier = [(c, size + place) for c, place in enumerate(magnitude_features(plan[:group]))][-4:]
             first = np.zeros((3 * size, inputs), np.float32)
             second = np.zeros((2 * size, 2 * size), np.float32)
             bias = np.zeros(2 * size, np.float32)
