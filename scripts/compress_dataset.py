@@ -2,7 +2,7 @@
 """Turn a data set of images into one of WaLLoC latents: a folder of images, a saved data set or a repository.
 
     python scripts/compress_dataset.py /data/photos /data/photos-latents --codec walloc/rgb-16x --num_proc 8
-    python scripts/compress_dataset.py beans latents --size 896 896 --storage webp --push_to_hub user/beans-latents
+    python scripts/compress_dataset.py beans latents --size 896 896 --push_to_hub user/beans-latents
 
 The same command continues an interrupted run. Reading it back:
 
@@ -21,8 +21,10 @@ import numpy as np
 import PIL.Image
 import torch
 from datasets import Image, load_dataset, load_from_disk
+from datasets.utils.logging import disable_progress_bar
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from transformers_walloc.latent_datasets import latent_transform, write_latent_dataset
 from transformers_walloc.media import IMAGE_SUFFIXES
@@ -33,7 +35,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("source", help="folder of images, folder of save_to_disk, or Hub id of a data set")
     parser.add_argument("output", help="folder to write; load_dataset reads it")
     parser.add_argument("--codec", default="walloc/rgb-16x", help="Hub id or folder")
-    parser.add_argument("--storage", choices=["walloc", "webp", "int8"], default="walloc")
+    parser.add_argument("--storage", choices=["webp", "walloc", "int8"], default="webp")
     parser.add_argument(
         "--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="resize to; default: as they are"
     )
@@ -101,6 +103,8 @@ def benchmark(original, latents, args) -> None:
 def main(argv=None) -> None:
     args = parse_arguments(argv)
     splits = load(args.source)
+    disable_progress_bar()  # one bar for all shards is enough
+    logging.disable_progress_bar()
     for name in args.split or splits:
         if name not in splits:
             sys.exit(f"no split {name!r}; the data set has {', '.join(splits)}")

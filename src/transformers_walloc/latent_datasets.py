@@ -3,8 +3,8 @@
 The image column gives way to a column `latents` of one struct a row; all other columns stay as they are:
 
 ```
-bytes    codes as storage says: a .walloc file, a lossless WebP, or the int8 codes themselves in C order
-storage  "walloc" (smallest), "webp" (the paper's), "int8" (fastest to read)
+bytes    codes as storage says: a WebP image, a .walloc file, or the int8 codes themselves in C order
+storage  "webp" (lossless, the paper's), "walloc" (smallest, slow to read), "int8" (largest, fastest to read)
 shape    (channels, height, width) of the codes
 size     (height, width) of the image in pixels, after resizing and without padding and halo
 halo     latents on each side beyond the image, which was extended by reflection
@@ -13,6 +13,7 @@ codec    name and fingerprint of the codec
 ```
 """
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -28,11 +29,11 @@ import torch.nn.functional as F
 from .bitstream import unpack
 from .compression import codec_name
 from .image_processing_walloc import WallocImageProcessor
-from .latent_images import latents_from_bytes, latents_to_bytes
+from .latent_images import latents_from_bytes, latents_to_image
 from .modeling_walloc import WallocImageEncoder, WallocImageModel
 from .patch_embedding import latent_values, latent_windows
 
-Storage = Literal["walloc", "webp", "int8"]
+Storage = Literal["webp", "walloc", "int8"]
 Content = Literal["values", "latents", "codes"]
 LATENTS = "latents"  # the column
 OPTIONS_FILE = "walloc_latents.json"
@@ -41,7 +42,7 @@ OPTIONS_FILE = "walloc_latents.json"
 def encode_image(
     image: Any,
     codec: WallocImageEncoder | WallocImageModel,
-    storage: Storage = "walloc",
+    storage: Storage = "webp",
     size: tuple[int, int] | None = None,
     halo: int = 0,
     step: float = 1.0,
@@ -74,7 +75,7 @@ def encode_image(
         else:
             codes = codec.quantize(codec.encode(pixels).latents, step)[0].cpu().numpy()
             shape = codes.shape
-            data = codes.tobytes() if storage == "int8" else latents_to_bytes(codes, bits=config.latent_bits)
+            data = codes.tobytes() if storage == "int8" else _webp(codes, config.latent_bits)
     return {
         "bytes": data,
         "storage": storage,
@@ -205,7 +206,7 @@ def write_latent_dataset(
         "fingerprint": encoder.fingerprint(),
         "rows": {split: len(dataset)},
         "shard_rows": shard_rows,
-        **{"storage": "walloc", "size": None, "halo": 0, "step": 1.0, **options},
+        **{"storage": "webp", "size": None, "halo": 0, "step": 1.0, **options},
     }
     _check_options(folder / OPTIONS_FILE, json.loads(json.dumps(stated)))
     count = max(1, -(-len(dataset) // shard_rows))
@@ -275,6 +276,13 @@ def _write_shard(dataset, encoder, image_column: str, rows: range, path: str, op
     finally:
         Path(partial).unlink(missing_ok=True)
     return len(rows)
+
+
+def _webp(codes: np.ndarray, bits: int) -> bytes:
+    buffer = io.BytesIO()
+    # The most effort (method 6, quality 100) saves another 1% and takes twenty times as long.
+    latents_to_image(codes, "RGB", bits).save(buffer, "WEBP", lossless=True, method=4, quality=75)
+    return buffer.getvalue()
 
 
 def _load(codec: str, device: str | None) -> WallocImageEncoder:
