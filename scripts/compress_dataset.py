@@ -8,7 +8,8 @@ The same command continues an interrupted run. Reading it back:
 
     dataset = load_dataset("latents", split="train").with_transform(latent_transform("walloc/rgb-16x"))
 
-With `--benchmark N` the first N rows are read in both forms and the table of bytes and samples per second is printed.
+With `--benchmark N` the first N images are stored in all ways in memory and the table of bytes and images per second is
+printed.
 """
 
 import argparse
@@ -20,13 +21,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Image, load_dataset, load_from_disk
+from datasets import Dataset, Image, load_dataset, load_from_disk
 from datasets.utils.logging import disable_progress_bar
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from transformers_walloc.latent_datasets import latent_transform, write_latent_dataset
+from transformers_walloc import WallocImageEncoder
+from transformers_walloc.latent_datasets import encode_image, latent_transform, write_latent_dataset
 from transformers_walloc.media import IMAGE_SUFFIXES
 
 
@@ -48,7 +50,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--device", help="of the encoder, as cuda; default: cpu")
     parser.add_argument("--push_to_hub", metavar="REPOSITORY", help="upload the result")
     parser.add_argument("--private", action="store_true")
-    parser.add_argument("--benchmark", type=int, default=0, metavar="N", help="compare reading the first N rows")
+    parser.add_argument("--benchmark", type=int, default=0, metavar="N", help="compare ways to store N images")
     return parser.parse_args(argv)
 
 
@@ -67,17 +69,16 @@ def stored_bytes(row: dict) -> bytes:
     return row["bytes"] if row["bytes"] is not None else Path(row["path"]).read_bytes()
 
 
-def benchmark(original, latents, args) -> None:
+def benchmark(original, args) -> None:
     """One process, one thread: what a data-loader worker does for a sample."""
     torch.set_num_threads(1)
     count = min(args.benchmark, len(original))
     undecoded = original.select(range(count)).cast_column(args.image_column, Image(decode=False))
     files = [stored_bytes(row[args.image_column]) for row in undecoded]
-    rows = latents.select(range(count))
-    pixels = sum(int(np.prod(row["size"])) for row in rows["latents"])
-    transformed = latents.with_transform(latent_transform(args.codec))
+    images = [PIL.Image.open(io.BytesIO(data)).convert("RGB") for data in files]
+    pixels = sum(image.width * image.height for image in images)
 
-    def timed(read) -> float:
+    def speed(read) -> float:
         read(0)
         start = time.perf_counter()
         for i in range(count):
@@ -90,14 +91,22 @@ def benchmark(original, latents, args) -> None:
             image = image.resize((side, side), PIL.Image.Resampling.BICUBIC)
         return np.asarray(image, dtype=np.float32)
 
-    size = sum(map(len, files))
-    packed = sum(len(row["bytes"]) for row in rows["latents"])
+    def line(name: str, size: int, read, write: str) -> None:
+        print(f"| {name} | {size / 1e6:.2f} | {8 * size / pixels:.3f} | {speed(read):.0f} | {write} |")
+
     print(f"{count} images, {pixels / count / 1e6:.2f} megapixels each, one process on one thread\n")
-    print("| reading | MB | bits per pixel | samples/s |\n|---|---|---|---|")
-    for name, side in (("files, decoded", None), ("files, decoded, resized to 224 x 224", 224)):
-        print(f"| {name} | {size / 1e6:.3f} | {8 * size / pixels:.3f} | {timed(lambda i, s=side: decode(i, s)):.1f} |")
-    speed = timed(lambda i: transformed[i])
-    print(f"| latents ({args.storage}) | {packed / 1e6:.3f} | {8 * packed / pixels:.3f} | {speed:.1f} |")
+    print("| stored as | MB | bits per pixel | read/s | written/s |\n|---|---|---|---|---|")
+    total = sum(map(len, files))
+    line("the given files, decoded", total, lambda i: decode(i, None), "")
+    line("the given files, decoded and resized to 224 x 224", total, lambda i: decode(i, 224), "")
+    encoder = WallocImageEncoder.from_pretrained(args.codec)
+    for storage in ("webp", "walloc", "int8"):
+        start = time.perf_counter()
+        rows = [encode_image(image, encoder, storage, args.size, args.halo, args.step) for image in images]
+        written = count / (time.perf_counter() - start)
+        latents = Dataset.from_dict({"latents": rows}).with_transform(latent_transform(encoder))
+        size = sum(len(row["bytes"]) for row in rows)
+        line(f"latents, {storage}", size, lambda i, rows=latents: rows[i], f"{written:.1f}")
 
 
 def main(argv=None) -> None:
@@ -122,8 +131,7 @@ def main(argv=None) -> None:
     size = sum(path.stat().st_size for path in Path(args.output, "data").glob("*.parquet"))
     print(f"{args.output}: {size / 1e6:.2f} MB of Parquet")
     if args.benchmark:
-        name = (args.split or list(splits))[0]
-        benchmark(splits[name], load_dataset(args.output, split=name), args)
+        benchmark(splits[(args.split or list(splits))[0]], args)
     if args.push_to_hub:
         api = HfApi()
         api.create_repo(args.push_to_hub, repo_type="dataset", private=args.private, exist_ok=True)

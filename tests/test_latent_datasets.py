@@ -99,7 +99,10 @@ def test_command(photos, codec, codec_folder, tmp_path, capsys):
     script.main([*command, "--benchmark", "5"])
     assert missing.exists() and shards[0].stat().st_mtime_ns == untouched
     table = capsys.readouterr().out
-    assert "| latents (webp) |" in table and "5 images, 0.01 megapixels each" in table
+    assert (
+        all(f"| latents, {name} |" in table for name in ("webp", "walloc", "int8"))
+        and "5 images, 0.01 megapixels each" in table
+    )
 
     dataset = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
     assert dataset.features["label"].names == ["cat", "dog"]

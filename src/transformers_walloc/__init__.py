@@ -6,6 +6,7 @@ from .bundled import bundled_path, link_bundled_checkpoints
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
 from .feature_extraction_walloc import WallocAudioFeatureExtractor
 from .image_processing_walloc import WallocImageProcessor
+from .latent_datasets import latent_transform
 from .latent_image_processing_walloc import WallocLatentImageProcessor
 from .latent_modeling_walloc import WallocLatentConfig, WallocLatentModel
 from .modeling_walloc import (
@@ -15,6 +16,7 @@ from .modeling_walloc import (
     WallocImageModel,
     WallocPreTrainedModel,
 )
+from .patch_embedding import latent_values, latent_windows, latents_to_pixels, load_on_latents
 
 __version__ = "0.1.0"
 
@@ -52,4 +54,9 @@ __all__ = [
     "WallocLatentModel",
     "WallocPreTrainedModel",
     "bundled_path",
+    "latent_transform",
+    "latent_values",
+    "latent_windows",
+    "latents_to_pixels",
+    "load_on_latents",
 ]

@@ -4,7 +4,7 @@ The image column gives way to a column `latents` of one struct a row; all other 
 
 ```
 bytes    codes as storage says: a WebP image, a .walloc file, or the int8 codes themselves in C order
-storage  "webp" (lossless, the paper's), "walloc" (smallest, slow to read), "int8" (largest, fastest to read)
+storage  "webp" (lossless, the paper's), "walloc" (a checked file of its own, slow to read), "int8" (large, fast)
 shape    (channels, height, width) of the codes
 size     (height, width) of the image in pixels, after resizing and without padding and halo
 halo     latents on each side beyond the image, which was extended by reflection

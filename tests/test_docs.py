@@ -1,0 +1,68 @@
+"""The Python snippets of README.md and docs/ run as they stand, each file's in order, in an empty folder."""
+
+import re
+import wave
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import skimage.data
+import torch
+from codec_fixtures import sound
+
+ROOT = Path(__file__).parents[1]
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.is_file()]
+# A comment <!-- no-test --> in front of a block leaves it out.
+BLOCK = re.compile(r"^(?P<skip><!-- no-test -->\n+)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def snippets(page: Path) -> list[tuple[int, str]]:
+    """(line, code) of each block that is to run."""
+    text = page.read_text(encoding="utf-8")
+    found = [match for match in BLOCK.finditer(text) if not match["skip"]]
+    return [(text[: match.start("code")].count("\n") + 1, match["code"]) for match in found]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """What the snippets may use: photo.png, photos/ with two classes, music.flac and music.wav."""
+    monkeypatch.chdir(tmp_path)
+    picture = skimage.data.astronaut()
+    PIL.Image.fromarray(picture[:250, 100:401]).save("photo.png")
+    for i in range(4):
+        path = Path("photos", "ab"[i % 2], f"{i}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(picture[40 * i : 40 * i + 120, 100:300]).save(path)
+    clip = sound(1.0)
+    with wave.open("music.wav", "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(44100)
+        file.writeframes((clip.T * 32767).round().astype("<i2").tobytes())
+    import soundfile
+
+    soundfile.write("music.flac", clip.T, 44100)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets(page, folder):
+    blocks = snippets(page)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    namespace = {"__name__": "__main__"}
+    try:
+        for line, code in blocks:
+            # Line numbers of the page, so that a traceback points into it.
+            exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_finds_blocks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A\n```python\nx = 1\n```\n<!-- no-test -->\n```python\n1 / 0\n```\n```bash\nls\n```\n")
+    assert snippets(page) == [(3, "x = 1\n")]
