@@ -16,6 +16,7 @@ from evaluate_codec import MODELS, Signals, shown_spec
 
 from transformers_walloc import metrics, plots
 
+CARD_DPI = 75  # cards travel with every installation
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,7 +53,7 @@ def main(argv=None) -> None:
                 plots.save(figure, args.out / f"{name}_{stem}", ["png"])
                 card = args.cards / name
                 if card.is_dir() and signal is chosen[0]:
-                    plots.save(figure, card / "reconstruction", ["png"])
+                    plots.save(figure, card / "reconstruction", ["png"], dpi=CARD_DPI)
         for model in models:
             draw_latents(kind, model, chosen[0].array, args.out, args.cards)
 
@@ -99,9 +100,9 @@ def draw_latents(kind: str, spec: str, array: np.ndarray, out: Path, cards: Path
     with torch.inference_mode():
         codes = model.decompress_codes(make_codec(spec, kind).write(array))[0].numpy()
     atlas = plots.latent_atlas(model)
-    plots.save(atlas, out / f"atlas_{name}", ["png"] if kind == "image" else ["png", "svg"])
+    plots.save(atlas, out / f"atlas_{name}", ["png"])
     if (cards / name).is_dir():
-        plots.save(atlas, cards / name / "atlas", ["png"])
+        plots.save(atlas, cards / name / "atlas", ["png"], dpi=CARD_DPI)
     seconds = array.shape[-1] / 44100 if kind == "audio" else None
     plots.save(plots.channel_maps(codes, seconds), out / f"channels_{name}", ["png"])
     plots.save(plots.latent_histograms(codes), out / f"histograms_{name}", ["png"])

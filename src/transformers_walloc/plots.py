@@ -31,7 +31,9 @@ IMPULSE = 31  # code of the atlas' impulses, as in Figures 10 and 11 of the pape
 _SMALL: dict[str, Any] = {"fontsize": 8}
 
 
-def save(figure: Figure, stem: str | os.PathLike, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+def save(
+    figure: Figure, stem: str | os.PathLike, formats: Sequence[str] = ("png", "svg"), dpi: float = 110
+) -> list[Path]:
     """Write a figure as `stem.png`, `stem.svg`, ..., each in one step; returns the paths."""
     paths = []
     for suffix in formats:
@@ -40,7 +42,7 @@ def save(figure: Figure, stem: str | os.PathLike, formats: Sequence[str] = ("png
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         # Without dates and random ids the same figure gives the same file.
         metadata = {"Date": None} if suffix == "svg" else {}
-        figure.savefig(partial, format=suffix, dpi=130, bbox_inches="tight", facecolor="white", metadata=metadata)
+        figure.savefig(partial, format=suffix, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=metadata)
         os.replace(partial, path)
         paths.append(path)
     return paths
