@@ -6,14 +6,12 @@ import os
 import runpy
 import subprocess
 import sys
-import types
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import pywt
 import torch
-import transformers
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
 from transformers_walloc import WallocAudioModel, WallocImageModel
@@ -33,25 +31,6 @@ CONFIGS = {
     "stereo_5x": {**AUDIO, "latent_dim": 108, "Nd": 216},
     "stereo_20x": {**AUDIO, "latent_dim": 27, "Nd": 64},
 }
-
-
-@pytest.fixture(scope="session")
-def original():
-    """The original's module. It asks for torchvision but only uses two classes of it, outside of its codecs."""
-    pytest.importorskip("diffusers.models.autoencoders")
-    stand_ins = {}
-    if "torchvision" not in sys.modules:
-        transforms = types.ModuleType("torchvision.transforms")
-        transforms.ToPILImage = transforms.PILToTensor = object
-        stand_ins = {"torchvision": types.ModuleType("torchvision"), "torchvision.transforms": transforms}
-        # Only now: transformers and diffusers look for torchvision's specification, which a stand-in has none of.
-        assert transformers.__version__
-        sys.modules.update(stand_ins)
-    try:
-        return pytest.importorskip("walloc.walloc", reason="the original package is not installed (walloc==1.2.1)")
-    finally:
-        for name in stand_ins:
-            del sys.modules[name]
 
 
 @pytest.fixture(scope="session", params=CONFIGS)

@@ -1,10 +1,7 @@
 """Latents as images: lossless both ways, and pixel for pixel what the package `walloc` writes and reads."""
 
 import contextlib
-import importlib
 import io
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -27,34 +24,6 @@ from transformers_walloc.latent_images import (
 def codes_of(shape, seed=0, bits=8):
     high = 2 ** (bits - 1)
     return np.random.default_rng(seed).integers(-high, high, shape).astype(np.int8)
-
-
-@pytest.fixture(scope="module")
-def original():
-    """The original package; of torchvision, which it imports, two conversions are enough."""
-    pytest.importorskip("pytorch_wavelets")
-    pytest.importorskip("diffusers.models.autoencoders")
-    stand_in = types.ModuleType("torchvision.transforms")
-
-    class PILToTensor:
-        def __call__(self, image):
-            pixels = np.array(image)
-            return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
-
-    stand_in.PILToTensor, stand_in.ToPILImage = PILToTensor, object
-    package = types.ModuleType("torchvision")
-    package.transforms = stand_in
-    names = ("torchvision", "torchvision.transforms")
-    before = {name: sys.modules.get(name) for name in names}
-    sys.modules.update(dict(zip(names, (package, stand_in), strict=True)))
-    try:
-        yield pytest.importorskip("walloc.walloc") and importlib.import_module("walloc.walloc")
-    finally:
-        for name, module in before.items():
-            if module is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = module
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -141,24 +139,6 @@ def test_symmetric_boundary_keeps_opposite_borders_apart():
 def test_built_in_filters_are_pywavelets():
     for ours, theirs in zip(wavelet_filters("bior4.4"), pywt.Wavelet("bior4.4").filter_bank, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-15)
-
-
-@pytest.fixture(scope="module")
-def original():
-    """The PyPI package `walloc`; it imports torchvision transforms that nothing here uses."""
-    pytest.importorskip("diffusers.models.autoencoders.autoencoder_kl")
-    pytest.importorskip("diffusers.models.autoencoders.autoencoder_oobleck")
-    stand_in = {}
-    if "torchvision" not in sys.modules:
-        transforms = types.ModuleType("torchvision.transforms")
-        transforms.ToPILImage = transforms.PILToTensor = object
-        stand_in = {"torchvision": types.ModuleType("torchvision"), "torchvision.transforms": transforms}
-    sys.modules.update(stand_in)
-    try:
-        return pytest.importorskip("walloc.walloc")
-    finally:
-        for name in stand_in:
-            del sys.modules[name]
 
 
 def test_band_order_of_the_original_images(original):
