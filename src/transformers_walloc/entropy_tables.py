@@ -75,6 +75,8 @@ class Network:
         if (direct + added >= EXACT).any():
             raise ValueError("entropy tables: the weights of a context network are too large for exact sums")
 
+    # The vector lanes beyond the edge of a small matrix raise flags in some BLAS libraries; their values go nowhere.
+    @np.errstate(invalid="ignore", over="ignore")
     def __call__(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Expected values, rounded to codes, and rows of the frequency table, both int32 (g * n,)."""
         first, first_bias, second, second_bias = self._scaled
