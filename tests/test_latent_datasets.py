@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +129,34 @@ def test_processes(photos, codec_folder, tmp_path):
         assert rows[-1] == 5 and len(rows) == 3
     for a, b in zip(sorted((tmp_path / "one/data").iterdir()), sorted((tmp_path / "two/data").iterdir()), strict=True):
         assert a.name == b.name and a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.slow
+def test_repository(photos, codec_folder, tmp_path, hub):
+    """To the Hub with one command, and from there to a model's input."""
+    environment = {**os.environ, **hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+    pushed = [
+        str(SCRIPT),
+        str(photos),
+        str(tmp_path / "latents"),
+        "--codec",
+        codec_folder,
+        "--push_to_hub",
+        "me/photos",
+    ]
+    read = f"""
+import torch
+from datasets import load_dataset
+from transformers_walloc import latent_transform
+dataset = load_dataset("me/photos", split="train").with_transform(latent_transform({codec_folder!r}))
+print(len(dataset), tuple(dataset[0]["latent_values"].shape))
+"""
+    for arguments in (pushed, ["-c", read]):
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "5 (12, 8, 11)"
 
 
 def test_errors(codec, codec_folder, tmp_path):

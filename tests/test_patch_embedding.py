@@ -247,8 +247,23 @@ def test_fold_equals_pixels(family, codec, folders, tmp_path):
     assert _run(again, inputs)[1].equal(folded_output)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("initialization", ["fold", "random"])
+def test_model_of_text_and_images(codec, folders):
+    """All of CLIP, not its vision model alone: its image features are the pixel model's."""
+    model = load_on_latents(folders("clip"), codec, AutoModel, halo=None, image_mean=MEAN, image_std=STD)
+    halo = model.config.walloc_latents["halo"]
+    latents = _latents(codec, _photograph(64, 64), halo)
+    pixels = _pixels(_linear_decode(codec, latents), halo, ratio=4)
+    ids = torch.tensor([[1, 5, 2]])
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(folders("clip"))(pixel_values=pixels, input_ids=ids).image_embeds
+        features = model(pixel_values=_windows(codec, model, latents, 2, halo), input_ids=ids).image_embeds
+    assert _relative(features, expected) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "initialization"),
+    [*((family, "fold") for family in FAMILIES), *((family, "random") for family in ("vit", "clip", "qwen2_5_vl"))],
+)
 def test_without_halo(family, initialization, codec, folders):
     """Patches that do not overlap run too; the fold then stays near the pixel model."""
     model = load_on_latents(

@@ -78,6 +78,8 @@ class WallocLatentImageProcessor(BaseImageProcessor):
     output_name = "latent_values"
 
     def __init__(self, **kwargs):
+        if "codec" in kwargs:
+            kwargs["codec"] = str(kwargs["codec"])  # a path is written into preprocessor_config.json
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         self.model_input_names = [self.output_name] + (["image_grid_thw"] if self.merge_size else [])
@@ -201,8 +203,8 @@ class WallocLatentImageProcessor(BaseImageProcessor):
         return BatchFeature(data)
 
     def _load_encoder(self, codec: str, device) -> WallocImageEncoder:
-        if self._encoder is None or self._encoder.name_or_path != codec:
-            self._encoder = WallocImageEncoder.from_pretrained(codec, dtype=torch.float32)
+        if self._encoder is None or self._encoder.name_or_path != str(codec):
+            self._encoder = WallocImageEncoder.from_pretrained(str(codec), dtype=torch.float32)
         return self._encoder if device is None else self._encoder.to(device)
 
     def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
