@@ -12,6 +12,8 @@ DIR holds images or audio that neither codec nor tables were fitted to. Rows:
     zlib lzma zstd    the codes as bytes, channel after channel
     generic           our coder without fitted tables; the 4 header bytes per channel are counted
     walloc            our coder with the checkpoint's tables, if it has any
+    bound             with --bound: larger networks, fitted to the very codes that are measured. No tables fitted to
+                      other data can be expected to reach it, so it bounds what more context or more fitting would give
 
 Every coder's output is decoded and compared with the codes.
 """
@@ -31,6 +33,7 @@ from fit_entropy_tables import codes_of_folder, load_codec
 from PIL import Image
 
 from transformers_walloc.entropy_coding import EntropyTables, decode_codes, encode_codes
+from transformers_walloc.entropy_fitting import fit_entropy_tables
 from transformers_walloc.latent_images import (
     latents_from_bytes,
     latents_from_image,
@@ -173,6 +176,7 @@ def main(argv=None) -> int:
     parser.add_argument("--files", type=int, help="how many files, evenly spread; default: all")
     parser.add_argument("--seconds", type=float, default=30.0, help="of every clip, from its middle; default: 30")
     parser.add_argument("--code_step", type=float, default=1.0, help="coarser codes; default: 1")
+    parser.add_argument("--bound", type=int, metavar="STEPS", help="add the bound, with so many steps per network")
     parser.add_argument("--json", metavar="FILE", help="also write the rows here")
     arguments = parser.parse_args(argv)
     model, processor, kind = load_codec(arguments.codec)
@@ -180,6 +184,12 @@ def main(argv=None) -> int:
         codes_of_folder(model, processor, kind, arguments.data, arguments.files, arguments.seconds, arguments.code_step)
     )
     rows = compare(items, model.get_entropy_tables())
+    if arguments.bound:
+        fitted = fit_entropy_tables(
+            items, hidden=48, steps=arguments.bound, progress=lambda line: print(line, file=sys.stderr)
+        )
+        size = sum(len(encode_codes(item, fitted)) for item in items)
+        rows.append({"coder": "bound", "bytes": size, "bits_per_code": 8 * size / sum(item.size for item in items)})
     print(f"{arguments.codec}: {len(items)} items, {sum(item.size for item in items)} codes")
     print(format_rows(rows))
     if arguments.json:
