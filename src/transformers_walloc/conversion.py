@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from .configuration_walloc import WallocAudioConfig, WallocImageConfig
+from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
 from .feature_extraction_walloc import WallocAudioFeatureExtractor
 from .image_processing_walloc import WallocImageProcessor
 from .modeling_walloc import WallocAudioModel, WallocImageModel
@@ -182,13 +182,13 @@ def save_model_folder(
             raise
 
 
-def make_processor(config: WallocImageConfig | WallocAudioConfig) -> WallocImageProcessor | WallocAudioFeatureExtractor:
+def make_processor(config: WallocConfig) -> WallocImageProcessor | WallocAudioFeatureExtractor:
     """The processor whose output fits a model."""
-    if isinstance(config, WallocImageConfig):
-        return WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
-    return WallocAudioFeatureExtractor(
-        feature_size=config.num_channels, hop_length=config.patch_size, sampling_rate=config.sampling_rate
-    )
+    if isinstance(config, WallocAudioConfig):
+        return WallocAudioFeatureExtractor(
+            feature_size=config.num_channels, hop_length=config.patch_size, sampling_rate=config.sampling_rate
+        )
+    return WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
 
 
 def _check_original_config(config: dict):

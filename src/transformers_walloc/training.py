@@ -23,8 +23,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from .feature_extraction_walloc import WallocAudioFeatureExtractor
-from .image_processing_walloc import WallocImageProcessor
+from .conversion import make_processor
 from .modeling_walloc import WallocPreTrainedModel
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -279,21 +278,13 @@ def export_codec(model: WallocPreTrainedModel, folder: str | Path) -> None:
     The decoder's network is stored in half precision and everything linear in float32; `from_pretrained` gives float32
     unless told otherwise.
     """
-    config = model.config
-    processor: WallocImageProcessor | WallocAudioFeatureExtractor
-    if config.num_dims == 2:
-        processor = WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
-    else:
-        processor = WallocAudioFeatureExtractor(
-            feature_size=config.num_channels, sampling_rate=config.sampling_rate, hop_length=config.patch_size
-        )
     linear = ("encoder.", "decoder.linear.", "decoder.latent_std", "decoder.subband_scale")
     weights = {
         name: tensor.half() if tensor.is_floating_point() and not name.startswith(linear) else tensor
         for name, tensor in model.state_dict().items()
     }
     model.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
-    processor.save_pretrained(folder)
+    make_processor(model.config).save_pretrained(folder)
 
 
 class _Clock(TrainerCallback, ExportableState):
