@@ -314,7 +314,7 @@ class _CodecModel(_EncoderModel):
                 subbands,
                 config.num_levels,
                 config.wavelet,
-                config.boundary,  # type: ignore[arg-type]
+                config.boundary,
                 config.num_dims,
             )
         if config.post_filter_size:
@@ -333,7 +333,7 @@ class _CodecModel(_EncoderModel):
                     x,
                     config.num_levels,
                     config.wavelet,
-                    config.boundary,  # type: ignore[arg-type]
+                    config.boundary,
                     config.num_dims,
                 )
             latents = self.encoder.from_subbands(target)
