@@ -324,7 +324,9 @@ class _CodecModel(_EncoderModel):
     def _forward(
         self, x: torch.Tensor, return_loss: bool, mask: torch.Tensor | None, loss_domain: str
     ) -> WallocModelOutput:
-        mode: QuantizationMode = "noise" if self.training else "round"
+        # Noise lets gradients through to the encoder. Where it is frozen the decoder learns from what it will meet.
+        learning = self.training and any(parameter.requires_grad for parameter in self.encoder.parameters())
+        mode: QuantizationMode = "noise" if learning else "round"
         if loss_domain == "subbands":
             self._check_signal(x)
             with torch.no_grad():
