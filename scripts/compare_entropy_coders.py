@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compare lossless coders on the codes of a WaLLoC codec: bytes, and speed on one core.
 
-    OMP_NUM_THREADS=1 python scripts/compare_entropy_coders.py rgb-16x --data DIR [--json FILE]
+    OMP_NUM_THREADS=1 python scripts/compare_entropy_coders.py rgb-16x --data DIR [--bound 300] [--store]
 
 DIR holds images or audio that neither codec nor tables were fitted to. Rows:
 
@@ -19,6 +19,7 @@ Every coder's output is decoded and compared with the codes.
 """
 
 import argparse
+import datetime
 import importlib.util
 import io
 import json
@@ -27,10 +28,14 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
+from evaluate_codec import STORE, machine, shown_command, versions, write_atomically
 from fit_entropy_tables import codes_of_folder, load_codec
 from PIL import Image
+from report import coders_table
 
 from transformers_walloc.entropy_coding import EntropyTables, decode_codes, encode_codes
 from transformers_walloc.entropy_fitting import fit_entropy_tables
@@ -118,31 +123,12 @@ def compare(items: Sequence[np.ndarray], tables: EntropyTables, repeats: int = 3
     return rows
 
 
-def format_rows(rows: Sequence[dict]) -> str:
-    """A Markdown table, sizes relative to lossless WebP in the original's packing."""
-    webp = next(row["bytes"] for row in rows if row["coder"] == "webp")
-    lines = [
-        "| coder | bytes | bits/code | against WebP | encode Mcodes/s | decode Mcodes/s |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in sorted(rows, key=lambda row: -row["bytes"]):
-        speeds = [
-            f"{row[key]:.2f}" if key in row else "-" for key in ("encode_mega_codes_per_s", "decode_mega_codes_per_s")
-        ]
-        lines.append(
-            f"| {row['coder']} | {row['bytes']:.0f} | {row['bits_per_code']:.4f} | {row['bytes'] / webp - 1:+.1%} | "
-            + " | ".join(speeds)
-            + " |"
-        )
-    return "\n".join(lines)
-
-
 def _timed(run: Callable, repeats: int):
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         result = run()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return result, best
 
 
@@ -177,24 +163,36 @@ def main(argv=None) -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="of every clip, from its middle; default: 30")
     parser.add_argument("--code_step", type=float, default=1.0, help="coarser codes; default: 1")
     parser.add_argument("--bound", type=int, metavar="STEPS", help="add the bound, with so many steps per network")
-    parser.add_argument("--json", metavar="FILE", help="also write the rows here")
+    parser.add_argument("--store", action="store_true", help="keep the result in docs/results for report.py")
+    parser.add_argument("--data_name", metavar="NAME", help="what to call the data; default: the folder's name")
     arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
     model, processor, kind = load_codec(arguments.codec)
     items = list(
         codes_of_folder(model, processor, kind, arguments.data, arguments.files, arguments.seconds, arguments.code_step)
     )
+    count = sum(item.size for item in items)
     rows = compare(items, model.get_entropy_tables())
     if arguments.bound:
         fitted = fit_entropy_tables(
             items, hidden=48, steps=arguments.bound, progress=lambda line: print(line, file=sys.stderr)
         )
         size = sum(len(encode_codes(item, fitted)) for item in items)
-        rows.append({"coder": "bound", "bytes": size, "bits_per_code": 8 * size / sum(item.size for item in items)})
-    print(f"{arguments.codec}: {len(items)} items, {sum(item.size for item in items)} codes")
-    print(format_rows(rows))
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(rows, file, indent=2)
+        rows.append({"coder": "bound", "bytes": size, "bits_per_code": 8 * size / count})
+    codec = Path(arguments.codec).name
+    print(f"{codec}: {len(items)} items, {count} codes")
+    print(coders_table(rows))
+    if arguments.store:
+        result = {
+            "codec": codec,
+            "command": shown_command(argv, Path(__file__).name),
+            "data": {"name": arguments.data_name or Path(arguments.data).name, "items": len(items), "codes": count},
+            "rows": sorted(rows, key=lambda row: -row["bytes"]),
+            "machine": machine(1) | {"clock": "processor time"},
+            "versions": versions(),
+            "date": datetime.date.today().isoformat(),
+        }
+        write_atomically(STORE / f"coders_{codec}.json", json.dumps(result, indent=1) + "\n")
     return 0
 
 

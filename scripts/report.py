@@ -124,6 +124,18 @@ def speed_tables(rows: list[dict], kind: str) -> list[str]:
     return parts
 
 
+def coders_table(rows: list[dict]) -> str:
+    """Lossless coders of the same codes, largest first, sizes relative to lossless WebP in the original's packing."""
+    webp = next(row["bytes"] for row in rows if row["coder"] == "webp")
+    lines = []
+    for row in sorted(rows, key=lambda row: -row["bytes"]):
+        line = [row["coder"], f"{row['bytes']:.0f}", f"{row['bits_per_code']:.4f}", f"{row['bytes'] / webp - 1:+.1%}"]
+        for name in ("encode_mega_codes_per_s", "decode_mega_codes_per_s"):
+            line.append(f"{row[name]:.2f}" if name in row else "")
+        lines.append(line)
+    return table(["coder", "bytes", "bits/code", "against WebP", "encode Mcodes/s", "decode Mcodes/s"], lines)
+
+
 def table(header: list[str], lines: list[list[str]]) -> str:
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
@@ -165,6 +177,22 @@ def write_docs() -> None:
             continue
         parts += [f"## {title}", to_markdown(result).strip()]
         parts += [f"![{title}](results/{path.name})" for path in sorted(RESULTS.glob(f"{name}_*.png"))]
+    coders = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("coders_*.json"))]
+    if coders:
+        parts += [
+            "## Lossless coders of the codes",
+            "`walloc` is what files hold, `generic` the same coder without tables fitted to the codec. `order-0` is an "
+            "entropy, without the cost of its tables. `bound` is fitted to the very codes that are measured, with "
+            "networks three times the size: no tables fitted to other data can be expected to reach it. PNG, TIFF and "
+            "WebP pack the codes as the original does; `webp, best tiling` takes the smaller of RGB and grey tilings.",
+        ]
+    for result in coders:
+        data, machine = result["data"], result["machine"]
+        parts += [
+            f"`{result['codec']}` on {data['name']}, {data['items']} items, {data['codes'] / 1e6:.2f} million codes: "
+            f"`{result['command']}`, {machine['processor']}, one thread, {machine['clock']}, {result['date']}.",
+            coders_table(result["rows"]),
+        ]
     parts += ["## Pictures"] + [
         f"![{path.stem.replace('_', ' ')}](pictures/{path.name})"
         for path in sorted((ROOT / "docs/pictures").glob("*.png"))
