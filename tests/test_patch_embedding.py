@@ -29,8 +29,9 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from transformers_walloc.bottleneck import decompand
+from transformers_walloc.bottleneck import companding_scale, decompand
 from transformers_walloc.patch_embedding import (
+    average_patch_embedding,
     equal_cost_patch_size,
     exact_halo,
     flatten_patches,
@@ -262,7 +263,10 @@ def test_model_of_text_and_images(codec, folders):
 
 @pytest.mark.parametrize(
     ("family", "initialization"),
-    [*((family, "fold") for family in FAMILIES), *((family, "random") for family in ("vit", "clip", "qwen2_5_vl"))],
+    [
+        *((family, "fold") for family in FAMILIES),
+        *((family, plain) for family in ("vit", "clip", "qwen2_5_vl") for plain in ("average", "random")),
+    ],
 )
 def test_without_halo(family, initialization, codec, folders):
     """Patches that do not overlap run too; the fold then stays near the pixel model."""
@@ -421,9 +425,38 @@ def test_equal_cost(codec):
     assert equal_cost_patch_size(image_model(48).config, 16) == 4
 
 
+@pytest.mark.parametrize("kernel_size", [2, 4, 16])
+def test_average_of_a_weight(kernel_size):
+    """Every channel has the mean over colours, and tokens of white latents vary as those of white pixels do."""
+    codec = image_model(12)
+    codec.decoder.latent_std = torch.linspace(40, 1, 12)  # as a decoder with a network keeps it
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64)
+    weight[5] -= weight[5].mean(dim=0)  # a filter of differences between colours
+    averaged = average_patch_embedding(weight, codec, kernel_size)
+    assert averaged.shape == (6, 12, kernel_size, kernel_size)
+    values = torch.randn(12, 20000, kernel_size**2, generator=generator, dtype=torch.float64)
+    std = codec.decoder.latent_std.double() / companding_scale(8)
+    tokens = torch.einsum("dck,cnk->dn", averaged.flatten(2), values * std[:, None, None])
+    expected = weight.flatten(1).square().sum(1)
+    assert torch.allclose(tokens.var(dim=1)[:5], expected[:5], rtol=0.05)
+    assert tokens[5].abs().max() < 1e-3
+    shared = averaged[:5] * std[:, None, None]
+    assert torch.allclose(shared, shared[:, :1].expand_as(shared))
+    small = F.interpolate(weight.mean(1, keepdim=True), (kernel_size,) * 2, mode="area")[:5, 0]
+    assert torch.allclose(F.cosine_similarity(shared[:, 0].flatten(1), small.flatten(1)), torch.ones(5).double())
+
+
+def test_average_keeps_the_bias(folders, codec):
+    pixel_model = AutoModel.from_pretrained(folders("siglip"))
+    model = load_on_latents(folders("siglip"), codec, initialization="average", image_mean=MEAN, image_std=STD, halo=1)
+    name = "embeddings.patch_embedding.bias"
+    assert torch.equal(model.get_parameter(name), pixel_model.get_parameter(name))
+
+
 def test_errors(codec, folders, tmp_path):
-    with pytest.raises(ValueError, match="unknown initialization 'average'; valid: fold, random"):
-        load_on_latents(folders("vit"), codec, initialization="average")
+    with pytest.raises(ValueError, match="unknown initialization 'mean'; valid: fold, average, random"):
+        load_on_latents(folders("vit"), codec, initialization="mean")
     with pytest.raises(ValueError, match=r"no patch embedding known for model type 'walloc_image'; valid: vit, clip"):
         codec.save_pretrained(tmp_path)
         load_on_latents(str(tmp_path), codec)

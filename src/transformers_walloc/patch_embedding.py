@@ -29,7 +29,7 @@ from .filter_banks import block_operator
 from .modeling_walloc import WallocImageModel
 from .wavelet_convolutions import band_order
 
-Initialization = Literal["fold", "random"]
+Initialization = Literal["fold", "average", "random"]
 Resample = Literal["box", "bilinear", "bicubic"]
 
 
@@ -211,6 +211,30 @@ def fold_patch_embedding(
     return folded, shift if bias is None else shift + bias.detach().double().cpu()
 
 
+def average_patch_embedding(weight: torch.Tensor, codec: WallocImageModel, kernel_size: int) -> torch.Tensor:
+    """The plain way to change the number of input channels: the mean of the kernels over colours, for every channel.
+
+    It knows nothing of what the channels hold, and is here to be compared with the fold. The mean is resized to the new
+    kernel, divided by the standard deviation of each latent channel, and scaled so that a token has the variance that
+    it has for pixels, both taken as uncorrelated numbers of variance 1.
+
+    Args:
+        weight: (D, num_channels, P, P) of the patch embedding on pixels.
+        kernel_size: latents per side of a window.
+
+    Returns:
+        (D, latent_channels, kernel_size, kernel_size), for `latent_values`, float64.
+    """
+    pixels = weight.detach().double().cpu()
+    resize = torch.from_numpy(resize_matrix(pixels.shape[-1], kernel_size))
+    mean = resize @ pixels.mean(dim=1) @ resize.T
+    channels = codec.config.latent_channels
+    # A filter of differences between colours has no mean, and stays at zero.
+    norm = mean.flatten(1).norm(dim=1).clamp_min(1e-6 * float(pixels.norm()) + 1e-300)
+    mean = mean * (pixels.flatten(1).norm(dim=1) / norm / math.sqrt(channels))[:, None, None]
+    return mean[:, None] * _unit_variance(codec)[:, None, None]
+
+
 def exact_halo(config: WallocImageConfig, patch_size: int, pixel_patch_size: int, resample: Resample = "box") -> int:
     """Smallest halo with which `fold_patch_embedding` is exact."""
     return (_axis_operator(config, patch_size, pixel_patch_size, None, resample).shape[2] - patch_size) // 2
@@ -270,8 +294,9 @@ def load_on_latents(
         patch_size: latents per side of a patch; None for as many numbers per token as before (`equal_cost_patch_size`).
         halo: further latents on each side that the patch embedding sees; None for as many as an exact fold takes, 0
             for patches that do not overlap.
-        initialization: of the patch embedding: `fold` composes the pretrained one with the codec's synthesis, `random`
-            draws weights (from torch's generator) that give every latent channel the same say.
+        initialization: of the patch embedding: `fold` composes the pretrained one with the codec's synthesis, `average`
+            gives every latent channel the mean of the pretrained one over its colours (`average_patch_embedding`),
+            `random` draws weights (from torch's generator) that give every latent channel the same say.
         image_mean, image_std: normalisation of the pixels that the model was trained on; None to read them from its
             image processor.
         resample: filter of the resize that the fold reproduces.
@@ -310,12 +335,15 @@ def load_on_latents(
         weight = weight.sum(dim=2)  # a still image fills all frames of a patch alike
     if initialization == "random":
         folded, shift = _random_embedding(new_weight, codec), torch.zeros(len(new_weight), dtype=torch.float64)
+    elif initialization == "average":
+        folded = average_patch_embedding(weight, codec, patch_size + 2 * halo)
+        shift = torch.zeros(len(folded), dtype=torch.float64) if bias is None else bias.detach().double().cpu()
     else:
         folded, shift = fold_patch_embedding(weight, bias, codec, patch_size, halo, image_mean, image_std, resample)
     with torch.no_grad():
         if new_bias is not None:
             new_bias.copy_(shift)
-        elif initialization == "fold":
+        elif initialization != "random":  # which draws the weights of the constant channel too, as zeros
             ones = (shift / folded[0, 0].numel())[:, None, None, None].expand(-1, 1, *folded.shape[2:])
             folded = torch.cat([folded, ones], dim=1)
         new_weight.copy_(folded.reshape(new_weight.shape))
@@ -356,11 +384,16 @@ def _reshape_config(vision: PreTrainedConfig, family: _Family, channels: int, pa
 
 def _random_embedding(weight: torch.Tensor, codec: WallocImageModel) -> torch.Tensor:
     """Normal weights that give every latent channel the same say, whatever its variance."""
-    std = getattr(codec.decoder, "latent_std", None)
-    std = torch.ones(codec.config.latent_channels) if std is None else std.cpu()
-    scale = companding_scale(codec.config.latent_bits) / std.double().clamp_min(1e-6)
+    scale = _unit_variance(codec)
     if weight.shape[1] > len(scale):  # the channel of ones
         scale = torch.cat([scale, scale.new_zeros(1)])
     fan_in = weight[0].numel()
     noise = torch.randn(weight.shape[0], weight.shape[1], fan_in // weight.shape[1], dtype=torch.float64)
     return noise * scale[None, :, None] / math.sqrt(fan_in)
+
+
+def _unit_variance(codec: WallocImageModel) -> torch.Tensor:
+    """What `latent_values` are to be multiplied by for a variance of 1 in each channel; (latent_channels,) float64."""
+    std = getattr(codec.decoder, "latent_std", None)
+    std = torch.ones(codec.config.latent_channels) if std is None else std.cpu()
+    return companding_scale(codec.config.latent_bits) / std.double().clamp_min(1e-6)
