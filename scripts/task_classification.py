@@ -1,8 +1,11 @@
 #!/usr/bin/env python
 """Image classification on equally many numbers: images resized to 64 or 128 pixels against latents of 256 pixels.
 
-    python scripts/task_classification.py --data FOLDER                     # FOLDER/CLASS/*.jpg
-    python scripts/task_classification.py --data food101 --config scripts/configs/classification_paper.json
+    python scripts/task_classification.py --data FOLDER --config scripts/configs/classification_small.json
+    python scripts/task_classification.py --config scripts/configs/classification_paper.json  # ImageNet, on a GPU
+
+FOLDER has a folder of images for each class, as Caltech-101 has. The small config is what docs/compressed_learning.md
+reports; without a config the model has 3 M parameters and sees 128,000 images.
 
 A vision transformer (or ConvNeXt) of transformers learns from random weights with `Trainer`. Every condition has the
 same images, split, crops, flips, tokens, width and steps; only the first layer's kernel has another shape:
@@ -15,7 +18,6 @@ data set has them. A view is 288 pixels a side; training sees 256 of them, at a 
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from task_runs import RunArguments, run_task, training_arguments
+from task_runs import RunArguments, kept_array, run_task, training_arguments
 from tqdm import tqdm
 from transformers import (
     ConvNextConfig,
@@ -36,7 +38,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from transformers_walloc import WallocImageEncoder, latent_values
+from transformers_walloc import WallocImageConfig, WallocImageEncoder, latent_values
 from transformers_walloc.media import IMAGE_SUFFIXES
 
 CONDITIONS = {
@@ -64,9 +66,9 @@ class Settings:
     min_scale: float = field(default=0.5, metadata={"help": "smallest area of a crop"})
     model: str = field(default="vit", metadata={"help": "vit or convnext"})
     tokens: int = field(default=8, metadata={"help": "a side; 8 is 64 tokens"})
-    width: int = field(default=128, metadata={"help": "of the model (convnext: of its first stage)"})
-    layers: int = field(default=4, metadata={"help": "of the model (convnext: of each of its three stages)"})
-    steps: int = field(default=1000, metadata={"help": "of the optimiser"})
+    width: int = field(default=192, metadata={"help": "of the model (convnext: of its first stage)"})
+    layers: int = field(default=6, metadata={"help": "of the model (convnext: of each of its three stages)"})
+    steps: int = field(default=4000, metadata={"help": "of the optimiser"})
     batch_size: int = field(default=32, metadata={"help": "images a step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "the largest, of AdamW"})
     label_smoothing: float = field(default=0.1, metadata={"help": "of the loss"})
@@ -198,22 +200,15 @@ def inputs(condition: str, key: tuple, views: int, min_scale: float, device: str
     train, train_labels, test, test_labels, names = read_images(key)
     seed = key[6]
 
+    codec = WallocImageEncoder.from_pretrained(CODECS[condition]).config if condition in CODECS else None
+
     def prepared(items: list, part: str, *options) -> torch.Tensor:
-        if not cache:
-            return prepare(items, condition, *options, device)
-        name = hashlib.sha256(repr((condition, part, [str(item) for item in items], options)).encode()).hexdigest()
-        path = Path(cache, f"{name[:24]}.npy")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".part")
-            with partial.open("wb") as file:
-                np.save(file, prepare(items, condition, *options, device).numpy())
-            partial.replace(path)
-        return torch.from_numpy(np.load(path))
+        made_of = (condition, codec and codec.latent_fingerprint, part, key, len(items), options)
+        return torch.from_numpy(kept_array(cache, made_of, lambda: prepare(items, condition, *options, device).numpy()))
 
     data = {"train": prepared(train, "train", views, min_scale, seed)}
     data["test"] = prepared(test, "test", 1, min_scale, None)
-    values = value_table(condition)
+    values = value_of(codec)
     sample = values(data["train"][:: max(1, len(train) // 500), 0])
     mean, std = sample.mean((0, 2, 3))[:, None, None], sample.std((0, 2, 3))[:, None, None]
     crop = SIZE // LATENT if condition in CODECS else PIXELS[condition]
@@ -231,12 +226,11 @@ def inputs(condition: str, key: tuple, views: int, min_scale: float, device: str
     }
 
 
-def value_table(condition: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def value_of(codec: WallocImageConfig | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """8-bit numbers to what the model sees of them before standardisation: pixels as they are, codes expanded."""
-    if condition not in CODECS:
+    if codec is None:
         return lambda x: x.float()
-    config = WallocImageEncoder.from_pretrained(CODECS[condition]).config
-    table = latent_values(torch.arange(-128, 128).clamp_min(-127).to(torch.int8), config)
+    table = latent_values(torch.arange(-128, 128).clamp_min(-127).to(torch.int8), codec)
     return lambda x: table[x.int() + 128]
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Colourisation on equally many numbers: a grey image resized by 4 or 2 against latents of the whole grey image.
 
-    python scripts/task_colourisation.py --train PHOTOGRAPHS --test KODAK
-    python scripts/task_colourisation.py --config scripts/configs/colourisation_paper.json
+    python scripts/task_colourisation.py --train FOLDER --test KODAK --config scripts/configs/colourisation_small.json
+    python scripts/task_colourisation.py --config scripts/configs/colourisation_paper.json  # ImageNet, on a GPU
 
 The model sees the luma of a 256 x 256 crop and says what colour adds to it, in the form in which it saw it. That is
 brought to full resolution, and its chroma laid under the true luma. All conditions have the same crops, the same model
@@ -14,7 +14,8 @@ on the same grid of 32 x 32 positions and the same steps:
 
 Reported are the PSNR of the chroma (Cb and Cr of JPEG), of all test crops together, beside that of no colour at all
 and beside what the true colours keep on the same way (the bound); the colourfulness of Hasler and Suesstrunk (2003),
-which a cautious model gets too low, and its error; LPIPS of the coloured image where its weights are to be had.
+which a cautious model gets too low, and its error; the PSNR of the output itself, without the true luma, which is the
+image of a model that knows nothing else; LPIPS of the coloured image where its weights are to be had.
 """
 
 import functools
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from task_runs import RunArguments, run_task, training_arguments
+from task_runs import RunArguments, kept_array, run_task, training_arguments
 from torch import nn
 from tqdm import tqdm
 from transformers import Trainer, ViTConfig, ViTModel
@@ -57,18 +58,19 @@ class Settings:
     test_split: str = field(default="validation", metadata={"help": "of a repository"})
     codec_16x: str = field(default="walloc/rgb-16x", metadata={"help": "Hub id or folder"})
     codec_4x: str = field(default="walloc/rgb-4x", metadata={"help": "Hub id or folder"})
-    crops: int = field(default=6, metadata={"help": "of each training photograph, at random places and scales"})
+    crops: int = field(default=8, metadata={"help": "of each training photograph, at random places and scales"})
     min_scale: float = field(default=0.5, metadata={"help": "smallest side of a crop, relative to the short side"})
     max_images: int = field(default=0, metadata={"help": "training photographs; 0 for all"})
     max_test_images: int = field(default=0, metadata={"help": "test photographs; 0 for all"})
     crop_seed: int = field(default=0, metadata={"help": "the crops are the same for all runs"})
-    width: int = field(default=128, metadata={"help": "of the transformer"})
-    layers: int = field(default=4, metadata={"help": "of the transformer"})
-    local_width: int = field(default=32, metadata={"help": "of the convolutions around it"})
-    steps: int = field(default=500, metadata={"help": "of the optimiser"})
+    width: int = field(default=192, metadata={"help": "of the transformer"})
+    layers: int = field(default=6, metadata={"help": "of the transformer"})
+    local_width: int = field(default=48, metadata={"help": "of the convolutions around it"})
+    steps: int = field(default=4000, metadata={"help": "of the optimiser"})
     batch_size: int = field(default=32, metadata={"help": "crops a step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "the largest, of AdamW"})
     bf16: bool = field(default=False, metadata={"help": "autocast, for a GPU"})
+    cache: str = field(default="", metadata={"help": "folder that keeps the crops for the next command"})
 
 
 class PixelView:
@@ -173,8 +175,12 @@ def colourfulness(image: np.ndarray) -> float:
 
 
 @functools.cache
-def read_crops(settings_key: tuple, test: bool) -> torch.Tensor:
+def read_crops(settings_key: tuple, test: bool, cache: str = "") -> torch.Tensor:
     """(crops, 3, 256, 256) uint8; of test photographs two squares of the short side, resized, that cover its ends."""
+    return torch.from_numpy(kept_array(cache, (settings_key, test), lambda: _cut(settings_key, test)))
+
+
+def _cut(settings_key: tuple, test: bool) -> np.ndarray:
     source, column, split, count, min_scale, limit, seed = settings_key
     photographs = _photographs(source, column, split, limit)
     crops = []
@@ -193,8 +199,8 @@ def read_crops(settings_key: tuple, test: bool) -> torch.Tensor:
         for k, box in enumerate(boxes):
             crop = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box)
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if k % 2 and not test else crop
-            crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
-    return torch.stack(crops)
+            crops.append(np.moveaxis(np.asarray(crop), -1, 0))
+    return np.stack(crops)
 
 
 def _photographs(source: str, column: str, split: str, limit: int) -> list:
@@ -203,11 +209,17 @@ def _photographs(source: str, column: str, split: str, limit: int) -> list:
         files = [path for path, _ in find_files([source], IMAGE_SUFFIXES)]
         # Every n-th, so that a part of them is as mixed as all.
         files = files[:: max(1, len(files) // limit)][:limit] if limit else files
-        return _Opened(files, lambda path: Image.open(path).convert("RGB"))
+        return _Opened(files, _open)
     from datasets import load_dataset
 
     rows = load_dataset(source, split=split)
     return _Opened(range(min(limit or len(rows), len(rows))), lambda i: rows[i][column].convert("RGB"))
+
+
+def _open(path: str) -> Image.Image:
+    image = Image.open(path)
+    image.draft("RGB", (4 * SIZE, 4 * SIZE))  # large JPEGs are decoded at a half or a quarter
+    return image.convert("RGB")
 
 
 class _Opened:
@@ -255,16 +267,18 @@ class Pairs(torch.utils.data.Dataset):
 
 
 @functools.cache
-def _training_pairs(condition: str, key: tuple, codecs: tuple, device: str) -> tuple[PixelView | LatentView, Pairs]:
+def _training_pairs(
+    condition: str, key: tuple, codecs: tuple, device: str, cache: str
+) -> tuple[PixelView | LatentView, Pairs]:
     view = view_of(condition, Settings(codec_16x=codecs[0], codec_4x=codecs[1]), device)
-    return view, Pairs(view, read_crops(key, False), device)
+    return view, Pairs(view, read_crops(key, False, cache), device)
 
 
 @torch.no_grad()
 def evaluate(model: Colouriser, view: PixelView | LatentView, crops: torch.Tensor, device: str) -> dict[str, float]:
     """Metrics over test crops; see the head of this file."""
     model.eval()
-    squares = dict.fromkeys(("model", "grey", "bound"), 0.0)
+    squares = dict.fromkeys(("model", "grey", "bound", "output"), 0.0)
     colours, errors, distances = [], [], []
     try:
         lpips = learned_metric("lpips")
@@ -273,10 +287,11 @@ def evaluate(model: Colouriser, view: PixelView | LatentView, crops: torch.Tenso
     for batch in crops.split(8):
         x = batch.to(device).float() / 255 - 0.5
         truth = chroma(x)
-        estimate = chroma(view.decode(model(view.encode(grey_of(x)))["colour"]))
-        bound = chroma(view.decode(view.encode(x)))
+        output = view.decode(model(view.encode(grey_of(x)))["colour"])
+        estimate, bound = chroma(output), chroma(view.decode(view.encode(x)))
         for name, value in (("model", estimate), ("grey", torch.zeros_like(truth)), ("bound", bound)):
             squares[name] += float((value - truth).double().square().mean((1, 2, 3)).sum())
+        squares["output"] += float((255 * (output - x)).double().square().mean((1, 2, 3)).sum())
         for reference, coloured in zip(batch, to_8bit(with_luma(estimate, x)), strict=True):
             reference = reference.permute(1, 2, 0).numpy()
             colours.append(colourfulness(coloured))
@@ -288,6 +303,7 @@ def evaluate(model: Colouriser, view: PixelView | LatentView, crops: torch.Tenso
         "chroma_psnr": psnr["model"],
         "grey_chroma_psnr": psnr["grey"],
         "oracle_chroma_psnr": psnr["bound"],
+        "output_psnr": psnr["output"],
         "colourfulness": float(np.mean(colours)),
         "colourfulness_error": float(np.mean(errors)),
     }
@@ -298,8 +314,8 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
     s, device = settings, arguments.device
     train_key = (s.train, s.image_column, s.train_split, s.crops, s.min_scale, s.max_images, s.crop_seed)
     test_key = (s.test, s.image_column, s.test_split, 0, 1.0, s.max_test_images, 0)
-    test = read_crops(test_key, True)
-    view, pairs = _training_pairs(condition, train_key, (s.codec_16x, s.codec_4x), device)
+    test = read_crops(test_key, True, s.cache)
+    view, pairs = _training_pairs(condition, train_key, (s.codec_16x, s.codec_4x), device, s.cache)
     torch.manual_seed(seed)  # after the preparation, which only the first seed does
     model = Colouriser(pairs.grey.shape[1], s, pairs.scale())
     args = training_arguments(

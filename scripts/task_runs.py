@@ -10,6 +10,7 @@ Every run (a condition with a seed) leaves one JSON file. An interrupted command
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from evaluate_codec import machine, versions
 from report import ROOT, between, table, write
@@ -43,6 +45,7 @@ METRICS = {
     "grey_chroma_psnr": ("of no colour", "{:.2f}", True),
     "oracle_chroma_psnr": ("bound", "{:.2f}", True),
     "psnr": ("PSNR dB", "{:.2f}", True),
+    "output_psnr": ("PSNR of the output dB", "{:.2f}", True),
     "si_sdr": ("SI-SDR dB", "{:.2f}", True),
     "lpips_db": ("LPIPS dB", "{:.2f}", True),
     "colourfulness": ("colourfulness", "{:.1f}", True),
@@ -158,6 +161,24 @@ def parse_arguments(
             parser.error(f"unknown condition {name!r}; valid: {', '.join(conditions)}")
     arguments.conditions = arguments.conditions or list(conditions)
     return arguments, settings
+
+
+def kept_array(folder: str, key: Any, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` gives, from a file of `folder` (when that is not empty) where an earlier command left it.
+
+    Args:
+        key: all that the array depends on; its `repr` names the file.
+    """
+    if not folder:
+        return make()
+    path = Path(folder, hashlib.sha256(repr(key).encode()).hexdigest()[:24] + ".npy")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        with partial.open("wb") as file:
+            np.save(file, make())
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="c")  # copy-on-write: more than fits into memory, and torch takes it
 
 
 def training_arguments(
