@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from transformers_walloc.entropy_fitting import fit_entropy_tables
-from transformers_walloc.training import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_media
+from transformers_walloc.training_data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_media
 
 
 def load_codec(name: str):

@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import tempfile
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,13 +145,17 @@ def save_model_folder(
     folder: str | PathLike,
     decoder_dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
+    documents: Mapping[str, str] | None = None,
 ):
     """Write a model and its processor as a folder that `from_pretrained` reads, all of it or nothing.
 
     Args:
         folder: is created; an existing one is replaced if `overwrite`, and refused otherwise.
-        decoder_dtype: what the decoder is stored in. The encoder stays float32, since it defines what codes mean, and
-            the configuration says float32 so that the model loads as that unless another `dtype` is asked for.
+        decoder_dtype: what the decoder's network is stored in. Everything linear stays float32: the encoder defines
+            what codes mean, and the linear synthesis spans more than half precision resolves. The configuration says
+            float32, so that the model loads as that unless another `dtype` is asked for.
+        overwrite: whether an existing folder may be replaced.
+        documents: text files to write beside, by name.
 
     Raises:
         FileExistsError: the folder exists and `overwrite` is false.
@@ -167,11 +172,13 @@ def save_model_folder(
         new, old = Path(temporary) / "new", Path(temporary) / "old"
         new.mkdir()
         state_dict = {
-            name: tensor.to(decoder_dtype) if name.startswith("decoder.") else tensor
+            name: tensor.to(decoder_dtype if _is_network(name) else tensor.dtype).contiguous()
             for name, tensor in model.state_dict().items()
         }
         model.save_pretrained(new, state_dict=state_dict)
         make_processor(model.config).save_pretrained(new)
+        for name, text in (documents or {}).items():
+            (new / name).write_text(text, encoding="utf-8")
         if folder.exists():
             os.replace(folder, old)
         try:
@@ -189,6 +196,11 @@ def make_processor(config: WallocConfig) -> WallocImageProcessor | WallocAudioFe
             feature_size=config.num_channels, hop_length=config.patch_size, sampling_rate=config.sampling_rate
         )
     return WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
+
+
+def _is_network(name: str) -> bool:
+    linear = ("decoder.linear.", "decoder.latent_std", "decoder.subband_scale")
+    return name.startswith("decoder.") and not name.startswith(linear)
 
 
 def _check_original_config(config: dict):

@@ -114,13 +114,40 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
     _assign(decoder.linear.weight, synthesis)
     _assign(decoder.linear.bias, statistics.mean)
     if isinstance(decoder, ResidualDecoder):
-        residual = np.eye(config.subband_channels) - synthesis @ (basis * scale)
-        left = np.einsum("ij,jk,ik->i", residual, statistics.covariance, residual)
-        _assign(decoder.latent_std, np.sqrt(kept) * scale)
-        _assign(decoder.subband_scale, np.sqrt(left.clip(min=1e-12)))
+        _set_scales(decoder, basis * scale, synthesis, statistics)
         for parameter in decoder.head.parameters():
             parameter.zero_()
     return variances
+
+
+@torch.no_grad()
+def fit_decoder_scales(model, statistics: SubbandStatistics) -> None:
+    """Set the scales of a residual decoder's network, in place, for the encoder and linear synthesis that it has.
+
+    Args:
+        model: a full model with a `residual` decoder.
+        statistics: of subbands of the model's configuration.
+
+    Raises:
+        ValueError: another decoder, or no data.
+    """
+    config, decoder = model.config, model.decoder
+    if not isinstance(decoder, ResidualDecoder):
+        raise ValueError(f"decoder_type is {config.decoder_type!r}; only a residual decoder has scales")
+    if not statistics.count:
+        raise ValueError("the statistics are empty; update them with signals first")
+    linear = (model.encoder.projection, decoder.linear)
+    projection, synthesis = (layer.weight.flatten(1).double().numpy(force=True) for layer in linear)
+    _set_scales(decoder, projection, synthesis, statistics)
+
+
+def _set_scales(decoder: ResidualDecoder, projection: np.ndarray, synthesis: np.ndarray, statistics: SubbandStatistics):
+    """Standard deviations of the latents, and of what the linear synthesis leaves of each subband."""
+    covariance = statistics.covariance
+    residual = np.eye(len(covariance)) - synthesis @ projection
+    for scales, matrix in ((decoder.latent_std, projection), (decoder.subband_scale, residual)):
+        variances = np.einsum("ij,ij->i", matrix @ covariance, matrix)
+        _assign(scales, np.sqrt(variances.clip(min=1e-12)))
 
 
 def _assign(parameter: torch.Tensor | None, values: np.ndarray) -> None:

@@ -1,199 +1,43 @@
-"""Training codecs: random crops and segments from folders of media files, and a `Trainer` for them.
+"""Training codecs: a `Trainer` with a time budget, averaged weights and an optional rate term.
 
-Needs `pip install 'transformers-walloc[train]'`.
+Random pieces of images and audio come from `training_data`. Needs `pip install 'transformers-walloc[train]'`.
 """
 
 import contextlib
-import hashlib
 import json
 import math
-import os
-import random
 import time
-from collections.abc import Sequence
+import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import IterableDataset, get_worker_info
-from tqdm.auto import tqdm
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .conversion import make_processor
 from .modeling_walloc import WallocPreTrainedModel
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-
-
-def list_media(folder: str | Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files below a folder by suffix, sorted; ValueError if there are none."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    if not files:
-        raise ValueError(f"no files ending in {', '.join(suffixes)} below {folder}")
-    return files
-
-
-class MediaCache:
-    """Decoded media in one memory-mapped file, so that a random crop costs a copy and not a decoder run.
-
-    Arrays are (height, width, channels) uint8 images or (length, channels) int16 audio. The file is built once, with a
-    progress bar, and reused as long as names, sizes and times of the sources stay the same.
-    """
-
-    def __init__(self, files: Sequence[Path], kind: str, cache_dir: str | Path, sampling_rate: int = 44100):
-        key = json.dumps([[str(f), f.stat().st_size, int(f.stat().st_mtime)] for f in files] + [kind, sampling_rate])
-        stem = Path(cache_dir) / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        self.path, index = stem.with_suffix(".bin"), stem.with_suffix(".json")
-        self.dtype = np.dtype(np.uint8 if kind == "image" else np.int16)
-        if not index.exists():
-            self._build(files, kind, index, sampling_rate)
-        entries = json.loads(index.read_text())
-        self.shapes = [tuple(shape) for shape in entries]
-        sizes = [math.prod(shape) for shape in self.shapes]
-        self.offsets = np.concatenate([[0], np.cumsum(sizes)])[:-1]
-        self._data: np.memmap | None = None
-
-    def _build(self, files: Sequence[Path], kind: str, index: Path, sampling_rate: int):
-        index.parent.mkdir(parents=True, exist_ok=True)
-        shapes = []
-        partial = self.path.with_suffix(f".{os.getpid()}.part")
-        with open(partial, "wb") as out:
-            for file in tqdm(files, desc=f"decoding {kind} files", unit="file"):
-                array = _read_image(file) if kind == "image" else _read_audio(file, sampling_rate)
-                out.write(np.ascontiguousarray(array, dtype=self.dtype).tobytes())
-                shapes.append(array.shape)
-        os.replace(partial, self.path)
-        partial.write_text(json.dumps(shapes))
-        os.replace(partial, index)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        if self._data is None:  # opened in the worker that reads it
-            self._data = np.memmap(self.path, dtype=self.dtype, mode="r")
-        start = int(self.offsets[i])
-        return self._data[start : start + math.prod(self.shapes[i])].reshape(self.shapes[i])
-
-
-def _read_image(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _read_audio(file: Path, sampling_rate: int) -> np.ndarray:
-    import soundfile
-
-    audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    if rate != sampling_rate:
-        import soxr
-
-        audio = soxr.resample(audio, rate, sampling_rate)
-    return (audio.clip(-1, 1) * 32767).round().astype(np.int16)
-
-
-class _RandomPieces(IterableDataset):
-    """An endless stream of random pieces, different and reproducible in every worker and process."""
-
-    def __init__(self, caches: Sequence[MediaCache], shares: Sequence[float], seed: str):
-        if len(caches) != len(shares) or min(shares) <= 0:
-            raise ValueError(f"every source needs a positive share, got {list(shares)} for {len(caches)} sources")
-        self.caches, self.shares, self.seed = list(caches), list(shares), seed
-        self.rank = int(os.environ.get("RANK", 0))
-
-    def weights(self, cache: MediaCache) -> list[float]:
-        """The square root of a file's size: large files count more, but do not drown the small ones' variety."""
-        return [math.sqrt(math.prod(shape[:-1])) if self.fits(shape) else 0.0 for shape in cache.shapes]
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        raise TypeError("use ImageCrops or AudioSegments")
-
-    def draw(self, array: np.ndarray, generator: random.Random) -> dict:
-        raise TypeError("use ImageCrops or AudioSegments")
-
-    def __iter__(self):
-        worker = get_worker_info()
-        generator = random.Random(f"{self.seed}-{self.rank}-{worker.id if worker else 0}")
-        weights = [self.weights(cache) for cache in self.caches]
-        while True:
-            (source,) = generator.choices(range(len(self.caches)), self.shares)
-            (i,) = generator.choices(range(len(weights[source])), weights[source])
-            yield self.draw(self.caches[source][i], generator)
-
-
-class ImageCrops(_RandomPieces):
-    """Square crops `pixel_values` (3, crop_size, crop_size) in [-0.5, 0.5].
-
-    Crops are taken from images downscaled by a random factor of 0.5 to 1, which removes the traces of an earlier
-    compression and adds high frequencies, then flipped and transposed at random.
-    """
-
-    def __init__(self, caches, shares, crop_size: int, seed: str = "0"):
-        super().__init__(caches, shares, seed)
-        self.crop_size = crop_size
-
-    def fits(self, shape):
-        return min(shape[:2]) >= self.crop_size
-
-    def draw(self, array, generator):
-        largest = min(2.0, min(array.shape[:2]) / self.crop_size)
-        factor = generator.uniform(1.0, largest)
-        if factor < 1.1:  # so close to 1 resampling would only blur
-            factor = 1.0
-        size = min(round(self.crop_size * factor), *array.shape[:2])
-        top, left = (generator.randint(0, full - size) for full in array.shape[:2])
-        crop = array[top : top + size, left : left + size]
-        if factor > 1.0:
-            image = Image.fromarray(np.ascontiguousarray(crop))
-            resample = generator.choice([Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BOX])
-            crop = np.asarray(image.resize((self.crop_size, self.crop_size), resample))
-        if generator.random() < 0.5:
-            crop = crop[::-1]
-        if generator.random() < 0.5:
-            crop = crop[:, ::-1]
-        if generator.random() < 0.5:
-            crop = crop.transpose(1, 0, 2)
-        pixels = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
-        return {"pixel_values": pixels.float().div_(255.0).sub_(0.5)}
-
-
-class AudioSegments(_RandomPieces):
-    """Segments `input_values` (channels, length), normalised as the feature extractor does (zero mean, peak 0.5).
-
-    Channels are swapped, the sign is flipped and a peak below full scale is drawn at random; near-silence is skipped.
-    """
-
-    def __init__(self, caches, shares, length: int, seed: str = "0"):
-        super().__init__(caches, shares, seed)
-        self.length = length
-
-    def fits(self, shape):
-        return shape[0] >= self.length
-
-    def draw(self, array, generator):
-        for _ in range(8):
-            start = generator.randint(0, len(array) - self.length)
-            segment = array[start : start + self.length].astype(np.float32)
-            segment -= segment.mean()
-            peak = np.abs(segment).max()
-            if peak > 300:  # -40 dB of full scale
-                break
-        # A clip is normalised by its own peak, which lies above the peak of most of its segments.
-        segment *= 0.5 * math.exp(generator.uniform(math.log(0.25), 0.0)) / max(peak, 1.0)
-        if generator.random() < 0.5:
-            segment = segment[:, ::-1]
-        if generator.random() < 0.5:
-            segment = -segment
-        return {"input_values": torch.from_numpy(np.ascontiguousarray(segment.T))}
+from .muon import Muon
+from .training_data import AUDIO_SUFFIXES as AUDIO_SUFFIXES
+from .training_data import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .training_data import AudioSegments as AudioSegments
+from .training_data import ImageCrops as ImageCrops
+from .training_data import MediaCache as MediaCache
+from .training_data import RandomPieces
+from .training_data import list_media as list_media
 
 
 class CodecTrainer(Trainer):
     """Trains codecs: wavelet-packet-domain loss first, signal-domain loss to finish, two learning rates, a time budget.
+
+    Under `torchrun` every process draws pieces of its own, and the first one keeps the time and the average of the
+    weights and evaluates.
 
     Args:
         linear_learning_rate: for the closed-form parts (projection, linear synthesis), which must move slowly.
@@ -201,15 +45,34 @@ class CodecTrainer(Trainer):
         time_budget: seconds after which training ends; the cosine schedule follows whatever ends first, time or
             `max_steps`.
         evaluate_codec: called with the averaged model, returns metrics to log.
+        rate_weight: mean squared error that one bit a sample (pixel and channel, or audio sample) is worth: it is
+            added to the loss times `estimated_bits`. Needs an encoder that is trained.
+
+    Raises:
+        ValueError: a negative rate weight, or one for an encoder that is frozen.
     """
 
     def __init__(
-        self, *args, linear_learning_rate=1e-4, signal_fraction=0.15, time_budget=None, evaluate_codec=None, **kwargs
+        self,
+        *args,
+        linear_learning_rate=1e-4,
+        signal_fraction=0.15,
+        time_budget=None,
+        evaluate_codec=None,
+        rate_weight=0.0,
+        **kwargs,
     ):
         self.linear_learning_rate = linear_learning_rate
         self.signal_fraction = signal_fraction
         self.evaluate_codec = evaluate_codec
+        self.rate_weight = rate_weight
         super().__init__(*args, **kwargs)
+        if not rate_weight >= 0:
+            raise ValueError(f"rate_weight is {rate_weight}; it must not be negative")
+        if rate_weight and not any(p.requires_grad for p in self.unwrapped.encoder.parameters()):
+            raise ValueError(f"rate_weight is {rate_weight}, but the encoder, which sets the rate, is frozen")
+        # The processes start from the same weights, but must not draw the same noise.
+        torch.manual_seed(self.args.seed + self.args.process_index)
         self.clock = _Clock(time_budget)
         self.average = _WeightAverage(self.unwrapped)
         self.add_callback(self.clock)
@@ -227,16 +90,62 @@ class CodecTrainer(Trainer):
         by_steps = self.state.global_step / max(1, self.state.max_steps)
         return min(1.0, max(by_steps, self.clock.progress))
 
+    def get_train_dataloader(self) -> DataLoader:
+        if not isinstance(self.train_dataset, RandomPieces):
+            return super().get_train_dataloader()
+        # Trainer's own would have one process draw the pieces of all.
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        """As `Trainer.train`; after a resume the time used and the averaged weights continue, too.
+
+        Args:
+            resume_from_checkpoint: a folder, or True for the newest one that `last_checkpoint` finds.
+
+        Raises:
+            ValueError: True, and there is none.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"no complete checkpoint in {self.args.output_dir}")
+        if resume_from_checkpoint:
+            folder = Path(resume_from_checkpoint)
+            state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+            self.clock.load(state)
+            self.average.load(folder)
+            if self.clock.progress >= 1.0 or 0 < self.args.max_steps <= state.global_step:
+                self.state = state
+                self.unwrapped.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME))
+                return TrainOutput(state.global_step, 0.0, {})
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # Comes before the rest of a checkpoint: when trainer_state.json, its last file, is there, the average is, too.
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self.average.save(output_dir or self.args.output_dir)
+
     def create_optimizer(self, *args, **kwargs):
         if self.optimizer is None:
             linear: list[torch.nn.Parameter] = []
-            network: list[torch.nn.Parameter] = []
+            hidden: list[torch.nn.Parameter] = []
+            others: list[torch.nn.Parameter] = []
             for name, parameter in self.unwrapped.named_parameters():
                 if parameter.requires_grad:
-                    (linear if name.startswith(("encoder.", "decoder.linear.")) else network).append(parameter)
-            self.optimizer = torch.optim.AdamW(
+                    if name.startswith(("encoder.", "decoder.linear.")):
+                        linear.append(parameter)
+                    else:  # the head starts at zero, where its updates must stay in proportion to its gradients
+                        (hidden if parameter.ndim > 1 and ".head." not in name else others).append(parameter)
+            self.optimizer = Muon(
                 [
-                    {"params": network, "lr": self.args.learning_rate},
+                    {"params": hidden, "lr": self.args.learning_rate, "muon": True},
+                    {"params": others, "lr": 0.3 * self.args.learning_rate},
                     {"params": linear, "lr": self.linear_learning_rate},
                 ],
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
@@ -257,7 +166,11 @@ class CodecTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         late = self.progress >= 1.0 - self.signal_fraction
         outputs = model(**inputs, loss_domain="signal" if late or not model.training else "subbands")
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        loss = outputs.loss
+        if self.rate_weight and model.training:
+            bits = estimated_bits(outputs.latents) / self.unwrapped.config.dimensionality_reduction
+            loss = loss + self.rate_weight * bits
+        return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
         if self.evaluate_codec is None:
@@ -267,51 +180,97 @@ class CodecTrainer(Trainer):
             with self.average.applied_to(self.unwrapped):
                 measured = self.evaluate_codec(self.unwrapped)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        metrics = _of_first_process(metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-def export_codec(model: WallocPreTrainedModel, folder: str | Path) -> None:
-    """Write a checkpoint folder: weights, configuration and processor.
+def estimated_bits(latents: torch.Tensor) -> torch.Tensor:
+    """Bits that a code takes on average when every channel is coded by itself (order 0); differentiable.
 
-    The decoder's network is stored in half precision and everything linear in float32; `from_pretrained` gives float32
-    unless told otherwise.
+    As in Balle, Laparra and Simoncelli (ICLR 2017, section 3), uniform noise stands for rounding, and a code costs the
+    negative logarithm of its probability, which is here that of a Laplace distribution with the channel's own mean and
+    mean absolute deviation over the batch, integrated over the cell of the code.
+
+    Args:
+        latents: (batch, latent_channels, *grid), companded, not rounded.
+
+    Returns:
+        A scalar, in bits a latent.
     """
-    linear = ("encoder.", "decoder.linear.", "decoder.latent_std", "decoder.subband_scale")
-    weights = {
-        name: tensor.half() if tensor.is_floating_point() and not name.startswith(linear) else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    model.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
-    make_processor(model.config).save_pretrained(folder)
+    noisy = (latents + torch.rand_like(latents) - 0.5).float().transpose(0, 1).flatten(1)  # (channels, positions)
+    distance = (noisy - noisy.mean(dim=1, keepdim=True)).abs()
+    scale = distance.mean(dim=1, keepdim=True).clamp_min(0.05)
+    # log sinh(1 / (2 scale)) without overflow; of the cells away from the mean.
+    log_sinh = 0.5 / scale + torch.log1p(-torch.exp(-1.0 / scale)) - math.log(2.0)
+    outside = log_sinh - distance / scale
+    # The cell that holds the mean; clamped, since the branch that is not taken must have a finite gradient.
+    inside = torch.log1p(-torch.exp(-0.5 / scale) * torch.cosh(distance.clamp_max(0.5) / scale))
+    return -torch.where(distance < 0.5, inside, outside).mean() / math.log(2.0)
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint of a run that was written to its end; None if there is none.
+
+    A run may be killed while it saves. What it leaves is passed over.
+    """
+    steps = {}
+    for path in Path(folder).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdecimal() and _is_complete(path):
+            steps[int(number)] = str(path)
+    return steps[max(steps)] if steps else None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+        for name in (SAFE_WEIGHTS_NAME, _WeightAverage.file_name):
+            with safe_open(checkpoint / name, "pt"):  # compares the file's length with its header
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    # What torch.save writes is a zip file, whose directory comes last.
+    pickles = [checkpoint / OPTIMIZER_NAME, checkpoint / SCHEDULER_NAME, *checkpoint.glob("rng_state*.pth")]
+    return all(zipfile.is_zipfile(path) for path in pickles)
+
+
+def _of_first_process(value):
+    """The value that the first process has, in all of them."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 class _Clock(TrainerCallback, ExportableState):
-    """Ends the training when the time is used up, counting the time before a resume."""
+    """Ends the training when the time is used up, counting the time before a resume.
+
+    Learning rates and the end follow the time, so all processes go by the first one's, read once a step.
+    """
 
     def __init__(self, budget: float | None):
         self.budget = budget
-        self.used_before = 0.0
-        self.started: float | None = None
-
-    @property
-    def used(self) -> float:
-        return self.used_before + (time.monotonic() - self.started if self.started is not None else 0.0)
+        self.used = 0.0  # seconds
+        self.started = 0.0
 
     @property
     def progress(self) -> float:
         return self.used / self.budget if self.budget else 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started = time.monotonic()
+        self.started = time.monotonic() - self.used
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.used = _of_first_process(time.monotonic() - self.started)
         if self.progress >= 1.0:
             control.should_evaluate = control.should_save = control.should_training_stop = True
 
     def state(self) -> dict:
-        return {"args": {"budget": self.budget}, "attributes": {"used_before": self.used}}
+        return {"args": {"budget": self.budget}, "attributes": {"used": self.used}}
+
+    def load(self, state: TrainerState):
+        self.used = state.stateful_callbacks["_Clock"]["attributes"]["used"]
 
 
 class _WeightAverage(TrainerCallback):
@@ -325,12 +284,10 @@ class _WeightAverage(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.averaged.update_parameters(getattr(model, "module", model))
 
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            tensors = {name: value.contiguous() for name, value in self.averaged.module.state_dict().items()}
-            tensors["__count__"] = self.averaged.n_averaged
-            save_file(tensors, folder / self.file_name)
+    def save(self, folder: str | Path):
+        tensors = {name: value.contiguous() for name, value in self.averaged.module.state_dict().items()}
+        tensors["__count__"] = self.averaged.n_averaged
+        save_file(tensors, Path(folder) / self.file_name)
 
     def load(self, folder: str | Path):
         tensors = load_file(Path(folder) / self.file_name)
