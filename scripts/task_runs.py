@@ -63,6 +63,7 @@ class RunArguments:
     conditions: list[str] = field(default_factory=list, metadata={"help": "all when none is named"})
     threads: int = field(default=1, metadata={"help": "of torch, on the CPU"})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
+    workers: int = field(default=0, metadata={"help": "processes that load data"})
     force: bool = field(default=False, metadata={"help": "run again what has a result"})
 
 
@@ -200,6 +201,7 @@ def training_arguments(
         "seed": seed,
         "use_cpu": arguments.device == "cpu",
         "dataloader_pin_memory": arguments.device != "cpu",
+        "dataloader_num_workers": arguments.workers,
         "remove_unused_columns": False,
     }
     return TrainingArguments(**{**options, **more})
@@ -309,7 +311,7 @@ def _shown(value: Any) -> Any:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("summarise", help=f"write the tables into {PAGE.relative_to(ROOT)}, and the picture")
+    command = commands.add_parser("summarise", help=f"write the tables into {PAGE.name}, and the picture")
     command.add_argument("--output", default="docs/results/tasks", help="folder of the results")
     command.add_argument("--print", action="store_true", help="print the tables and write nothing")
     args = parser.parse_args(argv)
