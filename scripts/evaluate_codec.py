@@ -37,7 +37,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from transformers_walloc import metrics
-from transformers_walloc.training import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_media
+from transformers_walloc.training_data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_media
 
 STORE = Path(__file__).resolve().parents[1] / "docs" / "results"
 METRICS = {
@@ -474,11 +474,11 @@ def shown_spec(spec: str) -> str:
     return (Path(name).name if Path(name).exists() else name.removeprefix("walloc/")) + "".join(tail)
 
 
-def shown_command(argv) -> str:
+def shown_command(argv, script: str = "evaluate_codec.py") -> str:
     """The command without the folders of this machine."""
     words = list(sys.argv[1:] if argv is None else argv)
     shown = [shown_spec(word) if os.sep in word else word for word in words]
-    return "python scripts/evaluate_codec.py " + shlex.join(shown)
+    return f"python scripts/{script} " + shlex.join(shown)
 
 
 def machine(threads: int) -> dict:

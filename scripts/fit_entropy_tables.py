@@ -2,7 +2,7 @@
 """Fit the entropy coder's tables to a trained codec and store them in its checkpoint.
 
     python scripts/fit_entropy_tables.py runs/rgb-16x --data DIR            # images or audio that it was trained on
-    python scripts/fit_entropy_tables.py runs/rgb-16x --data DIR --steps 4000 --out runs/rgb-16x-coded
+    python scripts/fit_entropy_tables.py runs/rgb-16x --data DIR --steps 2000 --out runs/rgb-16x-coded
 
 Codes at the steps of --code_steps are mixed, so that the tables also suit files that rate control made coarser. Files
 that were written with other tables can no longer be read with the checkpoint: fit before publishing it.
@@ -95,7 +95,7 @@ def main(argv=None) -> int:
     parser.add_argument("--files", type=int, help="how many files, evenly spread; default: all")
     parser.add_argument("--seconds", type=float, default=30.0, help="of every clip, from its middle; default: 30")
     parser.add_argument("--code_steps", type=float, nargs="+", default=[1.0, 2.0], help="default: 1 2")
-    parser.add_argument("--steps", type=int, default=2000, help="optimisation steps per network; default: 2000")
+    parser.add_argument("--steps", type=int, default=5000, help="optimisation steps per network; default: 5000")
     parser.add_argument("--hidden", type=int, default=16, help="size of the networks; default: 16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", metavar="DIR", help="default: the checkpoint folder itself")

@@ -47,7 +47,7 @@ def fit_entropy_tables(
     plan: Plan | None = None,
     hidden: int = 16,
     steps: int = 2000,
-    max_positions: int = 400_000,
+    max_positions: int = 1_000_000,
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: Callable[[str], None] | None = None,
