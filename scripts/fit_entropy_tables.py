@@ -70,8 +70,11 @@ def _signal(processor, kind: str, file: Path, seconds: float) -> torch.Tensor:
     return processor([audio], sampling_rate=processor.sampling_rate, return_tensors="pt")["input_values"]
 
 
-def store_tables(model, source: str, out: str) -> None:
-    """Write the model's tables into the checkpoint's files; all other tensors stay as they are, bit by bit."""
+def store_tables(model, source: str, out: str, settings: dict) -> None:
+    """Write the model's tables into the checkpoint's files, and how they were fitted into its recipe.json.
+
+    All other tensors stay as they are, bit by bit.
+    """
     source, folder = Path(source), Path(out)
     weights = safetensors.torch.load_file(source / "model.safetensors")
     weights["entropy_tables"] = model.entropy_tables.cpu()
@@ -79,12 +82,15 @@ def store_tables(model, source: str, out: str) -> None:
     config["entropy_tables_size"] = model.config.entropy_tables_size
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
-        if file.is_file() and folder != source and file.name not in ("model.safetensors", "config.json"):
+        if file.is_file() and folder != source and file.name not in ("model.safetensors", "config.json", "recipe.json"):
             (folder / file.name).write_bytes(file.read_bytes())
     safetensors.torch.save_file(weights, folder / "model.safetensors.part", metadata={"format": "pt"})
     (folder / "config.json.part").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for name in ("model.safetensors", "config.json"):
-        shutil.copymode(source / name, folder / f"{name}.part")
+    recipe = source / "recipe.json"
+    recipe = json.loads(recipe.read_text()) if recipe.exists() else {}
+    (folder / "recipe.json.part").write_text(json.dumps(recipe | {"entropy_tables": settings}, indent=2) + "\n")
+    for name in ("model.safetensors", "config.json", "recipe.json"):
+        shutil.copymode(source / (name if (source / name).exists() else "config.json"), folder / f"{name}.part")
         os.replace(folder / f"{name}.part", folder / name)
 
 
@@ -110,7 +116,9 @@ def main(argv=None) -> int:
         codes, hidden=arguments.hidden, steps=arguments.steps, device=arguments.device, progress=print
     )
     model.set_entropy_tables(tables)
-    store_tables(model, arguments.codec, arguments.out or arguments.codec)
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("codec", "out", "device")}
+    settings["data"] = Path(arguments.data).name
+    store_tables(model, arguments.codec, arguments.out or arguments.codec, settings)
     print(f"{model.config.entropy_tables_size} bytes of tables in {arguments.out or arguments.codec}")
     return 0
 

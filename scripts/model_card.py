@@ -96,7 +96,7 @@ def model_card(folder: Path, result: dict | None) -> str:
         parts += ["![Latent atlas](atlas.png)"]
     parts += [
         "## Training",
-        training(folder, kind, config),
+        training(folder, name, kind, config),
         "## Limits",
         LIMITS[kind],
         "## Licence and citation",
@@ -170,7 +170,7 @@ def label(codec: str, name: str) -> str:
     return f"{form.upper() if form in ('jpeg', 'mp3') else form.capitalize()}, same size"
 
 
-def training(folder: Path, kind: str, config: dict) -> str:
+def training(folder: Path, name: str, kind: str, config: dict) -> str:
     text = [
         "Projection and linear synthesis are the Karhunen-Loeve transform of the training data in the wavelet packet "
         "domain, in closed form."
@@ -180,14 +180,17 @@ def training(folder: Path, kind: str, config: dict) -> str:
     else:
         text[0] += (
             f" The decoder's network ({config['decoder_num_layers']} residual blocks of width "
-            f"{config['decoder_hidden_size']}) starts at zero on top of them and is trained with uniform noise in "
-            "place of rounding, for squared error."
+            f"{config['decoder_hidden_size']}) starts at zero on top of them and is trained for squared error on "
+            "rounded latents, with the encoder as it is."
         )
     recipe_path = folder / "recipe.json"
     if recipe_path.exists():
         recipe = json.loads(recipe_path.read_text())
         text += ["Training data:", "\n".join(f"* {line}" for line in data_lines(recipe, kind))]
-        text += ["Commands, as recorded in `recipe.json`:", command_of(recipe)]
+        text += ["Commands, as recorded in `recipe.json`:", commands_of(recipe, name)]
+        if recipe.get("machine"):
+            minutes = f"{recipe['minutes']:g} minutes on" if recipe.get("minutes") else "On"
+            text.append(f"{minutes} {recipe['machine']}.")
     if kind == "audio":
         names = ", ".join(f"`{source.package}` ({source.licence})" for source in AUDIO if source.validation)
         text.append(f"Validation music, never trained on: {names}.")
@@ -216,11 +219,21 @@ def weights_line(path: Path) -> str:
     return f"Weights: {path.stat().st_size / 1e6:.2f} MB in {stored}, loaded as float32."
 
 
-def command_of(recipe: dict) -> str:
-    """The command line that a recipe stands for, folders by their last name."""
-    words = ["python scripts/train_codec.py"]
-    for option, value in recipe.items():
-        if value is None or value is False or option in ("sources", "results", "machine", "seconds"):
+def commands_of(recipe: dict, name: str) -> str:
+    """The command lines that a recipe stands for, folders by their last name."""
+    tables = recipe.get("entropy_tables")
+    options = {key: value for key, value in recipe.items() if key not in ("sources", "machine", "entropy_tables")}
+    lines = ["python scripts/prepare_open_corpus.py images audio documents --out corpus"]
+    lines.append(command_of("python scripts/train_codec.py", options))
+    if tables:
+        lines.append(command_of(f"python scripts/fit_entropy_tables.py {name}", tables))
+    return "\n".join(["```", *lines, "```"])
+
+
+def command_of(command: str, options: dict) -> str:
+    words = [command]
+    for option, value in options.items():
+        if value is None or value is False:
             continue
         values = value if isinstance(value, list) else [value]
         shown = [
@@ -228,5 +241,4 @@ def command_of(recipe: dict) -> str:
             for v in values
         ]
         words.append(f"--{option}" + ("" if value is True else " " + " ".join(shown)))
-    what = "images audio documents"
-    return f"```\npython scripts/prepare_open_corpus.py {what} --out corpus\n{' '.join(words)}\n```"
+    return " ".join(words)
