@@ -49,10 +49,11 @@ CONDITIONS = {
 }
 CODECS = {"walloc-16x": "walloc/rgb-16x", "walloc-4x": "walloc/rgb-4x"}
 PIXELS = {"resize-64": 64, "resize-128": 128}
+MODELS = ("vit", "convnext")
 SIZE, LATENT = 256, 8  # of the image that the model is to see, and of the square behind a latent
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings:
     data: str = field(default="data", metadata={"help": "folder with a folder for each class, or a repository"})
     image_column: str = field(default="image", metadata={"help": "of a repository"})
@@ -74,6 +75,14 @@ class Settings:
     label_smoothing: float = field(default=0.1, metadata={"help": "of the loss"})
     bf16: bool = field(default=False, metadata={"help": "autocast, for a GPU"})
     cache: str = field(default="", metadata={"help": "folder that keeps the prepared views for the next command"})
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            raise ValueError(f"unknown model {self.model!r}; valid: {', '.join(MODELS)}")
+        if self.tokens < 1 or SIZE // LATENT % self.tokens:
+            raise ValueError(f"{self.tokens} tokens a side; valid: a number that divides {SIZE // LATENT}")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction is {self.test_fraction}; valid: between 0 and 1")
 
 
 class Views(torch.utils.data.Dataset):
@@ -105,38 +114,40 @@ class Views(torch.utils.data.Dataset):
 
 
 @functools.cache
-def read_images(settings_key: tuple) -> tuple[list, list[int], list, list[int], list[str]]:
+def read_images(settings: Settings) -> tuple[list, list[int], list, list[int], list[str]]:
     """(training images, labels, test images, labels, names of classes); an image is a path or what `datasets` gives."""
-    data, image_column, label_column, train_split, test_split, fraction, seed, limit = settings_key
-    if not Path(data).is_dir():
-        return _read_repository(data, image_column, label_column, train_split, test_split, fraction, seed, limit)
-    names = sorted(p.name for p in Path(data).iterdir() if p.is_dir())
-    files = {n: sorted(p for p in Path(data, n).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) for n in names}
-    names = [name for name in names if files[name]]
+    seed, limit = settings.split_seed, settings.max_per_class
+    if not Path(settings.data).is_dir():
+        return _read_repository(settings)
+    names = sorted(p.name for p in Path(settings.data).iterdir() if p.is_dir())
+    folders = [Path(settings.data, name) for name in names]
+    groups = [sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) for folder in folders]
+    names, groups = [n for n, g in zip(names, groups, strict=True) if g], [group for group in groups if group]
     if len(names) < 2:
-        raise ValueError(f"{data} has {len(names)} folders with images; valid: one for each class, at least two")
-    groups = [list(files[name]) for name in names]
-    return (*_split(groups, fraction, seed, limit), names)
+        raise ValueError(
+            f"{settings.data} has {len(names)} folders with images; valid: one for each class, at least two"
+        )
+    return (*_split(groups, settings.test_fraction, seed, limit), names)
 
 
-def _read_repository(data, image_column, label_column, train_split, test_split, fraction, seed, limit):
+def _read_repository(settings: Settings):
     from datasets import load_dataset
 
-    train = load_dataset(data, split=train_split)
-    feature = train.features[label_column]
-    names = list(feature.names) if hasattr(feature, "names") else sorted(map(str, set(train[label_column])))
+    seed, limit = settings.split_seed, settings.max_per_class
+    train = load_dataset(settings.data, split=settings.train_split)
+    feature = train.features[settings.label_column]
+    names = list(getattr(feature, "names", None) or sorted(set(map(str, train[settings.label_column]))))
 
     def groups(rows):
         found: list[list] = [[] for _ in names]
-        for i, label in enumerate(rows[label_column]):
-            found[label if isinstance(label, int) else names.index(str(label))].append((rows, i, image_column))
+        for i, label in enumerate(rows[settings.label_column]):
+            found[label if hasattr(feature, "names") else names.index(str(label))].append((rows, i))
         return found
 
-    if not test_split:
-        return (*_split(groups(train), fraction, seed, limit), names)
-    training = _split(groups(train), 0.0, seed, limit)[:2]
-    test = _split(groups(load_dataset(data, split=test_split)), 0.0, seed, 0)[:2]
-    return (*training, *test, names)
+    if not settings.test_split:
+        return (*_split(groups(train), settings.test_fraction, seed, limit), names)
+    test = load_dataset(settings.data, split=settings.test_split)
+    return (*_split(groups(train), 0.0, seed, limit)[:2], *_split(groups(test), 0.0, seed, 0)[:2], names)
 
 
 def _split(groups: list[list], fraction: float, seed: int, limit: int) -> tuple[list, list[int], list, list[int]]:
@@ -152,9 +163,9 @@ def _split(groups: list[list], fraction: float, seed: int, limit: int) -> tuple[
     return train, train_labels, test, test_labels
 
 
-def open_image(item) -> Image.Image:
+def open_image(item, column: str) -> Image.Image:
     if isinstance(item, tuple):
-        rows, i, column = item
+        rows, i = item
         return rows[i][column].convert("RGB")
     return Image.open(item).convert("RGB")
 
@@ -174,17 +185,22 @@ def view_of(image: Image.Image, generator: np.random.Generator | None, min_scale
 
 
 @torch.no_grad()
-def prepare(items: list, condition: str, views: int, min_scale: float, seed: int | None, device: str) -> torch.Tensor:
-    """(images, views, channels, n, n): uint8 pixels of the resized views, or int8 codes. Views do not depend on the
-    condition; `seed` None is one view of the whole image."""
+def prepare(items: list, condition: str, settings: Settings, random: bool, device: str) -> torch.Tensor:
+    """(images, views, channels, n, n): uint8 pixels of the resized views, or int8 codes.
+
+    Random views depend on `split_seed` and the place of an image alone, so they are the same for all conditions;
+    otherwise there is one of the whole image.
+    """
     encoder = None
     if condition in CODECS:
         encoder = WallocImageEncoder.from_pretrained(CODECS[condition], dtype=torch.float32).to(device).eval()
     out = []
     for i, item in enumerate(tqdm(items, desc=condition, unit="image", mininterval=5)):
-        image = open_image(item)
-        generators = [None] if seed is None else [np.random.default_rng((seed, i, view)) for view in range(views)]
-        pixels = np.stack([view_of(image, generator, min_scale) for generator in generators])
+        image = open_image(item, settings.image_column)
+        generators: list = [None]
+        if random:
+            generators = [np.random.default_rng((settings.split_seed, i, view)) for view in range(settings.views)]
+        pixels = np.stack([view_of(image, generator, settings.min_scale) for generator in generators])
         x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
         if encoder is None:
             side = x.shape[-1] * PIXELS[condition] // SIZE
@@ -196,18 +212,22 @@ def prepare(items: list, condition: str, views: int, min_scale: float, seed: int
 
 
 @functools.cache  # for all seeds: up to a gigabyte a condition for a few thousand images
-def inputs(condition: str, key: tuple, views: int, min_scale: float, device: str, cache: str) -> dict:
-    train, train_labels, test, test_labels, names = read_images(key)
-    seed = key[6]
-
+def inputs(condition: str, settings: Settings, device: str) -> dict:
+    s = settings
+    train, train_labels, test, test_labels, names = read_images(s)
     codec = WallocImageEncoder.from_pretrained(CODECS[condition]).config if condition in CODECS else None
+    split = (s.data, s.image_column, s.label_column, s.train_split, s.test_split)
+    split += (s.test_fraction, s.split_seed, s.max_per_class)
 
     def prepared(items: list, part: str, *options) -> torch.Tensor:
-        made_of = (condition, codec and codec.latent_fingerprint, part, key, len(items), options)
-        return torch.from_numpy(kept_array(cache, made_of, lambda: prepare(items, condition, *options, device).numpy()))
+        made_of = (condition, codec and codec.latent_fingerprint, part, split, len(items), options)
+        random = part == "train"
+        return torch.from_numpy(
+            kept_array(s.cache, made_of, lambda: prepare(items, condition, s, random, device).numpy())
+        )
 
-    data = {"train": prepared(train, "train", views, min_scale, seed)}
-    data["test"] = prepared(test, "test", 1, min_scale, None)
+    data = {"train": prepared(train, "train", s.views, s.min_scale, s.split_seed)}
+    data["test"] = prepared(test, "test", 1, s.min_scale, None)
     values = value_of(codec)
     sample = values(data["train"][:: max(1, len(train) // 500), 0])
     mean, std = sample.mean((0, 2, 3))[:, None, None], sample.std((0, 2, 3))[:, None, None]
@@ -237,8 +257,6 @@ def value_of(codec: WallocImageConfig | None) -> Callable[[torch.Tensor], torch.
 def make_model(settings: Settings, channels: int, size: int, names: list[str]) -> PreTrainedModel:
     """The model of a condition: patches of size / tokens a side, and all behind them the same."""
     labels = dict(enumerate(names))
-    if size % settings.tokens:
-        raise ValueError(f"{settings.tokens} tokens a side do not divide {size}")
     shape = {"num_channels": channels, "image_size": size, "patch_size": size // settings.tokens, "id2label": labels}
     if settings.model == "vit":
         config = ViTConfig(
@@ -249,17 +267,13 @@ def make_model(settings: Settings, channels: int, size: int, names: list[str]) -
             **shape,
         )
         return ViTForImageClassification(config)
-    if settings.model == "convnext":
-        widths, depths = [settings.width * 2**i for i in range(3)], [settings.layers] * 3
-        return ConvNextForImageClassification(ConvNextConfig(num_stages=3, hidden_sizes=widths, depths=depths, **shape))
-    raise ValueError(f"unknown model {settings.model!r}; valid: vit, convnext")
+    widths, depths = [settings.width * 2**i for i in range(3)], [settings.layers] * 3
+    return ConvNextForImageClassification(ConvNextConfig(num_stages=3, hidden_sizes=widths, depths=depths, **shape))
 
 
 def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) -> dict:
     s = settings
-    key = (s.data, s.image_column, s.label_column, s.train_split, s.test_split)
-    key += (s.test_fraction, s.split_seed, s.max_per_class)
-    found = inputs(condition, key, s.views, s.min_scale, arguments.device, s.cache)
+    found = inputs(condition, s, arguments.device)
     torch.manual_seed(seed)  # after the preparation, which only the first seed does
     model = make_model(s, found["channels"], found["crop"], found["names"])
     args = training_arguments(

@@ -49,7 +49,7 @@ SIZE, GRID = 256, 32
 LUMA = (0.299, 0.587, 0.114)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings:
     train: str = field(default="train", metadata={"help": "folder of photographs (with subfolders), or a repository"})
     test: str = field(default="test", metadata={"help": "folder of photographs, or a repository"})
@@ -175,13 +175,16 @@ def colourfulness(image: np.ndarray) -> float:
 
 
 @functools.cache
-def read_crops(settings_key: tuple, test: bool, cache: str = "") -> torch.Tensor:
+def read_crops(settings: Settings, test: bool) -> torch.Tensor:
     """(crops, 3, 256, 256) uint8; of test photographs two squares of the short side, resized, that cover its ends."""
-    return torch.from_numpy(kept_array(cache, (settings_key, test), lambda: _cut(settings_key, test)))
+    s = settings
+    key = (s.train, s.image_column, s.train_split, s.crops, s.min_scale, s.max_images, s.crop_seed)
+    if test:
+        key = (s.test, s.image_column, s.test_split, 0, 1.0, s.max_test_images, 0)
+    return torch.from_numpy(kept_array(s.cache, (key, test), lambda: _cut(*key, test)))
 
 
-def _cut(settings_key: tuple, test: bool) -> np.ndarray:
-    source, column, split, count, min_scale, limit, seed = settings_key
+def _cut(source, column, split, count, min_scale, limit, seed, test: bool) -> np.ndarray:
     photographs = _photographs(source, column, split, limit)
     crops = []
     for i, image in enumerate(tqdm(photographs, desc="test crops" if test else "crops", unit="photo", mininterval=5)):
@@ -267,11 +270,9 @@ class Pairs(torch.utils.data.Dataset):
 
 
 @functools.cache
-def _training_pairs(
-    condition: str, key: tuple, codecs: tuple, device: str, cache: str
-) -> tuple[PixelView | LatentView, Pairs]:
-    view = view_of(condition, Settings(codec_16x=codecs[0], codec_4x=codecs[1]), device)
-    return view, Pairs(view, read_crops(key, False, cache), device)
+def _training_pairs(condition: str, settings: Settings, device: str) -> tuple[PixelView | LatentView, Pairs]:
+    view = view_of(condition, settings, device)
+    return view, Pairs(view, read_crops(settings, False), device)
 
 
 @torch.no_grad()
@@ -312,10 +313,8 @@ def evaluate(model: Colouriser, view: PixelView | LatentView, crops: torch.Tenso
 
 def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) -> dict:
     s, device = settings, arguments.device
-    train_key = (s.train, s.image_column, s.train_split, s.crops, s.min_scale, s.max_images, s.crop_seed)
-    test_key = (s.test, s.image_column, s.test_split, 0, 1.0, s.max_test_images, 0)
-    test = read_crops(test_key, True, s.cache)
-    view, pairs = _training_pairs(condition, train_key, (s.codec_16x, s.codec_4x), device, s.cache)
+    test = read_crops(s, True)
+    view, pairs = _training_pairs(condition, s, device)
     torch.manual_seed(seed)  # after the preparation, which only the first seed does
     model = Colouriser(pairs.grey.shape[1], s, pairs.scale())
     args = training_arguments(

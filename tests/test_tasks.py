@@ -162,10 +162,11 @@ def test_classification(classes, tmp_path, capsys):
 
 
 def test_split_by_file(classes):
-    from task_classification import read_images
+    from task_classification import Settings, read_images
 
     def split(fraction, seed):
-        train, train_labels, test, test_labels, names = read_images((str(classes), "", "", "", "", fraction, seed, 0))
+        settings = Settings(data=str(classes), test_fraction=fraction, split_seed=seed)
+        train, train_labels, test, test_labels, names = read_images(settings)
         assert names == ["cat", "coffee"]
         assert [names[label] for label in train_labels] == [path.parent.name for path in train]
         assert [names[label] for label in test_labels] == [path.parent.name for path in test]
@@ -173,16 +174,36 @@ def test_split_by_file(classes):
         return set(test)
 
     assert len(split(0.25, 0)) == 2 and len(split(0.5, 0)) == 4
-    assert split(0.5, 0) == split(0.5, 0) and any(split(0.5, 0) != split(0.5, seed) for seed in range(1, 5))
+    assert any(split(0.5, 0) != split(0.5, seed) for seed in range(1, 5))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1], ["dog", "cat", "dog", "cat"]])
+def test_images_of_a_repository(labels, monkeypatch):
+    import datasets
+    from task_classification import Settings, open_image, read_images
+
+    label = datasets.ClassLabel(names=["dog", "cat"]) if labels[0] == 0 else datasets.Value("string")
+    images = [Image.new("L", (8, 6), 50 * i) for i in range(4)]
+    rows = {"picture": images, "label": labels}
+    features = datasets.Features({"picture": datasets.Image(), "label": label})
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {"train": dataset, "test": dataset}[split])
+    settings = Settings(data="user/name", image_column="picture", test_split="test")
+    train, train_labels, test, test_labels, names = read_images(settings)
+    assert sorted(names) == ["cat", "dog"] and len(train) == len(test) == 4
+    for item, label in zip(train + test, train_labels + test_labels, strict=True):
+        image = open_image(item, "picture")
+        assert image.mode == "RGB" and image.size == (8, 6)
+        assert names[label] == ["dog", "cat"][image.getpixel((0, 0))[0] // 50 % 2]
 
 
 def test_conditions_see_the_same(classes):
     """Latents of a view decode to what the resized view shows, at the same place of the grid."""
-    from task_classification import CODECS, prepare
+    from task_classification import CODECS, Settings, prepare
 
-    item = [classes / "coffee" / "0.png"]
+    settings, item = Settings(views=2), [classes / "coffee" / "0.png"]
     for resize, walloc in PAIRS.items():
-        pixels, codes = (prepare(item, name, 2, 0.5, 3, "cpu")[0] for name in (resize, walloc))
+        pixels, codes = (prepare(item, name, settings, True, "cpu")[0] for name in (resize, walloc))
         side = codes.shape[-1]
         assert pixels.dtype == torch.uint8 and codes.dtype == torch.int8 and side == 36
         unit = pixels.shape[-1] // side
@@ -208,11 +229,15 @@ def test_crops_lie_on_the_grid():
     assert int(middle["pixel_values"][0, 0, 0]) == 4 * 72 + 4 and middle["labels"] == 5
 
 
-def test_a_folder_without_classes(tmp_path):
-    from task_classification import main
+def test_bad_data_and_settings(tmp_path):
+    from task_classification import Settings, main
 
     with pytest.raises(ValueError, match="0 folders with images; valid: one for each class, at least two"):
         main(["--data", str(tmp_path), "--output", str(tmp_path / "out"), *TINY])
+    with pytest.raises(ValueError, match="unknown model 'resnet'; valid: vit, convnext"):
+        Settings(model="resnet")
+    with pytest.raises(ValueError, match="5 tokens a side; valid: a number that divides 32"):
+        Settings(tokens=5)
 
 
 # Colourisation
