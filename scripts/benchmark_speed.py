@@ -1,5 +1,7 @@
 """Speed of encoders, decoders and the inverse wavelet packet transform beside the original implementation's.
 
+The last table is of training: what one process of the loader delivers beside what a training step takes.
+
     python scripts/benchmark_speed.py                     # two threads, all sizes
     python scripts/benchmark_speed.py --threads 1 --only encode --json speed.json
     python scripts/benchmark_speed.py --device cuda
@@ -14,23 +16,27 @@ import json
 import math
 import os
 import statistics
-import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from PIL import Image
+from stand_ins import stand_ins
 from torch import nn
+from torch.utils.data import DataLoader
 
 from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
 from transformers_walloc.bottleneck import compand
+from transformers_walloc.training_data import ImageCrops, MediaCache, list_media
 from transformers_walloc.wavelet_convolutions import analysis_bands, band_order, synthesis_bands
 from transformers_walloc.wavelets import wavelet_packet_synthesis
 
 IMAGE_SIZES = ((1, 512, 768), (1, 2160, 3840), (8, 256, 256))
 AUDIO_SIZES = ((1, 2**20), (8, 2**17))
-PARTS = ("encode", "synthesis", "decode")
+TRAINING_SIZES = ((14, 192, 192),)
+PARTS = ("encode", "synthesis", "decode", "train")
 SIGNALS = ("image", "audio")
 Rows = dict[str, Callable[[], object]]
 # A decode of the original takes seconds at the smallest size, and its attention 67 GB at 3840 x 2160.
@@ -43,13 +49,9 @@ def import_original():
         import diffusers.models.autoencoders.autoencoder_kl
         import diffusers.models.autoencoders.autoencoder_oobleck  # noqa: F401
 
-        if "torchvision" not in sys.modules:
-            # The package imports two transforms that none of the timed code uses, from a library that is often absent.
-            transforms = types.ModuleType("torchvision.transforms")
-            transforms.ToPILImage = transforms.PILToTensor = object
-            sys.modules["torchvision"] = types.ModuleType("torchvision")
-            sys.modules["torchvision.transforms"] = transforms
-        import walloc.walloc
+        # The package imports transforms that none of the timed code uses, from a library that is often absent.
+        with stand_ins("torchvision"):
+            import walloc.walloc
 
         return walloc.walloc
     except ImportError as error:
@@ -197,6 +199,29 @@ def audio_decode_rows(original, device: str, batch: int, length: int, channels: 
     return rows
 
 
+@torch.inference_mode(False)
+def train_rows(original, device: str, batch: int, height: int, width: int, channels: int) -> Rows:
+    """A batch of random crops by one process of the loader, and a training step of the default decoder on it."""
+    model = WallocImageModel(WallocImageConfig(latent_channels=channels)).to(device, memory_format=torch.channels_last)
+    model.train().encoder.requires_grad_(False)
+    x = torch.rand(batch, 3, height, width, device=device) - 0.5
+
+    @torch.inference_mode(False)
+    def step():
+        with torch.autocast(device, torch.bfloat16):
+            loss = model(x, loss_domain="subbands").loss
+        loss.backward()
+        model.zero_grad()
+
+    with tempfile.TemporaryDirectory() as folder:
+        picture = np.random.default_rng(0).integers(0, 256, (1024, 1536, 3), np.uint8)
+        Image.fromarray(picture).save(f"{folder}/noise.png")
+        cache = MediaCache(list_media(folder, [".png"]), "image", folder)
+        cache[0]  # maps the file, which outlives its name
+    batches = iter(DataLoader(ImageCrops([cache], [1.0], height), batch_size=batch))
+    return {"crops, one loader process": lambda: next(batches), "training step, bfloat16 autocast": step}
+
+
 TABLES = {
     ("encode", "image"): ("Encoder", image_encode_rows, (12, 48)),
     ("encode", "audio"): ("Encoder", audio_encode_rows, (27, 108)),
@@ -204,6 +229,7 @@ TABLES = {
     ("synthesis", "audio"): ("Inverse wavelet packet transform", audio_synthesis_rows, (0,)),
     ("decode", "image"): ("Decoder", image_decode_rows, (12, 48)),
     ("decode", "audio"): ("Decoder", audio_decode_rows, (27, 108)),
+    ("train", "image"): ("Training", train_rows, (12,)),
 }
 
 
@@ -243,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
         for (part, signal), (name, make_rows, latent_channels) in TABLES.items():
             if part not in (arguments.only or PARTS) or signal not in (arguments.signal or SIGNALS):
                 continue
-            for size in sizes[signal]:
+            for size in TRAINING_SIZES if part == "train" else sizes[signal]:
                 for channels in latent_channels:
                     rows = make_rows(original, arguments.device, *size, channels)
                     batch, *extent = size

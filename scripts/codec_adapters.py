@@ -14,17 +14,14 @@ A codec is named by a spec, `NAME` or `NAME@option,option=value`:
 import contextlib
 import dataclasses
 import hashlib
-import importlib.abc
-import importlib.machinery
 import io
-import sys
 import time
-import types
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from PIL import Image
+from stand_ins import stand_ins
 
 from transformers_walloc import WallocAudioModel, WallocImageModel
 from transformers_walloc.bitstream import tables_id
@@ -470,7 +467,7 @@ def _neural(spec: str, name: str, kind: str, sampling_rate: int, speed_only: boo
 def _original(name: str, speed_only: bool) -> _Network:
     import diffusers  # noqa: F401 (before it could see the stand-in)
 
-    with _stand_ins("torchvision"):
+    with stand_ins("torchvision"):
         from walloc.walloc import Codec1D, Codec2D
 
     settings = ORIGINAL[name]
@@ -493,7 +490,7 @@ def _original(name: str, speed_only: bool) -> _Network:
 
 def _cheng2020(name: str, speed_only: bool) -> _Network:
     # The package asks for torchvision and torch_geometric, which its image models do not use.
-    with _stand_ins("torchvision", "torch_geometric"):
+    with stand_ins("torchvision", "torch_geometric"):
         try:
             from compressai.models import Cheng2020Anchor
         except ImportError as error:
@@ -611,35 +608,3 @@ def _resample(x: np.ndarray, source: int, target: int) -> np.ndarray:
     import soxr
 
     return soxr.resample(x, source, target)
-
-
-@contextlib.contextmanager
-def _stand_ins(*packages: str):
-    """Empty modules for packages that are imported but not used, while they are not installed."""
-
-    class Nothing(types.ModuleType):
-        def __getattr__(self, name):
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return type(name, (), {}) if name[0].isupper() else lambda *args, **kwargs: lambda target: target
-
-    class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] in packages:
-                return importlib.machinery.ModuleSpec(name, self, is_package=True)
-            return None
-
-        def create_module(self, spec):
-            return Nothing(spec.name)
-
-        def exec_module(self, module):
-            pass
-
-    finder = Finder()
-    sys.meta_path.append(finder)  # after the real ones
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        for name in [n for n, module in sys.modules.items() if isinstance(module, Nothing)]:
-            del sys.modules[name]

@@ -6,7 +6,7 @@ import torch
 
 from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
 from transformers_walloc.bottleneck import compand, decompand
-from transformers_walloc.klt import SubbandStatistics, fit_klt
+from transformers_walloc.klt import SubbandStatistics, fit_decoder_scales, fit_klt
 from transformers_walloc.wavelets import wavelet_packet_analysis
 
 
@@ -179,3 +179,30 @@ def test_bad_input_is_refused():
         statistics.update(images)
     with pytest.raises(ValueError, match="multiples of 4"):
         statistics.update(torch.zeros(1, 2, 30, 32))
+
+
+def test_scales_of_a_decoder_are_those_of_the_data():
+    images = smooth_images(12)
+    configuration = config(decoder_type="residual", decoder_hidden_size=4, decoder_num_layers=1)
+    statistics = statistics_of(configuration, images)
+    fitted, given = WallocImageModel(configuration), WallocImageModel(configuration)
+    fit_klt(fitted, statistics, 0.1)
+    given.encoder.load_state_dict(fitted.encoder.state_dict())
+    given.decoder.linear.load_state_dict(fitted.decoder.linear.state_dict())
+    fit_decoder_scales(given, statistics)
+    torch.testing.assert_close(given.decoder.latent_std, fitted.decoder.latent_std)
+    torch.testing.assert_close(given.decoder.subband_scale, fitted.decoder.subband_scale, rtol=1e-3, atol=1e-5)
+    with torch.no_grad():
+        bands = wavelet_packet_analysis(images, 2, "bior4.4", "symmetric")
+        latents = given.encoder.projection(bands)
+        left = bands - given.decoder.linear(latents)
+    for scale, values in ((given.decoder.latent_std, latents), (given.decoder.subband_scale, left)):
+        torch.testing.assert_close(scale, values.transpose(0, 1).flatten(1).std(dim=1), rtol=1e-2, atol=1e-4)
+
+
+def test_scales_without_a_network_or_data_are_refused():
+    with pytest.raises(ValueError, match="only a residual decoder has scales"):
+        fit_decoder_scales(WallocImageModel(config()), statistics_of(config(), smooth_images(2)))
+    model = WallocImageModel(config(decoder_type="residual", decoder_hidden_size=4, decoder_num_layers=1))
+    with pytest.raises(ValueError, match="the statistics are empty"):
+        fit_decoder_scales(model, SubbandStatistics(model.config))

@@ -9,6 +9,7 @@ import math
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -69,7 +70,8 @@ class CodecTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if not rate_weight >= 0:
             raise ValueError(f"rate_weight is {rate_weight}; it must not be negative")
-        if rate_weight and not any(p.requires_grad for p in self.unwrapped.encoder.parameters()):
+        trained = {name for name, parameter in self.unwrapped.named_parameters() if parameter.requires_grad}
+        if rate_weight and not any(name.startswith("encoder.") for name in trained):
             raise ValueError(f"rate_weight is {rate_weight}, but the encoder, which sets the rate, is frozen")
         # The processes start from the same weights, but must not draw the same noise.
         torch.manual_seed(self.args.seed + self.args.process_index)
@@ -111,7 +113,7 @@ class CodecTrainer(Trainer):
             ValueError: True, and there is none.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"no complete checkpoint in {self.args.output_dir}")
         if resume_from_checkpoint:
@@ -129,7 +131,7 @@ class CodecTrainer(Trainer):
         # Comes before the rest of a checkpoint: when trainer_state.json, its last file, is there, the average is, too.
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            self.average.save(output_dir or self.args.output_dir)
+            self.average.save(output_dir or str(self.args.output_dir))
 
     def create_optimizer(self, *args, **kwargs):
         if self.optimizer is None:
@@ -270,7 +272,8 @@ class _Clock(TrainerCallback, ExportableState):
         return {"args": {"budget": self.budget}, "attributes": {"used": self.used}}
 
     def load(self, state: TrainerState):
-        self.used = state.stateful_callbacks["_Clock"]["attributes"]["used"]
+        callbacks: Any = state.stateful_callbacks  # a dictionary of states, when read from a file
+        self.used = callbacks["_Clock"]["attributes"]["used"]
 
 
 class _WeightAverage(TrainerCallback):
