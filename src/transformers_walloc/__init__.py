@@ -17,6 +17,7 @@ from .modeling_walloc import (
     WallocPreTrainedModel,
 )
 from .patch_embedding import latent_values, latent_windows, latents_to_pixels, load_on_latents
+from .separation_walloc import WallocForAudioSourceSeparation, WallocSeparationConfig
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,9 @@ AutoImageProcessor.register(
     exist_ok=True,
 )
 AutoFeatureExtractor.register(WallocAudioConfig, WallocAudioFeatureExtractor, exist_ok=True)
+AutoConfig.register("walloc_separation", WallocSeparationConfig, exist_ok=True)
+AutoModel.register(WallocSeparationConfig, WallocForAudioSourceSeparation, exist_ok=True)
+AutoFeatureExtractor.register(WallocSeparationConfig, WallocAudioFeatureExtractor, exist_ok=True)
 link_bundled_checkpoints()
 
 __all__ = [
@@ -45,6 +49,7 @@ __all__ = [
     "WallocAudioFeatureExtractor",
     "WallocAudioModel",
     "WallocConfig",
+    "WallocForAudioSourceSeparation",
     "WallocImageConfig",
     "WallocImageEncoder",
     "WallocImageModel",
@@ -53,6 +58,7 @@ __all__ = [
     "WallocLatentImageProcessor",
     "WallocLatentModel",
     "WallocPreTrainedModel",
+    "WallocSeparationConfig",
     "bundled_path",
     "latent_transform",
     "latent_values",
