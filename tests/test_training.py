@@ -243,7 +243,7 @@ def order0_bits(model, batches) -> float:
     return bits
 
 
-@pytest.mark.parametrize("signal_fraction", [0.0, 1.0])
+@pytest.mark.parametrize("signal_fraction", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_rate_term_lowers_the_rate_of_held_pictures(photos, tmp_path, signal_fraction):
     held, rates = first_batches(crops(photos, "held", size=64), 16, 1), {}
     for weight in (0.0, 0.1):
