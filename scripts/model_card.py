@@ -202,7 +202,7 @@ def training(folder: Path, name: str, kind: str, config: dict) -> str:
 def data_lines(recipe: dict, kind: str) -> list[str]:
     """What a codec was trained on, with licences: the packages that the recipe names, or else all of the corpus."""
     sources = {source.package: source for source in (IMAGES if kind == "image" else AUDIO) if not source.validation}
-    used = recipe.get("sources") or list(sources)
+    used = recipe.get("sources") or recipe.get("earlier", {}).get("sources") or list(sources)
     lines = [f"`{name}` (Debian 12): {sources[name].licence}" if name in sources else name for name in used]
     if any(entry.startswith("documents") for entry in recipe.get("train", [])):
         fonts = ", ".join(f"`{source.package}` ({source.licence})" for source in FONTS)
@@ -221,12 +221,16 @@ def weights_line(path: Path) -> str:
 
 def commands_of(recipe: dict, name: str) -> str:
     """The command lines that a recipe stands for, folders by their last name."""
-    tables = recipe.get("entropy_tables")
-    options = {key: value for key, value in recipe.items() if key not in ("sources", "machine", "entropy_tables")}
-    lines = ["python scripts/prepare_open_corpus.py images audio documents --out corpus"]
-    lines.append(command_of("python scripts/train_codec.py", options))
-    if tables:
-        lines.append(command_of(f"python scripts/fit_entropy_tables.py {name}", tables))
+    lines = []
+    while recipe:
+        if recipe.get("entropy_tables"):
+            lines.append(command_of(f"python scripts/fit_entropy_tables.py {name}", recipe["entropy_tables"]))
+        others = ("sources", "machine", "entropy_tables", "earlier")
+        options = {key: value for key, value in recipe.items() if key not in others}
+        lines.append(command_of("python scripts/train_codec.py", options))
+        recipe = recipe.get("earlier", {})
+    lines.append("python scripts/prepare_open_corpus.py images audio documents --out corpus")
+    lines.reverse()
     return "\n".join(["```", *lines, "```"])
 
 

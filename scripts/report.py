@@ -206,7 +206,7 @@ def write_docs() -> None:
 
 
 def readme_table() -> str:
-    """Our codecs, their closed form, the formats at the same size and the original: what a reader wants to see first."""
+    """Our codecs, their closed form, the formats at the same size and the original: what a reader wants first."""
     parts = []
     for name, columns in (
         ("table1", ("dimensionality_reduction", "compression_ratio", "psnr", "ms_ssim")),

@@ -106,7 +106,8 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     return args
 
 
-def main(argv=None):
+def main(argv=None) -> dict[str, float]:
+    """Train; the validation metrics of the finished codec on the first process."""
     args = parse_arguments(argv)
     image, output = args.kind == "image", Path(args.output)
     training = TrainingArguments(
@@ -151,13 +152,12 @@ def main(argv=None):
     output.mkdir(parents=True, exist_ok=True)
     if args.max_steps == 0:
         if training.process_index == 0:
-            print("closed form:", validate(model, validation))
+            metrics = validate(model, validation)
+            print("closed form:", metrics)
             export(model, args)
-        return
+            return metrics
+        return {}
     model.encoder.requires_grad_(args.train_encoder)
-    if image:
-        model = model.to(memory_format=torch.channels_last)  # two to four times as fast on a CPU
-
     trainer = CodecTrainer(
         model=model,
         args=training,
@@ -172,12 +172,14 @@ def main(argv=None):
     if checkpoint is None and trainer.is_world_process_zero():
         print("closed form:", validate(model, validation), flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = {}
     if trainer.is_world_process_zero():
         with trainer.average.applied_to(model):
             metrics = validate(model, validation)
             export(model, args)
         print("trained:", metrics)
     trainer.accelerator.end_training()
+    return metrics
 
 
 def open_media(args) -> tuple[list[MediaCache], list[float], MediaCache]:
@@ -198,6 +200,9 @@ def export(model, args):
     recipe = dict(vars(args), train=[Path(entry).name for entry in args.train], validation=Path(args.validation).name)
     if args.encoder_from and Path(args.encoder_from).is_dir():
         recipe["encoder_from"] = Path(args.encoder_from).name
+        earlier = Path(args.encoder_from) / "recipe.json"
+        if earlier.exists():
+            recipe["earlier"] = json.loads(earlier.read_text())
     for name in ("output", "cache", "cpu", "workers", "statistics"):
         del recipe[name]
     save_model_folder(
@@ -210,7 +215,9 @@ def export(model, args):
 
 
 def make_model(args, pieces, fit: bool = True):
-    """A model that starts at the closed form of the training data, or at the encoder of another model.
+    """A model that starts at the closed form of the training data, or at another model.
+
+    Of the other model the encoder stays; its decoder is trained on if it has the shape that is asked for.
 
     Args:
         fit: whether to fit it; otherwise the weights that depend on the data are left for a checkpoint to fill in.
@@ -240,12 +247,19 @@ def make_model(args, pieces, fit: bool = True):
         )
     model = model_class(config_class.from_dict({**source.config.to_dict(), **shape}))
     model.encoder.load_state_dict(source.encoder.state_dict())
-    model.decoder.linear.load_state_dict(source.decoder.linear.state_dict())
+    same = all(
+        getattr(model.config, name) == getattr(source.config, name)
+        for name in ("decoder_type", "decoder_hidden_size", "decoder_num_layers")
+    )
+    if same:
+        model.decoder.load_state_dict(source.decoder.state_dict())
+    else:
+        model.decoder.linear.load_state_dict(source.decoder.linear.state_dict())
     if source.entropy_tables is not None:
         model.entropy_tables.copy_(source.entropy_tables)
     if source.config.latent_fingerprint not in (None, model.fingerprint()):
         raise ValueError(f"the encoder of {args.encoder_from} is not stored in float32: its codes would change")
-    if fit and args.decoder_type == "residual":
+    if fit and args.decoder_type == "residual" and not same:
         fit_decoder_scales(model, collect_statistics(args, model.config, pieces))
     return model
 

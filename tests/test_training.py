@@ -23,6 +23,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
 
 from transformers_walloc import WallocImageConfig, WallocImageModel, bundled_path
+from transformers_walloc.decoders import LinearDecoder
 from transformers_walloc.image_processing_walloc import WallocImageProcessor
 from transformers_walloc.klt import SubbandStatistics, fit_klt
 from transformers_walloc.training import CodecTrainer, estimated_bits, last_checkpoint
@@ -437,6 +438,9 @@ def test_new_decoder_for_a_published_codec_reads_and_writes_its_files(photos, tm
 
 def test_network_of_a_new_decoder_starts_at_the_published_codec(photos, tmp_path):
     script, published = load_script(), WallocImageModel.from_pretrained(bundled_path("rgb-16x")).eval()
+    published.decoder = LinearDecoder(published.config)  # what a network of another shape can start from
+    source = load_file(bundled_path("rgb-16x") / "model.safetensors")
+    published.decoder.linear.load_state_dict({n: source[f"decoder.linear.{n}"] for n in ("weight", "bias")})
     args = script.parse_arguments(script_arguments(photos, tmp_path, "--encoder_from", str(bundled_path("rgb-16x"))))
     model = script.make_model(args, crops(photos)).eval()
     x = first_batches(crops(photos, "held"), 4, 1)[0]
@@ -445,6 +449,19 @@ def test_network_of_a_new_decoder_starts_at_the_published_codec(photos, tmp_path
     torch.testing.assert_close(model.decode(codes).pixel_values, published.decode(codes).pixel_values)
     assert (model.decoder.latent_std > 0.1).all()
     assert 1e-4 < model.decoder.subband_scale.min() < model.decoder.subband_scale.max() < 1.0
+
+
+def test_decoder_of_the_same_shape_is_trained_on(photos, tmp_path):
+    script = load_script()
+    script.main(script_arguments(photos, tmp_path / "a", "--latent_channels", "4", "--step", "0.1", "--max_steps", "2"))
+    first = tmp_path / "a" / "model"
+    args = script.parse_arguments(script_arguments(photos, tmp_path / "b", "--encoder_from", str(first)))
+    model = script.make_model(args, crops(photos))
+    trained = WallocImageModel.from_pretrained(first)
+    assert all(same(value, trained.state_dict()[name]) for name, value in model.state_dict().items())
+    script.main(script_arguments(photos, tmp_path / "b", "--encoder_from", str(first), "--max_steps", "1"))
+    recipe = json.loads((tmp_path / "b" / "model" / "recipe.json").read_text())
+    assert recipe["earlier"] == json.loads((first / "recipe.json").read_text())
 
 
 def test_a_run_of_the_script_continues_when_the_command_is_given_again(photos, tmp_path, capsys):
