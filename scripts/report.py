@@ -81,7 +81,7 @@ def described(result: dict) -> str:
         where += f", load {machine['load']:.1f} at the end"
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
     text = f"Machine: {where}; {software}; {result['date']}."
-    if result["data"]:
+    if result.get("data"):
         data = result["data"]
         seconds = f", {data['seconds']:g} s from the middle of each" if "seconds" in data else ""
         text = f"Data: {data['name']}, {len(data['files'])} files{seconds}. " + text
@@ -134,6 +134,21 @@ def coders_table(rows: list[dict]) -> str:
             line.append(f"{row[name]:.2f}" if name in row else "")
         lines.append(line)
     return table(["coder", "bytes", "bits/code", "against WebP", "encode Mcodes/s", "decode Mcodes/s"], lines)
+
+
+def sweep_table(result: dict) -> str:
+    """Decoders of several shapes, trained for the same time."""
+    lines = [
+        [
+            row["shape"],
+            f"{row['parameters'] / 1e6:.2f} M",
+            str(row["steps"]),
+            f"{row['psnr']:.2f}",
+            f"{row['decode']:.3g}",
+        ]
+        for row in result["rows"]
+    ]
+    return table(["width x blocks", "parameters", "steps", "PSNR dB", "decode megapixel/s"], lines)
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
@@ -192,6 +207,13 @@ def write_docs() -> None:
             f"`{result['codec']}` on {data['name']}, {data['items']} items, {data['codes'] / 1e6:.2f} million codes: "
             f"`{result['command']}`, {machine['processor']}, one thread, {machine['clock']}, {result['date']}.",
             coders_table(result["rows"]),
+        ]
+    sweep = load("sweep_decoders")
+    if sweep is not None:
+        parts += [
+            "## Shapes of the decoder",
+            f"Residual decoders trained for the same time on the same encoder: `{sweep['command']}`. {described(sweep)}",
+            sweep_table(sweep),
         ]
     parts += ["## Pictures"] + [
         f"![{path.stem.replace('_', ' ')}](pictures/{path.name})"
