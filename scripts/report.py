@@ -212,7 +212,7 @@ def write_docs() -> None:
     if sweep is not None:
         parts += [
             "## Shapes of the decoder",
-            f"Residual decoders trained for the same time on the same encoder: `{sweep['command']}`. {described(sweep)}",
+            f"Residual decoders, trained equally long on one encoder: `{sweep['command']}`. {described(sweep)}",
             sweep_table(sweep),
         ]
     parts += ["## Pictures"] + [
