@@ -197,6 +197,7 @@ def open_media(args) -> tuple[list[MediaCache], list[float], MediaCache]:
 
 def export(model, args):
     """The finished checkpoint, and beside it the recipe: all settings, folders by their names."""
+    vars(model.config).pop("use_cache", None)  # Trainer sets it, for text models
     recipe = dict(vars(args), train=[Path(entry).name for entry in args.train], validation=Path(args.validation).name)
     if args.encoder_from and Path(args.encoder_from).is_dir():
         recipe["encoder_from"] = Path(args.encoder_from).name
