@@ -47,6 +47,8 @@ METRICS = {
     "psnr": ("PSNR dB", "{:.2f}", True),
     "output_psnr": ("PSNR of the output dB", "{:.2f}", True),
     "si_sdr": ("SI-SDR dB", "{:.2f}", True),
+    "psnr_bound": ("bound: PSNR", "{:.2f}", True),
+    "si_sdr_bound": ("bound: SI-SDR", "{:.2f}", True),
     "lpips_db": ("LPIPS dB", "{:.2f}", True),
     "colourfulness": ("colourfulness", "{:.1f}", True),
     "colourfulness_error": ("colourfulness error", "{:.2f}", False),
@@ -64,6 +66,7 @@ class RunArguments:
     threads: int = field(default=1, metadata={"help": "of torch, on the CPU"})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
     workers: int = field(default=0, metadata={"help": "processes that load data"})
+    config: str = field(default="", metadata={"help": "JSON file of settings, which replace the defaults below"})
     force: bool = field(default=False, metadata={"help": "run again what has a result"})
 
 
@@ -98,7 +101,8 @@ def run_task(
         SystemExit: a setting or condition that does not exist, or results of other settings in the output folder.
     """
     arguments, settings = parse_arguments(description, settings_class, conditions, argv)
-    recorded = {name: _shown(value) for name, value in dataclasses.asdict(settings).items()}
+    # Where prepared data lie changes no result.
+    recorded = {name: _shown(value) for name, value in dataclasses.asdict(settings).items() if name != "cache"}
     paths = {
         (condition, seed): Path(arguments.output) / f"{task}_{condition}_{seed}.json"
         for seed in arguments.seeds
@@ -124,7 +128,7 @@ def run_task(
             **result,
             "settings": recorded,
             "seconds": round(time.perf_counter() - start, 1),
-            "command": " ".join(["python", f"scripts/{Path(sys.argv[0]).name}"]),
+            "command": _command(arguments),
             "machine": {**machine(arguments.threads), "device": arguments.device},
             "versions": versions(),
         }
@@ -143,10 +147,9 @@ def parse_arguments(
         description=description + "\nConditions:\n" + "\n".join(f"  {n:16} {t}" for n, t in conditions.items()),
         formatter_class=_HelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE.json", help="settings that replace the defaults below")
     argv = list(sys.argv[1:] if argv is None else argv)
     config = parser.parse_known_args(argv)[0].config
-    if config is not None:
+    if config:
         try:
             values = json.loads(Path(config).read_text())
         except (OSError, ValueError) as error:
@@ -267,6 +270,12 @@ def plot(folder: Path, path: Path) -> None:
     pyplot.close(figure)
 
 
+def _command(arguments: RunArguments) -> str:
+    """What to run again; the data are the reader's own."""
+    config = f" --config scripts/configs/{Path(arguments.config).name}" if arguments.config else ""
+    return f"python scripts/{Path(sys.argv[0]).name}{config}"
+
+
 def _by_condition(runs: list[dict]) -> dict[str, list[dict]]:
     groups: dict[str, list[dict]] = {}
     for run in runs:
@@ -276,7 +285,7 @@ def _by_condition(runs: list[dict]) -> dict[str, list[dict]]:
 
 def _described(runs: list[dict]) -> str:
     """What was run, from the files: command, sizes, time, machine."""
-    run = runs[0]
+    run = next((run for run in runs if "parameters" in run), runs[0])  # a floor without a model has none
     parts = []
     if "examples" in run:
         parts.append(", ".join(f"{count:,} {name} examples" for name, count in run["examples"].items()))
