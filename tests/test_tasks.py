@@ -306,3 +306,252 @@ def test_an_untrained_model_leaves_grey(condition):
         decoded = view.decode(view.encode(grey_of(x)))
         assert chroma(decoded).abs().mean() < 2
         assert psnr((x + 0.5).numpy(), (view.decode(view.encode(x)) + 0.5).numpy()) > 24
+
+
+# Source separation
+
+RATE = 44100
+
+
+@pytest.fixture(scope="module")
+def multitracks(tmp_path_factory):
+    """Two songs of three stems for training, one for the test, a second each."""
+    soundfile = pytest.importorskip("soundfile")
+    folder = tmp_path_factory.mktemp("multitracks")
+    time = np.arange(RATE) / RATE
+    for split, song in (("train", "a"), ("train", "b"), ("test", "c")):
+        (folder / split / song).mkdir(parents=True)
+        rng = np.random.default_rng(ord(song))
+        for name, pitch in (("drums", 3000), ("bass", 80), ("other", 600)):
+            wave = np.sin(2 * np.pi * pitch * rng.uniform(0.8, 1.2) * time) * np.exp(-3 * time)
+            samples = 0.2 * wave[:, None] * rng.uniform(0.5, 1, 2)
+            soundfile.write(folder / split / song / f"{name}.wav", samples, RATE, subtype="FLOAT")
+    return folder
+
+
+def test_separation(multitracks, tmp_path):
+    import soundfile
+    import task_separation
+
+    argv = ["--data", str(multitracks), "--output", str(tmp_path), "--save", str(tmp_path / "models"), "--steps=2"]
+    argv += ["--batch_size=2", "--frames=32", "--hidden_size=8", "--num_layers=2", "--seeds", "0"]
+    paths = task_separation.main(argv)
+    runs = load(paths)
+    assert list(runs) == list(task_separation.CONDITIONS)
+    # 44,100 samples of two channels, a quarter, a sixteenth; 27 and 108 latents of 256 samples.
+    inputs = {name: run["model_inputs"] for name, run in runs.items()}
+    assert inputs["samples_44k"] == 88200 and inputs["resample_11k"] == 22050 and inputs["resample_3k"] == 5512
+    assert inputs["walloc_5x"] == round(108 * RATE / 256) and inputs["walloc_20x"] == round(27 * RATE / 256)
+    # The floor by hand: the scale in which the mix has a peak of 0.5, and a third of it for each stem.
+    files = [multitracks / "test" / "c" / f"{name}.wav" for name in ("drums", "bass", "other")]
+    stems = np.stack([soundfile.read(file)[0].T for file in files])
+    mix = stems.sum(0)
+    gain = 2 * np.abs(mix - mix.mean()).max()
+    psnrs = [-10 * np.log10(np.mean(((mix / 3 - stem) / gain) ** 2)) for stem in stems]
+    assert runs["mix"]["metrics"]["psnr"] == pytest.approx(np.mean(psnrs), abs=1e-3)
+    ratios = []
+    for stem in stems:
+        for x, y in zip(stem - stem.mean(1, keepdims=True), mix - mix.mean(1, keepdims=True), strict=True):
+            target = x * (x @ y) / (x @ x)
+            ratios.append(10 * np.log10(target @ target / ((y - target) @ (y - target))))
+    assert runs["mix"]["metrics"]["si_sdr"] == pytest.approx(np.mean(ratios), abs=1e-2)
+    for name in ("resample_11k", "resample_3k", "walloc_5x", "walloc_20x"):
+        assert runs[name]["metrics"]["psnr_bound"] > runs[name]["metrics"]["psnr"]
+    # 3 kHz does not survive 2.8 kHz samples.
+    assert runs["resample_3k"]["metrics"]["si_sdr_bound"] < runs["walloc_5x"]["metrics"]["si_sdr_bound"]
+    from transformers import AutoModel
+
+    saved = AutoModel.from_pretrained(tmp_path / "models" / "walloc_20x_0")
+    separated = saved.separate(torch.from_numpy(mix).float()).numpy()
+    psnrs = [-10 * np.log10(np.mean(((a - b) / gain) ** 2)) for a, b in zip(stems, separated, strict=True)]
+    assert runs["walloc_20x"]["metrics"]["psnr"] == pytest.approx(np.mean(psnrs), abs=1e-3)
+    with pytest.raises(ValueError, match="no vocals"):
+        task_separation.main([*argv[:-2], "--sources", "drums", "vocals", "--output", str(tmp_path / "other")])
+
+
+@pytest.mark.parametrize("factor", [1, 4, 16])
+def test_samples_in_frames(factor):
+    """Folding is undone; a slow tone survives resampling; a mix is the sum of its stems in frames too."""
+    import task_separation
+
+    model = task_separation.Samples(factor, task_separation.Settings(data=""))
+    tone = torch.sin(2 * torch.pi * 200 * torch.arange(256 * 100) / RATE) * torch.hann_window(256 * 100)
+    x = torch.stack([tone, -0.5 * tone])
+    values = model.encode(x)
+    assert values.shape == (512 // factor, 100)
+    torch.testing.assert_close(model.decode(values), x, atol=1e-3 if factor > 1 else 0.0, rtol=0)
+    other = torch.randn(2, 256 * 100)
+    torch.testing.assert_close(model.encode(x + other), values + model.encode(other), atol=1e-4, rtol=0)
+
+
+def test_remixes():
+    """The same excerpts for the same seed, mixes that are sums, gains within their bounds."""
+    import task_separation
+
+    songs = [np.full((3, 5, 40), 1 + i, np.float16) for i in range(2)]
+    settings = task_separation.Settings(data="", steps=5, batch_size=4, frames=16, gain_db=6.0)
+    first, second = (task_separation.Remixes(songs, settings, 1) for _ in range(2))
+    assert len(first) == 20
+    for i in range(20):
+        row, again = first[i], second[i]
+        assert row["values"].shape == (5, 16) and row["values"].equal(again["values"])
+        torch.testing.assert_close(row["values"], row["value_labels"].sum(0))
+        assert row["value_labels"].min() > 0.49 and row["value_labels"].max() < 4.01
+
+
+def score() -> bytes:
+    """Twenty seconds of a drum, a bass (program 33) and a piano, at 120 beats a minute; the bass from 8 s on."""
+    mido = pytest.importorskip("mido")
+    import io
+
+    events = []  # (ticks, message)
+    for beat in range(40):
+        events += [(480 * beat, mido.Message("note_on", channel=9, note=36, velocity=100))]
+        events += [(480 * beat + 100, mido.Message("note_off", channel=9, note=36))]
+        for channel, note, first in ((0, 60, 0), (1, 40, 16)):
+            if beat >= first:
+                events += [(480 * beat, mido.Message("note_on", channel=channel, note=note, velocity=90))]
+                events += [(480 * beat + 400, mido.Message("note_on", channel=channel, note=note, velocity=0))]
+    track = mido.MidiTrack([mido.Message("program_change", channel=1, program=33)])
+    now = 0
+    for ticks, message in sorted(events, key=lambda event: event[0]):
+        track.append(message.copy(time=ticks - now))
+        now = ticks
+    file = io.BytesIO()
+    mido.MidiFile(type=0, ticks_per_beat=480, tracks=[track]).save(file=file)
+    return file.getvalue()
+
+
+def test_scores():
+    """Each note goes to one role, the excerpt is where all play, and its score is as long as it says."""
+    mido = pytest.importorskip("mido")
+    import io
+
+    import prepare_multitracks as multitracks
+
+    events = multitracks.timed_events(score())
+    part = multitracks.best_excerpt(events, 8)
+    assert part is not None and part[0] >= 8 and part[1] - part[0] == 8
+    found = {}
+    for role in multitracks.ROLES:
+        midi = mido.MidiFile(file=io.BytesIO(multitracks.excerpt_of_role(events, role, *part)))
+        assert midi.length == pytest.approx(8)
+        found[role] = {(m.channel, m.note) for m in midi if m.type == "note_on" and m.velocity}
+        programs = [m.program for m in midi if m.type == "program_change"]
+        assert programs == [33]  # set before the excerpt began
+    assert found == {"drums": {(9, 36)}, "bass": {(1, 40)}, "other": {(0, 60)}}
+    assert multitracks.best_excerpt([e for e in events if e[2] != "bass"], 8) is None
+
+
+def test_multitracks_are_written(tmp_path, monkeypatch):
+    """From a WAD to folders of stems that sum up without clipping, once; a score in two packages only once."""
+    soundfile = pytest.importorskip("soundfile")
+    import struct
+
+    import prepare_multitracks as multitracks
+
+    midi = score()
+    wad = b"IWAD" + struct.pack("<ii", 2, 12) + struct.pack("<ii8s", 44, len(midi), b"D_E1M1\0\0")
+    wad += struct.pack("<ii8s", 44, 8, b"SPRITE\0\0") + midi
+    assert list(multitracks.wad_music(wad)) == [("d_e1m1", midi)]
+    out = tmp_path / "out"
+    for source, name, content in zip(
+        multitracks.SCORES, ("freedoom1.wad", "freedm.wad", "openmsx/a.mid"), (wad, wad, score()[:-4] + b"\0\xff/\0"),
+        strict=True,
+    ):  # fmt: skip
+        file = out / "unpacked" / source.package / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+    for font in multitracks.SOUNDFONTS.values():
+        (out / "unpacked" / font.package).mkdir()
+        (out / "unpacked" / font.package / font.pattern.split("/")[-1]).write_bytes(b"")
+    calls = []
+
+    def play(midi, soundfont, scratch, part):
+        calls.append(soundfont.name)
+        noise = np.random.default_rng(len(midi)).normal(size=(round((part[1] - part[0]) * 44100), 2))
+        return noise
+
+    monkeypatch.setattr(multitracks, "play", play)
+    monkeypatch.setattr(multitracks.shutil, "which", lambda name: name)
+    argv = ["--out", str(out), "--seconds", "5"]
+    assert multitracks.main(argv) == 0
+    assert calls == ["FluidR3_GM.sf2"] * 3  # the other two have the same notes
+    stems = [soundfile.read(out / "train/freedoom-freedoom1-d_e1m1" / f"{r}.flac")[0] for r in multitracks.ROLES]
+    assert all(stem.shape == (5 * 44100, 2) for stem in stems) and np.abs(sum(stems)).max() < 0.91
+    entry = json.loads((out / "manifest.jsonl").read_text())
+    assert entry["licence"] == "BSD-3-clause" and entry["seconds"] == 5
+    for stem, role in zip(stems, multitracks.ROLES, strict=True):
+        assert 20 * np.log10(np.sqrt(np.mean(stem**2))) == pytest.approx(entry["rms_db"][role], abs=0.02)
+    assert multitracks.main(argv) == 0 and len(calls) == 3
+
+
+# Documents
+
+
+@pytest.fixture(scope="module")
+def receipts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("receipts")
+    (folder / "images").mkdir()
+    answers = {}
+    for i in range(6):
+        picture = np.random.default_rng(i).integers(0, 256, (90, 45), dtype=np.uint8)
+        Image.fromarray(picture).resize((300, 600)).save(folder / "images" / f"{i:03}.png")
+        answers[f"{i:03}"] = {"company": "Kitten" if i < 5 else "sitting", "date": f"0{i}/01/2018", "total": "1.00"}
+    (folder / "answers.json").write_text(json.dumps(answers))
+    return folder
+
+
+def test_anls():
+    """Textbook distances: kitten -> sitting is 3, flaw -> lawn 2; similarity below 0.5 counts as 0."""
+    import task_documents
+
+    assert task_documents.levenshtein("kitten", "sitting") == 3
+    assert task_documents.levenshtein("flaw", "lawn") == 2
+    assert task_documents.levenshtein("", "abc") == task_documents.levenshtein("abc", "") == 3
+    assert task_documents.anls("Sitting", " kitten") == pytest.approx(1 - 3 / 7)
+    assert task_documents.anls("flaw", "lawn") == 0.0  # 2 of 4 is not below 0.5
+    assert task_documents.anls("9.00", "9.00") == 1.0 and task_documents.anls("9.00", "") == 0.0
+
+
+def test_tokens_of_answers():
+    import task_documents
+
+    tokens = task_documents.to_tokens(["Ab & c", "01/02/2018", "9.00"])
+    assert task_documents.to_answers(tokens, 3) == ["AB & C", "01/02/2018", "9.00"]
+    assert task_documents.to_answers(tokens[:3], 3) == ["AB ", "", ""]
+    assert task_documents.to_answers([task_documents.END, *tokens], 2) == ["", ""]
+
+
+def test_documents(receipts, tmp_path):
+    import task_documents
+
+    argv = ["--data", str(receipts), "--output", str(tmp_path), "--cache", str(tmp_path / "cache"), "--test=1"]
+    argv += [*TINY, "--decoder_layers=1", "--rendered=2", "--rendered_steps=1"]
+    runs = load(task_documents.main(argv))
+    assert list(runs) == list(task_documents.CONDITIONS)
+    inputs = {name: run["model_inputs"] for name, run in runs.items()}
+    assert inputs["resize-224"] == inputs["walloc-16x"] == 3 * 224 * 112 == 12 * 112 * 56
+    assert inputs["resize-448"] == inputs["walloc-4x"] == 3 * 448 * 224 == 48 * 112 * 56
+    for resize, walloc in (("resize-224", "walloc-16x"), ("resize-448", "walloc-4x")):
+        assert runs[resize]["parameters"] == runs[walloc]["parameters"]
+        assert runs[resize]["tokens"] == runs[walloc]["tokens"] == 98
+        assert runs[resize]["examples"] == {"rendered": 2, "train": 5, "test": 1}
+    # Kitten for sitting, a date that differs in one of ten characters (each of five occurs once), the right total.
+    prior = runs["prior"]
+    assert prior["fields"] == {"company": pytest.approx(400 / 7), "date": pytest.approx(90), "total": 100}
+    assert prior["metrics"]["exact_match"] == pytest.approx(100 / 3)
+
+
+def test_rendered_receipts():
+    """The same for the same seed; what is to be read can be spelled; the total is that of the cents."""
+    import task_documents
+
+    for seed in range(3):
+        receipt = task_documents.Receipt([], seed)
+        again = task_documents.Receipt([], seed)
+        assert receipt.facts == again.facts and receipt.image.tobytes() == again.image.tobytes()
+        assert receipt.image.size == (448, 896)
+        facts = list(receipt.facts.values())
+        assert task_documents.to_answers(task_documents.to_tokens(facts), 3) == facts
+        assert float(receipt.facts["total"]) > 0 and len(receipt.facts["date"]) == 10
