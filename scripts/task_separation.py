@@ -91,9 +91,9 @@ class Samples(nn.Module):
             x = _resample(x, RATE // self.factor, RATE, x.shape[-1] * self.factor)
         return x
 
-    def forward(self, values: torch.Tensor, value_labels: torch.Tensor) -> dict:
+    def forward(self, values: torch.Tensor, source_values: torch.Tensor) -> dict:
         sources = self.separator(values)
-        return {"loss": separation_loss(sources, value_labels, values), "source_values": sources}
+        return {"loss": separation_loss(sources, source_values, values), "source_values": sources}
 
     def separate(self, waveform: torch.Tensor) -> torch.Tensor:
         padded = F.pad(waveform, (0, -waveform.shape[-1] % FRAME))
@@ -121,7 +121,7 @@ class Remixes(Dataset):
             gain = 10 ** (rng.uniform(-1, 1) * self.settings.gain_db / 20)
             stems.append(gain * stem[:, first : first + self.settings.frames].astype(np.float32))
         labels = torch.from_numpy(np.stack(stems))
-        return {"values": labels.sum(0), "value_labels": labels}
+        return {"values": labels.sum(0), "source_values": labels}
 
 
 def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) -> dict:

@@ -75,7 +75,7 @@ def test_loss(model):
     error = ((output.source_values - labels) ** 2).sum()
     torch.testing.assert_close(output.loss, error / (values**2).sum(), rtol=1e-4, atol=0)
     assert output.audio_values.shape == stems.shape
-    again = model(values=values, value_labels=labels)
+    again = model(values=values, source_values=labels)
     torch.testing.assert_close(again.loss, output.loss)
     assert again.audio_values is None
 

@@ -395,8 +395,8 @@ def test_remixes():
     for i in range(20):
         row, again = first[i], second[i]
         assert row["values"].shape == (5, 16) and row["values"].equal(again["values"])
-        torch.testing.assert_close(row["values"], row["value_labels"].sum(0))
-        assert row["value_labels"].min() > 0.49 and row["value_labels"].max() < 4.01
+        torch.testing.assert_close(row["values"], row["source_values"].sum(0))
+        assert row["source_values"].min() > 0.49 and row["source_values"].max() < 4.01
 
 
 def score() -> bytes:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .bottleneck import compand, companding_scale
+from .bottleneck import compand, companding_scale, decompand
 from .configuration_walloc import WallocAudioConfig
 from .modeling_walloc import WallocAudioModel
-from .patch_embedding import latent_values
 
 # Latents that the network runs on at a time in `separate`: 95 s of `stereo-20x`.
 CHUNK_SIZE = 2**14
@@ -70,7 +70,8 @@ class WallocSeparationConfig(PreTrainedConfig):
     @property
     def sampling_rate(self) -> int:
         """Samples per second of the waveforms, in Hz."""
-        return self.codec_config.sampling_rate
+        codec: Any = self.codec_config
+        return codec.sampling_rate
 
 
 @dataclass
@@ -128,8 +129,9 @@ class LatentSeparator(nn.Module):
         self.head = nn.Conv1d(hidden_size, 2 * num_sources * num_channels, 1)
         self.receptive_field = kernel_size // 2 * (1 + sum(dilations))
         nn.init.zeros_(self.head.weight)
-        for convolution in (self.stem, self.head, *(c for b in self.blocks for c in (b.conv1, b.conv2))):
-            nn.init.zeros_(convolution.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(batch, channels, frames) -> (batch, sources, channels, frames)."""
@@ -174,6 +176,7 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
     ```"""
 
     config: WallocSeparationConfig
+    codec: WallocAudioModel
     config_class = WallocSeparationConfig
     base_model_prefix = ""
     main_input_name = "input_values"
@@ -186,8 +189,9 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
         self.codec = codec if codec is not None else WallocAudioModel._from_config(config.codec_config)
         for module in codec.modules() if codec is not None else ():
             module._is_hf_initialized = True  # type: ignore[assignment]  # post_init must not draw them anew
+        config.codec_config = self.codec.config
         self.separator = LatentSeparator(
-            config.codec_config.latent_channels,
+            self.codec.config.latent_channels,
             len(config.source_names),
             config.hidden_size,
             config.num_layers,
@@ -246,9 +250,9 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
         Returns:
             (..., latent_channels, frames), float32.
         """
-        codec = self.codec.config
+        bits = self.codec.config.latent_bits
         latents = self.codec.encode(input_values.float().reshape(-1, *input_values.shape[-2:])).latents
-        values = latent_values(latents, codec) - self._silence()
+        values = decompand(latents, bits) / companding_scale(bits) - self._silence()
         return values.reshape(*input_values.shape[:-2], *values.shape[1:])
 
     @torch.no_grad()
@@ -257,9 +261,9 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
 
         Not clamped, because a source may be louder than the mix.
         """
-        codec = self.codec.config
-        z = (values.reshape(-1, *values.shape[-2:]).float() + self._silence()) * companding_scale(codec.latent_bits)
-        audio = self.codec._decode(compand(z, codec.latent_bits), 1.0, None)
+        bits = self.codec.config.latent_bits
+        z = (values.reshape(-1, *values.shape[-2:]).float() + self._silence()) * companding_scale(bits)
+        audio = self.codec._decode(compand(z, bits), 1.0, None)
         return audio.reshape(*values.shape[:-2], *audio.shape[1:])
 
     @torch.no_grad()
@@ -280,7 +284,7 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
         gain: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
         values: torch.Tensor | None = None,
-        value_labels: torch.Tensor | None = None,
+        source_values: torch.Tensor | None = None,
         return_loss: bool = True,
         return_waveforms: bool = False,
     ) -> WallocSeparationOutput:
@@ -290,23 +294,23 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
             labels: (batch, sources, num_channels, length), the sources in the scale of the mix.
             padding_mask, gain, offset: the extractor's other outputs, accepted so that it can be passed as it is.
             values: (batch, latent_channels, frames) in place of `input_values`, as `encode` returns them.
-            value_labels: (batch, sources, latent_channels, frames) in place of `labels`.
+            source_values: (batch, sources, latent_channels, frames) in place of `labels`.
             return_loss: whether to compute the loss where there are labels.
             return_waveforms: whether to decode.
 
         Raises:
             ValueError: neither or both of `input_values` and `values`, or labels of another shape.
         """
-        if (input_values is None) == (values is None):
-            raise ValueError("valid: either input_values or values")
-        if values is None:
+        if input_values is not None and values is None:
             values = self.encode(input_values)
+        elif input_values is not None or values is None:
+            raise ValueError("valid: either input_values or values")
         if labels is not None:
-            value_labels = self.encode(labels)
+            source_values = self.encode(labels)
         sources = self.separator(values)
         loss = None
-        if value_labels is not None and return_loss:
-            loss = separation_loss(sources, value_labels, values)
+        if source_values is not None:
+            loss = separation_loss(sources, source_values, values)
         audio = self.decode(sources) if return_waveforms else None
         return WallocSeparationOutput(loss=loss, source_values=sources, audio_values=audio)
 
@@ -325,7 +329,7 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
         Raises:
             ValueError: another shape, or a chunk size below 1.
         """
-        channels, patch = self.config.codec_config.num_channels, self.config.codec_config.patch_size
+        channels, patch = self.codec.config.num_channels, self.codec.config.patch_size
         if waveform.ndim not in (2, 3) or waveform.shape[-2] != channels or 0 in waveform.shape:
             raise ValueError(f"waveform must be ([batch,] {channels}, length), got {tuple(waveform.shape)}")
         if chunk_size < 1:
@@ -347,7 +351,7 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
     def _silence(self) -> torch.Tensor:
         """(latent_channels, 1): what the encoder makes of zeros; it subtracts the mean of its training material."""
         bias = self.codec.encoder.projection.bias
-        scale = companding_scale(self.config.codec_config.latent_bits)
+        scale = companding_scale(self.codec.config.latent_bits)
         return bias.float()[:, None] / scale if bias is not None else self.separator.scale.new_zeros(1, 1)
 
 
