@@ -241,7 +241,7 @@ def load_runs(folder: Path) -> dict[str, list[dict]]:
 
 
 def plot(folder: Path, path: Path) -> None:
-    """Bars with error bars: the main metric of each task."""
+    """The main metric of each task with error bars."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -257,7 +257,10 @@ def plot(folder: Path, path: Path) -> None:
             error = statistics.stdev(values) if len(values) > 1 else None
             # One colour for each side of the comparison.
             colour = "#4878a8" if group[0]["condition"].startswith("walloc") else "#b0b0b0"
-            axis.bar(i, statistics.fmean(values), yerr=error, capsize=4, color=colour)
+            if METRICS[metric][0].endswith("dB"):  # has no zero that a bar could start from
+                axis.errorbar(i, statistics.fmean(values), yerr=error, fmt="o", capsize=4, color=colour)
+            else:
+                axis.bar(i, statistics.fmean(values), yerr=error, capsize=4, color=colour)
         axis.set_xticks(range(len(groups)), [g[0]["title"] for g in groups], rotation=35, ha="right", fontsize=8)
         axis.set_title(TASKS[task], fontsize=10)
         axis.set_ylabel(METRICS[metric][0], fontsize=9)
@@ -289,8 +292,9 @@ def _described(runs: list[dict]) -> str:
     parts = []
     if "examples" in run:
         parts.append(", ".join(f"{count:,} {name} examples" for name, count in run["examples"].items()))
-    if "parameters" in run:
-        parts.append(f"{run['parameters'] / 1e6:.2f} M parameters")
+    sizes = sorted({f"{r['parameters'] / 1e6:.2f}" for r in runs if "parameters" in r}, key=float)
+    if sizes:
+        parts.append(f"{' to '.join(dict.fromkeys((sizes[0], sizes[-1])))} M parameters")
     if "steps" in run["settings"]:
         parts.append(f"{run['settings']['steps']:,} steps")
     minutes = statistics.median(r["seconds"] for r in runs) / 60
