@@ -318,6 +318,8 @@ def _check_settings(path: Path, settings: dict) -> None:
 
 def _shown(value: Any) -> Any:
     """Settings as they are recorded: of a file or folder its name, not where it lies on this machine."""
+    if isinstance(value, tuple):
+        return list(value)  # as JSON gives it back
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 

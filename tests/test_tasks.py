@@ -528,8 +528,11 @@ def test_documents(receipts, tmp_path):
 
     argv = ["--data", str(receipts), "--output", str(tmp_path), "--cache", str(tmp_path / "cache"), "--test=1"]
     argv += [*TINY, "--decoder_layers=1", "--rendered=2", "--rendered_steps=1"]
-    runs = load(task_documents.main(argv))
+    paths = task_documents.main(argv)
+    runs = load(paths)
     assert list(runs) == list(task_documents.CONDITIONS)
+    times = [path.stat().st_mtime_ns for path in paths]
+    assert task_documents.main(argv) == paths and [path.stat().st_mtime_ns for path in paths] == times
     inputs = {name: run["model_inputs"] for name, run in runs.items()}
     assert inputs["resize-224"] == inputs["walloc-16x"] == 3 * 224 * 112 == 12 * 112 * 56
     assert inputs["resize-448"] == inputs["walloc-4x"] == 3 * 448 * 224 == 48 * 112 * 56
