@@ -23,12 +23,6 @@ evaluate tables --kind audio --data "$audio" --data_name "$audio_name" --files 9
 evaluate curves --data "$images" --metrics psnr --out runs/curves_image --store curves_image "${@}"
 evaluate curves --kind audio --data "$audio" --data_name "$audio_name" --files 6 --seconds 15 --metrics psnr \
     --out runs/curves_audio --store curves_audio "${@}"
-for codec in rgb-16x rgb-4x; do
-    "$python" -W ignore scripts/compare_entropy_coders.py $codec --data "$images" --bound 300 --store
-done
-for codec in stereo-20x stereo-5x; do
-    "$python" -W ignore scripts/compare_entropy_coders.py $codec --data "$audio" --data_name "$audio_name" --store
-done
 "$python" -W ignore scripts/make_pictures.py --images "$images" --audio "$audio"
 "$python" scripts/report.py docs
 "$python" scripts/report.py card model_cards/*/
