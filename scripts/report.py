@@ -197,9 +197,9 @@ def write_docs() -> None:
         parts += [
             "## Lossless coders of the codes",
             "`walloc` is what files hold, `generic` the same coder without tables fitted to the codec. `order-0` is an "
-            "entropy, without the cost of its tables. `bound` is fitted to the very codes that are measured, with larger "
-            "networks: tables fitted to other data can hardly be expected to reach it. PNG, TIFF and "
-            "WebP pack the codes as the original does; `webp, best tiling` takes the smaller of RGB and grey tilings.",
+            "entropy, without the cost of its tables. `bound` is fitted to the very codes measured, with larger "
+            "networks: tables fitted to other data can hardly be expected to reach it. PNG, TIFF and WebP pack the "
+            "codes as the original does; `webp, best tiling` takes the smaller of RGB and grey tilings.",
         ]
     for result in coders:
         data, machine = result["data"], result["machine"]
