@@ -477,6 +477,7 @@ def shown_spec(spec: str) -> str:
 def shown_command(argv, script: str = "evaluate_codec.py") -> str:
     """The command without the folders of this machine."""
     words = list(sys.argv[1:] if argv is None else argv)
+    words = [os.path.basename(word.rstrip(os.sep)) if os.path.isabs(word) else word for word in words]
     shown = [shown_spec(word) if os.sep in word else word for word in words]
     return f"python scripts/{script} " + shlex.join(shown)
 
