@@ -307,12 +307,12 @@ class _Page:
                 self._figure(self.random.randint(80, 260))
             font = self.font(self.random.choice((20, 28, 40, 56, 80)))
 
-    def scan(self) -> Image.Image:
+    def scan(self, rotate: bool = True) -> Image.Image:
         """What a scanner adds: slight rotation, uneven light, paper grain, blur, noise. A quarter stays clean."""
         image, uniform = self.image, self.random.uniform
         if self.random.random() < 0.25:
             return image
-        if self.random.random() < 0.5:
+        if self.random.random() < 0.5 and rotate:
             image = image.rotate(uniform(-1.2, 1.2), Image.Resampling.BICUBIC, fillcolor=self.paper)
         if self.random.random() < 0.6:
             image = image.filter(ImageFilter.GaussianBlur(uniform(0.25, 0.7)))

@@ -202,18 +202,18 @@ def read_answers(folder: str) -> dict[str, dict[str, str]]:
     return dict(sorted(json.loads(file.read_text()).items()))
 
 
-def split(settings: Settings) -> tuple[list[str], list[str]]:
+def split(folder: str, test: int) -> tuple[list[str], list[str]]:
     """Names of the pages for training and for the test."""
-    names = list(read_answers(settings.data))
-    if not 0 < settings.test < len(names):
-        raise ValueError(f"test is {settings.test}; valid: 1 to {len(names) - 1} of the {len(names)} pages")
-    return names[: -settings.test][: settings.max_pages or None], names[-settings.test :]
+    names = list(read_answers(folder))
+    if not 0 < test < len(names):
+        raise ValueError(f"test is {test}; valid: 1 to {len(names) - 1} of the {len(names)} pages")
+    return names[:-test], names[-test:]
 
 
-def page_of(settings: Settings, name: str) -> Image.Image:
-    found = sorted(Path(settings.data, "images").glob(f"{name}.*"))
+def page_of(folder: str, name: str) -> Image.Image:
+    found = sorted(Path(folder, "images").glob(f"{name}.*"))
     if not found:
-        raise ValueError(f"{settings.data}/images has no page {name}")
+        raise ValueError(f"{folder}/images has no page {name}")
     return Image.open(found[0]).convert("RGB").resize(PAGE[::-1], Image.Resampling.LANCZOS)
 
 
@@ -232,7 +232,8 @@ def inputs(condition: str, settings: Settings) -> dict:
     """Data sets of the rendered, the training and the test pages."""
     encoder = WallocImageEncoder.from_pretrained(CODECS[condition]).eval() if condition in CODECS else None
     codec = encoder and encoder.config
-    train, test = split(settings)
+    train, test = split(settings.data, settings.test)
+    train = train[: settings.max_pages or None]
     answers = read_answers(settings.data)
     key = (condition, codec and codec.latent_fingerprint, PAGE)
 
@@ -244,7 +245,7 @@ def inputs(condition: str, settings: Settings) -> dict:
         return torch.from_numpy(kept_array(settings.cache, (*key, part), make))
 
     names = {"train": train, "test": test}
-    data = {p: prepared(f"{p} {settings.data} {n}", n, lambda x: page_of(settings, x)) for p, n in names.items()}
+    data = {p: prepared(f"{p} {settings.data} {n}", n, lambda x: page_of(settings.data, x)) for p, n in names.items()}
     values = value_of(codec)
     sample = values(data["train"][:: max(1, len(train) // 100)])
     mean, std = sample.mean((0, 2, 3))[:, None, None], sample.std((0, 2, 3))[:, None, None].clamp_min(1e-6)
@@ -264,7 +265,7 @@ def inputs(condition: str, settings: Settings) -> dict:
 
 @functools.lru_cache(maxsize=500)  # pages that the next condition need not draw again
 def _receipt(seed: int) -> tuple[Image.Image, dict[str, str]]:
-    receipt = Receipt(_fonts(), seed)
+    receipt = Receipt(fonts(), seed)
     return receipt.scan(), receipt.facts
 
 
@@ -274,7 +275,7 @@ def _facts(seed: int) -> dict[str, str]:
 
 
 @functools.cache
-def _fonts() -> list[Path]:
+def fonts() -> list[Path]:
     return usable_fonts(system_fonts())
 
 
@@ -327,7 +328,8 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
     """One condition with one seed; see `task_runs.run_task`."""
     s = settings
     if condition == "prior":
-        answers, (train, test) = read_answers(s.data), split(s)
+        answers, (train, test) = read_answers(s.data), split(s.data, s.test)
+        train = train[: s.max_pages or None]
         guess = [Counter(answers[n].get(f, "").upper() for n in train).most_common(1)[0][0] for f in s.fields]
         texts = [[answers[n].get(f, "") for f in s.fields] for n in test]
         return {**measure(texts, [guess] * len(texts), s.fields), "model_inputs": 0}

@@ -32,6 +32,7 @@ PAGE = ROOT / "docs" / "compressed_learning.md"
 PICTURE = ROOT / "docs" / "pictures" / "tasks.png"
 TASKS = {
     "classification": "Classification",
+    "reading": "Reading receipts",
     "documents": "Document understanding",
     "colourisation": "Colourisation",
     "separation": "Source separation",
@@ -39,6 +40,11 @@ TASKS = {
 # Title, format and whether more is better. The first metric of a task that is listed here is the one drawn.
 METRICS = {
     "accuracy": ("top-1 accuracy %", "{:.1f}", True),
+    "found": ("answers found %", "{:.1f}", True),
+    "found_company": ("company", "{:.1f}", True),
+    "found_date": ("date", "{:.1f}", True),
+    "found_total": ("total", "{:.1f}", True),
+    "character_errors": ("character errors, rendered %", "{:.1f}", False),
     "anls": ("ANLS %", "{:.1f}", True),
     "exact_match": ("exact %", "{:.1f}", True),
     "chroma_psnr": ("chroma PSNR dB", "{:.2f}", True),

@@ -558,3 +558,54 @@ def test_rendered_receipts():
         facts = list(receipt.facts.values())
         assert task_documents.to_answers(task_documents.to_tokens(facts), 3) == facts
         assert float(receipt.facts["total"]) > 0 and len(receipt.facts["date"]) == 10
+
+
+# Reading
+
+
+def test_reading(receipts, tmp_path):
+    import task_reading
+
+    argv = ["--data", str(receipts), "--output", str(tmp_path), "--test=1", "--seeds=0", "--steps=1", "--batch_size=2"]
+    argv += ["--width=16", "--layers=1", "--rendered=1", "--rendered_test=1"]
+    runs = load(task_reading.main(argv))
+    assert list(runs) == list(task_reading.CONDITIONS)
+    for resize, walloc, numbers in (("resize-224", "walloc-16x", 2688), ("resize-448", "walloc-4x", 10752)):
+        assert runs[resize]["model_inputs"] == runs[walloc]["model_inputs"] == numbers
+        assert runs[resize]["parameters"] == runs[walloc]["parameters"]
+        assert runs[resize]["examples"] == runs[walloc]["examples"]
+    with pytest.raises(ValueError, match="rendered is 0"):
+        task_reading.main([*argv, "--rendered=0"])
+
+
+def test_lines_of_rendered_receipts():
+    """Where a line is said to stand there is ink, and the places of its characters spell it."""
+    import task_reading
+
+    receipt = task_reading.DenseReceipt([], 3)
+    page = np.asarray(receipt.image.convert("L"), dtype=float)
+    ink = np.abs(page - np.median(page)) > 60
+    lines = receipt.found()
+    assert len(lines) > 20
+    for line in lines:
+        assert len(line.columns) == len(line.text) and list(line.columns) == sorted(line.columns)
+        row = task_reading.window_of(line.middle)
+        assert row % 8 == 0 and 0 <= row <= 864 and (row in (0, 864) or abs(row + 16 - line.middle) <= 4)
+        for character, column in zip(line.text, line.columns, strict=True):
+            if character.isalnum():
+                assert ink[row : row + 32, int(column) - 5 : int(column) + 6].any()
+    examples = [{"pixel_values": torch.zeros(1), "labels": line} for line in lines]
+    batch = task_reading.collate(examples)
+    spelled = task_reading.to_text(torch.nn.functional.one_hot(batch["places"]).float())
+    assert np.mean([a == line.text for a, line in zip(spelled, lines, strict=True)]) > 0.7  # narrow ones may collide
+    assert all(task_reading.levenshtein(a, line.text) <= 3 for a, line in zip(spelled, lines, strict=True))
+
+
+def test_answers_found():
+    import task_reading
+
+    assert task_reading.is_found("Kitten & Co", ["xKITTEN &CO.", ""])
+    assert not task_reading.is_found("9.00", ["9.0", "0"]) and not task_reading.is_found("", ["a"])
+    path = [0, 5, 5, 0, 5, 0]  # a blank between tells a repeated character from a long one
+    logits = torch.nn.functional.one_hot(torch.tensor([path]), 60).float()
+    assert task_reading.to_text(logits) == [task_reading.CHARACTERS[4] * 2]
