@@ -176,6 +176,7 @@ def write_docs() -> None:
     sections = [
         ("table1", "Images (Table 1 of the paper)"),
         ("table2", "Stereo audio (Table 2 of the paper)"),
+        ("table2_all", "Stereo audio, longer clips of all validation files"),
         ("curves_image", "Rate and distortion, images"),
         ("curves_audio", "Rate and distortion, stereo audio"),
     ]

@@ -20,6 +20,9 @@ evaluate() { "$python" -W ignore scripts/evaluate_codec.py "$@"; }
 evaluate tables --data "$images" --out runs/table1 --store table1 --speed_only "${@}"
 evaluate tables --kind audio --data "$audio" --data_name "$audio_name" --files 9 --seconds 15 --out runs/table2 \
     --store table2 --speed_only "${@}"
+evaluate tables --kind audio --data "$audio" --data_name "$audio_name" --metrics psnr --no_speed --out runs/table2_all \
+    --codecs stereo-5x stereo-5x@linear stereo-5x@step=1.1 stereo-20x stereo-20x@linear stereo-20x@step=1.25 \
+    stereo-20x@step=1.5 --store table2_all "${@}"
 evaluate curves --data "$images" --metrics psnr --out runs/curves_image --store curves_image "${@}"
 evaluate curves --kind audio --data "$audio" --data_name "$audio_name" --files 6 --seconds 15 --metrics psnr \
     --out runs/curves_audio --store curves_audio "${@}"
