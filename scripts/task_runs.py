@@ -297,7 +297,8 @@ def _described(runs: list[dict]) -> str:
     run = next((run for run in runs if "parameters" in run), runs[0])  # a floor without a model has none
     parts = []
     if "examples" in run:
-        parts.append(", ".join(f"{count:,} {name} examples" for name, count in run["examples"].items()))
+        names = {name: name if " " in name else f"{name} examples" for name in run["examples"]}
+        parts.append(", ".join(f"{count:,} {names[name]}" for name, count in run["examples"].items()))
     sizes = sorted({f"{r['parameters'] / 1e6:.2f}" for r in runs if "parameters" in r}, key=float)
     if sizes:
         parts.append(f"{' to '.join(dict.fromkeys((sizes[0], sizes[-1])))} M parameters")
