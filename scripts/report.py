@@ -218,7 +218,7 @@ def write_docs() -> None:
             "## Shapes of the decoder",
             f"Residual decoders, trained equally long on one encoder: `{sweep['command']}`. {described(sweep)}",
             sweep_table(sweep),
-            "In so short a time the smaller ones win by taking more steps; step by step, width 64 gains as much as 128. "
+            "In so short a time the smaller ones win by taking more steps; in a step, width 64 gains as much as 128. "
             "Tried and left out: AdamW for the convolutions (Muon gains more in the same time), depthwise convolutions "
             "(slower a step), 1 x 1 beside 3 x 3 convolutions (no gain for their time), a last layer in closed form on "
             "random features (no gain), and the logarithm of each piece's error as the loss (no gain).",
@@ -257,9 +257,7 @@ def readme_table() -> str:
         parts += [f"{result['data']['name']}, {len(result['data']['files'])} files:", table(header, lines)]
     if parts:
         machine = (load("table1") or load("table2"))["machine"]
-        parts.append(
-            f"{machine['processor']}, {threads_of(machine)}. All tables: [docs/results.md](docs/results.md)."
-        )
+        parts.append(f"{machine['processor']}, {threads_of(machine)}. All tables: [docs/results.md](docs/results.md).")
     return "\n\n".join(parts)
 
 
