@@ -8,7 +8,8 @@ rounding. The run can be stopped at any time and continues where it was when the
     python scripts/train_codec.py --kind image --latent_channels 12 --step 0.1 \\
         --train /data/photos:0.93 /data/documents:0.07 --validation /data/kodak --output runs/rgb-16x --minutes 60
 
-A better decoder for a published codec, which keeps reading and writing the same files:
+A better decoder for a published codec, which keeps reading and writing the same files; one that is wider or deeper
+starts as the one that the codec has:
 
     python scripts/train_codec.py --kind image --encoder_from walloc/rgb-16x \\
         --train /data/photos --validation /data/kodak --output runs/rgb-16x-2 --minutes 600
@@ -218,7 +219,7 @@ def export(model, args):
 def make_model(args, pieces, fit: bool = True):
     """A model that starts at the closed form of the training data, or at another model.
 
-    Of the other model the encoder stays; its decoder is trained on if it has the shape that is asked for.
+    Of the other model the encoder stays; its decoder is trained on if the shape that is asked for has room for it.
 
     Args:
         fit: whether to fit it; otherwise the weights that depend on the data are left for a checkpoint to fill in.
@@ -248,19 +249,21 @@ def make_model(args, pieces, fit: bool = True):
         )
     model = model_class(config_class.from_dict({**source.config.to_dict(), **shape}))
     model.encoder.load_state_dict(source.encoder.state_dict())
-    same = all(
-        getattr(model.config, name) == getattr(source.config, name)
-        for name in ("decoder_type", "decoder_hidden_size", "decoder_num_layers")
+    old, new = source.config, model.config
+    fits = (
+        old.decoder_type == new.decoder_type == "residual"
+        and old.decoder_hidden_size <= new.decoder_hidden_size
+        and old.decoder_num_layers <= new.decoder_num_layers
     )
-    if same:
-        model.decoder.load_state_dict(source.decoder.state_dict())
+    if fits:
+        model.decoder.grow_from(source.decoder)
     else:
         model.decoder.linear.load_state_dict(source.decoder.linear.state_dict())
     if source.entropy_tables is not None:
         model.entropy_tables.copy_(source.entropy_tables)
     if source.config.latent_fingerprint not in (None, model.fingerprint()):
         raise ValueError(f"the encoder of {args.encoder_from} is not stored in float32: its codes would change")
-    if fit and args.decoder_type == "residual" and not same:
+    if fit and args.decoder_type == "residual" and not fits:
         fit_decoder_scales(model, collect_statistics(args, model.config, pieces))
     return model
 

@@ -464,6 +464,37 @@ def test_decoder_of_the_same_shape_is_trained_on(photos, tmp_path):
     assert recipe["earlier"] == json.loads((first / "recipe.json").read_text())
 
 
+def test_a_wider_and_deeper_decoder_starts_as_the_one_that_the_codec_has(photos, tmp_path):
+    script = load_script()
+    published = WallocImageModel.from_pretrained(bundled_path("rgb-16x")).eval()
+    shape = ["--decoder_hidden_size", "80", "--decoder_num_layers", "10"]
+    args = script_arguments(photos, tmp_path, "--encoder_from", str(bundled_path("rgb-16x")), *shape)
+    torch.manual_seed(0)
+    model = script.make_model(script.parse_arguments(args), crops(photos)).eval()
+    assert (model.config.decoder_hidden_size, model.config.decoder_num_layers) == (80, 10)
+    codes = torch.randint(-3, 4, (1, 12, 9, 7)).float()
+    expected = published.decode(codes).pixel_values
+    torch.testing.assert_close(model.decode(codes).pixel_values, expected, atol=1e-5, rtol=0)
+
+    # The new parts are reached by gradients, at once or as soon as the first zeros have moved.
+    def step():
+        model.zero_grad()
+        model.decode(codes).pixel_values.square().mean().backward()
+        with torch.no_grad():
+            for parameter in model.decoder.parameters():
+                parameter -= parameter.grad
+        return {name: value.grad.abs().amax().item() for name, value in model.decoder.named_parameters()}
+
+    step()
+    gradients = step()
+    assert all(value > 0 for value in gradients.values()), gradients
+    assert model.decoder.stem.weight.grad[64:].abs().amax() > 0
+    assert model.decoder.blocks[3].conv1.weight.grad[:, 64:].abs().amax() > 0
+
+    with pytest.raises(ValueError, match="a decoder of width 80 with 10 blocks does not fit into one of width 64"):
+        published.decoder.grow_from(model.decoder)
+
+
 def test_a_run_of_the_script_continues_when_the_command_is_given_again(photos, tmp_path, capsys):
     script = load_script()
     common = ["--latent_channels", "12", "--step", "0.1"]

@@ -85,6 +85,42 @@ class ResidualDecoder(nn.Module):
             detail = detail[:, :, 0]
         return pointwise_float32(z, self.linear) + detail * self.subband_scale.float().view(per_channel)
 
+    @torch.no_grad()
+    def grow_from(self, smaller: "ResidualDecoder"):
+        """Becomes what a narrower or shallower decoder of the same codec computes, with room to learn more.
+
+        As in Chen, Goodfellow and Shlens (Net2Net, ICLR 2016): new features are computed from random weights, but
+        nothing reads them yet, and new blocks add nothing yet.
+
+        Raises:
+            ValueError: it is wider or deeper than this one, or has other kernels or numbers of channels.
+        """
+        width, depth = smaller.stem.out_channels, len(smaller.blocks)
+        if width > self.stem.out_channels or depth > len(self.blocks):
+            raise ValueError(
+                f"a decoder of width {width} with {depth} blocks does not fit into one of width "
+                f"{self.stem.out_channels} with {len(self.blocks)} blocks"
+            )
+        if smaller.stem.kernel_size != self.stem.kernel_size or smaller.linear.weight.shape != self.linear.weight.shape:
+            raise ValueError("the decoders differ in kernels or numbers of channels")
+        self.linear.load_state_dict(smaller.linear.state_dict())
+        self.latent_std.copy_(smaller.latent_std)
+        self.subband_scale.copy_(smaller.subband_scale)
+        _embed(self.stem, smaller.stem)
+        _embed(self.head, smaller.head)
+        for block, source in zip(self.blocks, smaller.blocks, strict=False):
+            _embed(block, source)
+        for added in list(self.blocks)[depth:]:
+            for value in added.get_submodule("conv2").parameters():
+                value.zero_()
+
+
+def _embed(layer: nn.Module, source: nn.Module):
+    """The convolutions of `source` as the first outputs of those of `layer`, which ignore the inputs that are new."""
+    for old, new in zip(source.parameters(), layer.parameters(), strict=True):
+        first = new[: len(old)].zero_()
+        first[:, : old.shape[1]].copy_(old) if old.ndim > 1 else first.copy_(old)
+
 
 class ResidualBlock(GradientCheckpointingLayer):
     def __init__(self, config: WallocConfig):
