@@ -151,7 +151,7 @@ def sweep_table(result: dict) -> str:
         ]
         for row in result["rows"]
     ]
-    return table(["width x blocks", "parameters", "steps", "PSNR dB", "decode megapixel/s"], lines)
+    return table(["width x blocks (x kernel)", "parameters", "steps", "PSNR dB", "decode megapixel/s"], lines)
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Train decoders of several shapes for the same time and compare them: PSNR, parameters, decode speed.
 
-    python scripts/sweep_decoders.py 64x8 96x8 128x8 128x4 --minutes 10 --output runs/sweep \\
-        --encoder_from walloc/rgb-16x --train /data/photos --validation /data/kodak [options of train_codec.py]
+    python scripts/sweep_decoders.py 64x8 96x8 128x8 64x4x5 --minutes 10 --output runs/sweep --kind image \\
+        --latent_channels 12 --step 0.1 --statistics rgb.safetensors --train /data/photos --validation /data/kodak \\
+        [more options of train_codec.py]
 
-A shape is WIDTHxBLOCKS. All start at the closed form. A shape whose result lies in the output folder is not trained
-again. With --store the table goes to docs/results for report.py.
+A shape is WIDTHxBLOCKS or WIDTHxBLOCKSxKERNEL. All start at the closed form. A shape whose result lies in the output
+folder is not trained again. With --store the table goes to docs/results for report.py.
 """
 
 import argparse
@@ -24,11 +25,12 @@ from transformers import AutoModel
 from transformers_walloc import WallocPreTrainedModel
 
 
-def parse_shape(text: str) -> tuple[int, int]:
-    width, _, blocks = text.partition("x")
-    if not (width.isdecimal() and blocks.isdecimal() and int(width) and int(blocks)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape; valid: WIDTHxBLOCKS, as 64x8")
-    return int(width), int(blocks)
+def parse_shape(text: str) -> tuple[int, int, int]:
+    numbers = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
+    if len(numbers) not in (2, 3) or not all(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; valid: WIDTHxBLOCKS[xKERNEL], as 64x8 or 64x4x5")
+    width, blocks, kernel = *numbers, *[3] * (3 - len(numbers))
+    return width, blocks, kernel
 
 
 @torch.inference_mode()
@@ -48,23 +50,25 @@ def decode_speed(model: WallocPreTrainedModel) -> float:
 
 def main(argv=None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="+", type=parse_shape, metavar="WIDTHxBLOCKS")
+    parser.add_argument("shapes", nargs="+", type=parse_shape, metavar="WIDTHxBLOCKS[xKERNEL]")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder for each shape goes there")
     parser.add_argument("--store", action="store_true", help="keep the table in docs/results for report.py")
     args, training = parser.parse_known_args(argv)
     rows = []
-    for width, blocks in args.shapes:
-        output = Path(args.output) / f"{width}x{blocks}"
+    for width, blocks, kernel in args.shapes:
+        name = f"{width}x{blocks}" if kernel == 3 else f"{width}x{blocks}x{kernel}"
+        output = Path(args.output) / name
         found = output / "metrics.json"
         if not found.exists():
-            shape = ["--decoder_hidden_size", str(width), "--decoder_num_layers", str(blocks)]
-            metrics = train_codec.main([*training, *shape, "--output", str(output)])
+            options = [f"--decoder_hidden_size={width}", f"--decoder_num_layers={blocks}"]
+            options += [f"--decoder_kernel_size={kernel}", f"--output={output}"]
+            metrics = train_codec.main([*training, *options])
             write_atomically(found, json.dumps(metrics))
         model = AutoModel.from_pretrained(output / "model").eval()
         state = json.loads((Path(train_codec.last_checkpoint(output)) / "trainer_state.json").read_text())
         rows.append(
             {
-                "shape": f"{width}x{blocks}",
+                "shape": name,
                 "parameters": sum(p.numel() for p in model.decoder.parameters()),
                 "steps": state["global_step"],
                 "decode": decode_speed(model),

@@ -41,6 +41,8 @@ from transformers_walloc.training_data import (
     list_media,
 )
 
+_SHAPE = ("latent_channels", "decoder_type", "decoder_hidden_size", "decoder_num_layers", "decoder_kernel_size")
+
 
 def parse_arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,6 +60,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     codec.add_argument("--decoder_type", choices=["residual", "linear"], default="residual")
     codec.add_argument("--decoder_hidden_size", type=int, default=None)
     codec.add_argument("--decoder_num_layers", type=int, default=None)
+    codec.add_argument("--decoder_kernel_size", type=int, default=None)
     codec.add_argument(
         "--encoder_from",
         default=None,
@@ -226,11 +229,7 @@ def make_model(args, pieces, fit: bool = True):
     """
     model_class = WallocImageModel if args.kind == "image" else WallocAudioModel
     config_class = WallocImageConfig if args.kind == "image" else WallocAudioConfig
-    shape = {
-        name: value
-        for name in ("latent_channels", "decoder_type", "decoder_hidden_size", "decoder_num_layers")
-        if (value := getattr(args, name)) is not None
-    }
+    shape = {name: value for name in _SHAPE if (value := getattr(args, name)) is not None}
     if not args.encoder_from:
         model = model_class(config_class(**shape))
         if fit:
@@ -254,6 +253,7 @@ def make_model(args, pieces, fit: bool = True):
         old.decoder_type == new.decoder_type == "residual"
         and old.decoder_hidden_size <= new.decoder_hidden_size
         and old.decoder_num_layers <= new.decoder_num_layers
+        and old.decoder_kernel_size == new.decoder_kernel_size
     )
     if fits:
         model.decoder.grow_from(source.decoder)

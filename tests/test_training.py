@@ -1,5 +1,6 @@
 """Random pieces, the trainer and `train_codec.py`, on photographs of scikit-image and runs of a few steps."""
 
+import argparse
 import copy
 import importlib.util
 import json
@@ -493,6 +494,40 @@ def test_a_wider_and_deeper_decoder_starts_as_the_one_that_the_codec_has(photos,
 
     with pytest.raises(ValueError, match="a decoder of width 80 with 10 blocks does not fit into one of width 64"):
         published.decoder.grow_from(model.decoder)
+
+
+def test_sweep_trains_every_shape_once_from_the_closed_form(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import sweep_decoders
+
+    # The sweep sets the shape and the folder itself, after the options that are common to all.
+    training = script_arguments(
+        photos, tmp_path / "unused", "--latent_channels", "4", "--step", "0.1", "--max_steps", "1"
+    )
+    arguments = ["8x1", "8x2x5", "--statistics", str(tmp_path / "statistics"), *training, "--output", str(tmp_path)]
+    first = sweep_decoders.main(arguments)
+    assert [row["shape"] for row in first] == ["8x1", "8x2x5"]
+    out = capsys.readouterr().out
+    assert out.count("closed form:") == 2
+    assert "| 8x2x5 |" in out
+    for row, name in zip(first, ("8x1", "8x2x5"), strict=True):
+        decoder = WallocImageModel.from_pretrained(tmp_path / name / "model").decoder
+        assert row["parameters"] == sum(p.numel() for p in decoder.parameters())
+        assert decoder.stem.kernel_size == ((5, 5) if name.endswith("x5") else (3, 3))
+        assert row["psnr"] > 15
+        assert row["decode"] > 0
+    again = sweep_decoders.main(arguments)
+    assert "closed form:" not in capsys.readouterr().out
+    assert [row["psnr"] for row in again] == [row["psnr"] for row in first]
+
+
+@pytest.mark.parametrize("text", ["64", "64x", "0x8", "64x4x0", "64x4x3x1", "axb"])
+def test_shapes_that_are_none_are_refused(text, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from sweep_decoders import parse_shape
+
+    with pytest.raises(argparse.ArgumentTypeError, match="valid: WIDTHxBLOCKS"):
+        parse_shape(text)
 
 
 def test_a_run_of_the_script_continues_when_the_command_is_given_again(photos, tmp_path, capsys):
