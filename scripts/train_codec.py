@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from transformers import TrainingArguments, set_seed
 
 from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
+from transformers_walloc.bottleneck import decompand
 from transformers_walloc.conversion import save_model_folder
 from transformers_walloc.klt import SubbandStatistics, fit_decoder_scales, fit_klt
 from transformers_walloc.training import CodecTrainer, last_checkpoint
@@ -265,6 +266,13 @@ def make_model(args, pieces, fit: bool = True):
         raise ValueError(f"the encoder of {args.encoder_from} is not stored in float32: its codes would change")
     if fit and args.decoder_type == "residual" and not fits:
         fit_decoder_scales(model, collect_statistics(args, model.config, pieces))
+    if fit and fits:
+        stream = iter(pieces)
+        typical = torch.stack([next(iter(next(stream).values())) for _ in range(32)])
+        with torch.no_grad():
+            codes = model.quantize(model.encode(typical)[0])
+            revived = model.decoder.revive(decompand(codes, model.config.latent_bits))
+        print(f"units of the decoder that were silent and start anew: {revived}")
     return model
 
 

@@ -32,6 +32,45 @@ def test_matrices_move_as_with_the_muon_of_torch():
     assert (ours - theirs).norm() < 0.03 * moved  # torch computes the update in bfloat16
 
 
+def test_centred_convolutions_learn_as_if_the_mean_of_their_inputs_were_taken_off():
+    generator = torch.Generator().manual_seed(0)
+    x, target = (torch.randn(4, channels, 9, 9, generator=generator) + 2.0 for channels in (5, 6))
+    mean = x.mean(dim=(0, 2, 3))[:, None, None]
+    plain, explicit = (torch.nn.Conv2d(5, 6, 3) for _ in range(2))
+    with torch.no_grad():
+        explicit.weight.copy_(plain.weight)
+        explicit.bias.copy_(plain.bias + (plain.weight * mean).sum(dim=(1, 2, 3)))
+
+    def train(layer, read, **options):
+        groups = [{"params": [layer.weight], "muon": True, "lr": 0.02}, {"params": [layer.bias]}]
+        optimizer = Muon(groups, lr=1e-3, weight_decay=0.0, **options)
+        for _ in range(20):
+            layer.zero_grad()
+            (read(x) - target[:, :, 1:-1, 1:-1]).square().mean().backward()
+            optimizer.step()
+        return read(x)
+
+    ours = train(plain, plain, centred=[plain])
+    start = explicit(x - mean)
+    theirs = train(explicit, lambda x: explicit(x - mean))
+    assert (theirs - start).std() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_centring_needs_a_bias():
+    layer = torch.nn.Conv2d(2, 2, 3, bias=False)
+    with pytest.raises(ValueError, match="without a bias"):
+        Muon([{"params": [layer.weight], "muon": True}], centred=[layer])
+
+
+def test_rows_that_have_died_away_do_not_disturb_the_others():
+    matrix = torch.randn(16, 48, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([matrix, torch.full((4, 48), 1e-44)])
+    result = orthogonalise(padded)
+    torch.testing.assert_close(result[:16], orthogonalise(matrix))
+    assert not result[16:].any()
+
+
 def test_the_other_groups_are_those_of_adamw():
     generator = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(7, generator=generator), torch.randn(3, 7, generator=generator)

@@ -24,6 +24,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
 
 from transformers_walloc import WallocImageConfig, WallocImageModel, bundled_path
+from transformers_walloc.bottleneck import decompand
 from transformers_walloc.decoders import LinearDecoder
 from transformers_walloc.image_processing_walloc import WallocImageProcessor
 from transformers_walloc.klt import SubbandStatistics, fit_klt
@@ -494,6 +495,24 @@ def test_a_wider_and_deeper_decoder_starts_as_the_one_that_the_codec_has(photos,
 
     with pytest.raises(ValueError, match="a decoder of width 80 with 10 blocks does not fit into one of width 64"):
         published.decoder.grow_from(model.decoder)
+
+
+def test_silent_units_start_anew_without_a_change_of_the_decoder(photos):
+    model = small_codec(photos, hidden_size=16)
+    decoder, x = model.decoder, first_batches(crops(photos, size=64), 8, 1)[0]
+    first, second = decoder.blocks[0].conv1, decoder.blocks[0].conv2
+    with torch.no_grad():
+        decoder.head.weight.normal_(std=0.02)
+        first.bias[[2, 7, 11]] = -100.0
+        z = decompand(model.quantize(model.encode(x).latents), model.config.latent_bits)
+        before, kept = decoder(z), first.weight[3].clone()
+        assert decoder.revive(z) == 3
+        assert not second.weight[:, [2, 7, 11]].any()
+        torch.testing.assert_close(decoder(z), before)
+        assert same(first.weight[3], kept)
+        assert decoder.revive(z) == 0
+    decoder(z).square().mean().backward()
+    assert (second.weight.grad[:, [2, 7, 11]].abs().amax(dim=(0, 2, 3)) > 0).all()
 
 
 def test_sweep_trains_every_shape_once_from_the_closed_form(photos, tmp_path, capsys, monkeypatch):

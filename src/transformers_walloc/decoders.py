@@ -5,6 +5,7 @@ dimensions. Ours have no operation that spans the grid (no attention, no normali
 latent influences only `receptive_field` positions around it and tiles decode to the same values as the whole.
 """
 
+import math
 import warnings
 
 import torch
@@ -113,6 +114,39 @@ class ResidualDecoder(nn.Module):
         for added in list(self.blocks)[depth:]:
             for value in added.get_submodule("conv2").parameters():
                 value.zero_()
+
+    @torch.no_grad()
+    def revive(self, z: torch.Tensor, share: float = 1e-3) -> int:
+        """Gives units that are silent new random weights, which nothing reads yet; how many they were.
+
+        A unit of a block whose ReLU passes next to nothing gets no gradient and would never learn again.
+
+        Args:
+            z: decompanded latents of typical signals, (batch, latent_channels, *grid).
+            share: of the positions; units that are active at fewer are silent.
+        """
+        revived = 0
+
+        def inspect(layer: nn.Module, inputs: tuple, output: torch.Tensor):
+            active[layer] = (output > 0).float().mean(dim=(0, 2, 3))
+
+        active: dict[nn.Module, torch.Tensor] = {}
+        convolutions = [(block.get_submodule("conv1"), block.get_submodule("conv2")) for block in self.blocks]
+        hooks = [first.register_forward_hook(inspect) for first, _ in convolutions]
+        try:
+            self(z)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for first, second in convolutions:
+            silent = active[first] < share
+            revived += int(silent.sum())
+            (weight, bias), (reading, _) = first.parameters(), second.parameters()
+            fresh = nn.init.kaiming_uniform_(torch.empty_like(weight), a=math.sqrt(5))
+            weight[silent] = fresh[silent]
+            bias[silent] = 0.0
+            reading[:, silent] = 0.0
+        return revived
 
 
 def _embed(layer: nn.Module, source: nn.Module):

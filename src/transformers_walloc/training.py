@@ -152,6 +152,11 @@ class CodecTrainer(Trainer):
                 ],
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 weight_decay=self.args.weight_decay,
+                centred=[
+                    layer
+                    for layer in self.unwrapped.modules()
+                    if isinstance(layer, torch.nn.Conv2d) and any(layer.weight is weight for weight in hidden)
+                ],
             )
         return self.optimizer
 
