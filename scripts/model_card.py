@@ -189,8 +189,8 @@ def training(folder: Path, name: str, kind: str, config: dict) -> str:
         text += ["Training data:", "\n".join(f"* {line}" for line in data_lines(recipe, kind))]
         text += ["Commands, as recorded in `recipe.json`:", commands_of(recipe, name)]
         if recipe.get("machine"):
-            minutes = f"{recipe['minutes']:g} minutes on" if recipe.get("minutes") else "On"
-            text.append(f"{minutes} {recipe['machine']}.")
+            minutes = sum(run.get("minutes") or 0 for run in runs_of(recipe))
+            text.append(f"{f'{minutes:g} minutes in all, on' if minutes else 'On'} {recipe['machine']}.")
     if kind == "audio":
         names = ", ".join(f"`{source.package}` ({source.licence})" for source in AUDIO if source.validation)
         text.append(f"Validation music, never trained on: {names}.")
@@ -202,7 +202,7 @@ def training(folder: Path, name: str, kind: str, config: dict) -> str:
 def data_lines(recipe: dict, kind: str) -> list[str]:
     """What a codec was trained on, with licences: the packages that the recipe names, or else all of the corpus."""
     sources = {source.package: source for source in (IMAGES if kind == "image" else AUDIO) if not source.validation}
-    used = recipe.get("sources") or recipe.get("earlier", {}).get("sources") or list(sources)
+    used = next((run["sources"] for run in runs_of(recipe) if run.get("sources")), list(sources))
     lines = [f"`{name}` (Debian 12): {sources[name].licence}" if name in sources else name for name in used]
     if any(entry.startswith("documents") for entry in recipe.get("train", [])):
         fonts = ", ".join(f"`{source.package}` ({source.licence})" for source in FONTS)
@@ -219,16 +219,23 @@ def weights_line(path: Path) -> str:
     return f"Weights: {path.stat().st_size / 1e6:.2f} MB in {stored}, loaded as float32."
 
 
+def runs_of(recipe: dict) -> list[dict]:
+    """The recipe and those that it builds on, newest first."""
+    runs = [recipe]
+    while runs[-1].get("earlier"):
+        runs.append(runs[-1]["earlier"])
+    return runs
+
+
 def commands_of(recipe: dict, name: str) -> str:
     """The command lines that a recipe stands for, folders by their last name."""
     lines = []
-    while recipe:
-        if recipe.get("entropy_tables"):
-            lines.append(command_of(f"python scripts/fit_entropy_tables.py {name}", recipe["entropy_tables"]))
+    for run in runs_of(recipe):
+        if run.get("entropy_tables"):
+            lines.append(command_of(f"python scripts/fit_entropy_tables.py {name}", run["entropy_tables"]))
         others = ("sources", "machine", "entropy_tables", "earlier")
-        options = {key: value for key, value in recipe.items() if key not in others}
+        options = {key: value for key, value in run.items() if key not in others}
         lines.append(command_of("python scripts/train_codec.py", options))
-        recipe = recipe.get("earlier", {})
     lines.append("python scripts/prepare_open_corpus.py images audio documents --out corpus")
     lines.reverse()
     return "\n".join(["```", *lines, "```"])

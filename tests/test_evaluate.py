@@ -179,9 +179,10 @@ def test_reports_and_cards_are_made_from_stored_results(image_codec, images, tmp
 
     folder = tmp_path / "model_cards" / "rgb-16x"
     shutil.copytree(image_codec, folder)
-    (folder / "recipe.json").write_text(
-        json.dumps({"kind": "image", "train": ["photos:0.9"], "step": 0.1, "cpu": True})
-    )
+    first = {"kind": "image", "train": ["photos:0.9"], "minutes": 9.5, "sources": ["holiday pictures"]}
+    second = {"kind": "image", "train": ["photos:0.9"], "minutes": 20.0, "earlier": first}
+    last = {"kind": "image", "train": ["photos:0.9"], "step": 0.1, "cpu": True, "machine": "a box", "earlier": second}
+    (folder / "recipe.json").write_text(json.dumps(last))
     specs = [folder, f"{folder}@linear", f"jpeg@like={folder}"]
     result = run("tables", "--data", images, "--out", tmp_path / "out", "--codecs", *specs, "--no_speed")
     monkeypatch.setattr(report, "ROOT", tmp_path)
@@ -199,6 +200,8 @@ def test_reports_and_cards_are_made_from_stored_results(image_codec, images, tmp
     front = card.split("---")[1]
     assert "library_name: transformers" in front and f"value: {psnr}" in front
     assert psnr in card and "python scripts/train_codec.py --kind image --train photos:0.9 --step 0.1 --cpu" in card
+    assert card.count("python scripts/train_codec.py") == 3
+    assert "* holiday pictures\n" in card and "29.5 minutes in all, on a box." in card
     assert json.loads((folder / "results.json").read_text())["rows"] == result["rows"]
 
 
