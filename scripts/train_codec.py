@@ -83,7 +83,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     run.add_argument("--max_steps", type=int, default=1_000_000, help="0 stops at the closed form")
     run.add_argument("--piece_size", type=int, default=None, help="pixels per side or samples; default 192 or 65536")
     run.add_argument("--batch_size", type=int, default=None)
-    run.add_argument("--learning_rate", type=float, default=2e-3)
+    run.add_argument("--learning_rate", type=float, default=6e-4, help="peak, of the network; 2e-3 shuts its units")
     run.add_argument("--linear_learning_rate", type=float, default=1e-4)
     run.add_argument("--signal_fraction", type=float, default=0.15, help="share at the end with loss on samples")
     run.add_argument(
