@@ -87,7 +87,7 @@ class _InputMean:
         """The gradient of the kernel becomes that for centred inputs."""
         if self.mean is None or self.bias.grad is None or self.weight.grad is None:
             return
-        if torch.distributed.is_initialized():
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.mean)
             self.mean /= torch.distributed.get_world_size()
         self.weight.grad -= self.bias.grad[:, None, None, None] * self.mean[:, None, None]
