@@ -218,7 +218,8 @@ def write_docs() -> None:
             "## Shapes of the decoder",
             f"Residual decoders, trained equally long on one encoder: `{sweep['command']}`. {described(sweep)}",
             sweep_table(sweep),
-            "More than the shape it counts that units stay alive. At a learning rate of 2e-3 Muon shut the ReLUs of "
+            "So short a run favours those that take more steps. More than the shape it counts that units stay alive. "
+            "At a learning rate of 2e-3 Muon shut the ReLUs of "
             "nearly all inner blocks within an hour: `train_codec.py --encoder_from`, which starts silent units anew, "
             "found 410 of 512 in an earlier rgb-16x and 457 in rgb-4x. Kernels are now updated as if their inputs were "
             "centred, at 6e-4, and decoders of the same shape gained another 0.3 dB in 40 to 80 minutes. Tried in runs "
