@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from transformers_walloc.conversion import (
+from transformers_walloc.training.conversion import (
     convert_original_checkpoint,
     load_original_config,
     load_original_weights,

@@ -7,9 +7,9 @@ import skimage.data
 import torch
 
 from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
-from transformers_walloc.feature_extraction_walloc import WallocAudioFeatureExtractor
-from transformers_walloc.image_processing_walloc import WallocImageProcessor
-from transformers_walloc.klt import SubbandStatistics, fit_klt
+from transformers_walloc.codec.feature_extraction_walloc import WallocAudioFeatureExtractor
+from transformers_walloc.codec.image_processing_walloc import WallocImageProcessor
+from transformers_walloc.training.klt import SubbandStatistics, fit_klt
 
 
 def pictures() -> list[np.ndarray]:

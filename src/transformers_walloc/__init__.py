@@ -3,21 +3,21 @@
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
 from .bundled import bundled_path, link_bundled_checkpoints
-from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
-from .feature_extraction_walloc import WallocAudioFeatureExtractor
-from .image_processing_walloc import WallocImageProcessor
-from .latent_datasets import latent_transform
-from .latent_image_processing_walloc import WallocLatentImageProcessor
-from .latent_modeling_walloc import WallocLatentConfig, WallocLatentModel
-from .modeling_walloc import (
+from .codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
+from .codec.image_processing_walloc import WallocImageProcessor
+from .codec.modeling_walloc import (
     WallocAudioEncoder,
     WallocAudioModel,
     WallocImageEncoder,
     WallocImageModel,
     WallocPreTrainedModel,
 )
-from .patch_embedding import latent_values, latent_windows, latents_to_pixels, load_on_latents
-from .separation_walloc import WallocForAudioSourceSeparation, WallocSeparationConfig
+from .latents.datasets import latent_transform
+from .latents.folding import latent_values, latent_windows, latents_to_pixels, load_on_latents
+from .latents.image_processing import WallocLatentImageProcessor
+from .latents.modeling import WallocLatentConfig, WallocLatentModel
+from .latents.separation import WallocForAudioSourceSeparation, WallocSeparationConfig
 
 __version__ = "0.1.0"
 

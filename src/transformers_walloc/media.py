@@ -105,7 +105,7 @@ def write_bytes(path: str, data: bytes) -> None:
 
 def kind_of(path: str, data: bytes) -> str:
     """ "image", "audio" or "walloc", by the content where the suffix does not say."""
-    from .bitstream import MAGIC
+    from .codec.bitstream import MAGIC
 
     suffix = Path(path).suffix.lower()
     if data[: len(MAGIC)] == MAGIC:
@@ -179,7 +179,7 @@ def encode_audio(samples: np.ndarray, rate: int, path: str, **options) -> bytes:
     if subtype == "OPUS" and rate not in _OPUS_RATES:
         import torch
 
-        from .feature_extraction_walloc import resample
+        from .codec.feature_extraction_walloc import resample
 
         samples = resample(torch.from_numpy(np.ascontiguousarray(samples, np.float32)), rate, 48000).numpy()
         rate = 48000

@@ -1,0 +1,171 @@
+"""Feed damaged and hostile .walloc files to the decoder and count what comes back.
+
+    python -m research.fuzz_bitstream 100000
+
+Every input must either decode to a signal of the size that its header states, within the limit, or end in
+`WallocFormatError`; anything else is printed with the input and makes the exit status 1. Most damage is caught by the
+checksum, so two thirds of the inputs get a valid one and reach the parser and the entropy decoder.
+"""
+
+import argparse
+import collections
+import dataclasses
+import resource
+import sys
+import time
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
+from transformers_walloc.codec.bitstream import Header, WallocFormatError, pack, unpack
+from transformers_walloc.codec.entropy_tables import GenericHeader
+
+MAX_PIXELS = 2**16
+MAX_SAMPLES = 2**18
+
+
+def valid_files(seed: int) -> list[tuple[torch.nn.Module, bytes]]:
+    """Codecs with random weights, without and with entropy tables of their own, and small files of theirs."""
+    torch.manual_seed(seed)
+    small = {"latent_channels": 4, "decoder_type": "linear"}
+    image = WallocImageModel(WallocImageConfig(num_levels=2, **small)).eval()
+    audio = WallocAudioModel(WallocAudioConfig(num_levels=3, **small)).eval()
+    pixels, samples = torch.rand(1, 3, 32, 48) - 0.5, torch.rand(1, 2, 512) - 0.5
+    fitted = WallocImageModel(image.config).eval()
+    fitted.load_state_dict(image.state_dict())
+    fitted.set_entropy_tables(
+        GenericHeader.measure(image.decompress_codes(image.compress(pixels))[0].numpy()).tables(2)
+    )
+    files = [
+        (model, model.compress(pixels, [[29, 41]], **options)[0]) for model in (image, fitted) for options in _OPTIONS
+    ]
+    files += [(audio, audio.compress(samples, gain=[2.0], offset=[0.5], **options)[0]) for options in _OPTIONS]
+    return files
+
+
+_OPTIONS: tuple[dict, ...] = ({}, {"step": 16.0}, {"num_channels": 2})
+
+
+def truncate(rng: np.random.Generator, data: bytes) -> bytes:
+    return data[: rng.integers(len(data))]
+
+
+def flip_bits(rng: np.random.Generator, data: bytes) -> bytes:
+    damaged = bytearray(data)
+    for bit in rng.integers(8 * len(data), size=rng.integers(1, 9)):
+        damaged[bit // 8] ^= 1 << int(bit) % 8
+    return bytes(damaged)
+
+
+def random_bytes(rng: np.random.Generator, data: bytes) -> bytes:
+    return data[: rng.integers(6)] + rng.bytes(int(rng.integers(200)))
+
+
+def header_bytes(rng: np.random.Generator, data: bytes) -> bytes:
+    """Bytes of the header at random, with a valid checksum."""
+    end = len(data) - len(unpack(data)[1]) - 4
+    damaged = bytearray(data)
+    for position in rng.integers(5, end, size=rng.integers(1, 4)):
+        damaged[position] = rng.integers(256)
+    return _with_checksum(bytes(damaged[:-4]))
+
+
+def payload_bytes(rng: np.random.Generator, data: bytes) -> bytes:
+    """Cut, grown or altered payload, with a valid checksum."""
+    header, payload = unpack(data)
+    changes: list[Callable[[], bytes]] = [
+        lambda: flip_bits(rng, payload),
+        lambda: truncate(rng, payload),
+        lambda: payload + rng.bytes(int(rng.integers(1, 40))),
+        lambda: rng.bytes(int(rng.integers(300))),
+        lambda: b"\xff" * int(rng.integers(300)),
+    ]
+    return pack(header, changes[rng.integers(len(changes))]())
+
+
+def bombs(rng: np.random.Generator, data: bytes) -> bytes:
+    """Consistent headers that ask for sizes, channels and levels of any magnitude."""
+    header, payload = unpack(data)
+    sizes = tuple(int(2 ** rng.uniform(0, 31.9)) for _ in header.sizes)
+    fields: dict = {"sizes": sizes}
+    if rng.random() < 0.5:
+        levels, channels = int(rng.integers(1, 13)), int(2 ** rng.uniform(0, 16))
+        latents = int(min(2 ** rng.uniform(0, 16), channels * 2**levels))
+        fields |= {"num_levels": levels, "num_channels": channels, "latent_channels": latents, "coded_channels": 0}
+    return pack(dataclasses.replace(header, **fields), payload)
+
+
+def _with_checksum(body: bytes) -> bytes:
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+MUTATIONS = (truncate, flip_bits, random_bytes, header_bytes, payload_bytes, bombs)
+
+
+def fuzz(count: int, seed: int = 0, report: Callable[[str], None] = print) -> tuple[collections.Counter, list[str]]:
+    """Counts of (mutation, outcome), and a description of everything that must not happen."""
+    rng = np.random.default_rng(seed)
+    files = valid_files(seed)
+    counts: collections.Counter = collections.Counter()
+    failures: list[str] = []
+    slowest = 0.0
+    for index in range(count):
+        mutate = MUTATIONS[index % len(MUTATIONS)]
+        model, data = files[rng.integers(len(files))]
+        if rng.random() < 0.05:  # the wrong model
+            model = files[rng.integers(len(files))][0]
+        damaged = mutate(rng, data)
+        start = time.perf_counter()
+        try:
+            outcome = decode(model, damaged)
+        except WallocFormatError:
+            outcome = "refused"
+        except BaseException as error:
+            failures.append(f"{mutate.__name__}: {type(error).__name__}: {error}: {damaged.hex()}")
+            outcome = "FAILED"
+            if isinstance(error, KeyboardInterrupt):
+                break
+        slowest = max(slowest, time.perf_counter() - start)
+        counts[mutate.__name__, outcome] += 1
+        if index and index % 20_000 == 0:
+            report(f"{index} inputs, {len(failures)} failures")
+    report(f"slowest input: {slowest:.3f} s")
+    return counts, failures
+
+
+def decode(model, data: bytes) -> str:
+    """Decode and check the result against the header, within the limits."""
+    limit = {"max_pixels": MAX_PIXELS} if isinstance(model, WallocImageModel) else {"max_samples": MAX_SAMPLES}
+    (signal,) = model.decompress([data], **limit)
+    header: Header = unpack(data)[0]
+    if tuple(signal.shape) != (header.num_channels, *header.sizes) or not torch.isfinite(signal).all():
+        raise AssertionError(f"decoded {tuple(signal.shape)} for a header of {header.sizes}")
+    return "decoded"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", nargs="?", type=int, default=2000, help="inputs (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    counts, failures = fuzz(options.count, options.seed)
+    seconds = time.perf_counter() - start
+    print(f"\n{'mutation':16}{'refused':>10}{'decoded':>10}{'FAILED':>10}")
+    for mutate in MUTATIONS:
+        cells = (counts[mutate.__name__, outcome] for outcome in ("refused", "decoded", "FAILED"))
+        print(f"{mutate.__name__:16}" + "".join(f"{cell:10}" for cell in cells))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"\n{options.count} inputs in {seconds:.0f} s, {len(failures)} failures; peak memory grew by {grown:.0f} MiB")
+    for failure in failures[:20]:
+        print(failure)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

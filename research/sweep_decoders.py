@@ -1,0 +1,92 @@
+#!/usr/bin/env python
+"""Train decoders of several shapes for the same time and compare them: PSNR, parameters, decode speed.
+
+    python -m research.sweep_decoders 64x8 96x8 128x8 64x4x5 --minutes 10 --output runs/sweep --kind image \\
+        --latent_channels 12 --step 0.1 --statistics rgb.safetensors --train /data/photos --validation /data/kodak \\
+        [more options of train_codec.py]
+
+A shape is WIDTHxBLOCKS or WIDTHxBLOCKSxKERNEL. All start at the closed form. A shape whose result lies in the output
+folder is not trained again. With --store the table goes to docs/results for report.py.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModel
+
+from transformers_walloc import WallocPreTrainedModel
+from transformers_walloc.evaluation.measure import STORE, machine, shown_command, versions, write_atomically
+from transformers_walloc.evaluation.report import sweep_table
+from transformers_walloc.training import recipe as train_codec
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    numbers = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
+    if len(numbers) not in (2, 3) or not all(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; valid: WIDTHxBLOCKS[xKERNEL], as 64x8 or 64x4x5")
+    width, blocks, kernel = *numbers, *[3] * (3 - len(numbers))
+    return width, blocks, kernel
+
+
+@torch.inference_mode()
+def decode_speed(model: WallocPreTrainedModel) -> float:
+    """Mega-positions per second of decoding 768 x 512 pixels or 5 seconds, median of ten runs."""
+    config = model.config
+    image = config.num_dims == 2
+    grid = (512 // config.patch_size, 768 // config.patch_size) if image else (5 * 44100 // config.patch_size,)
+    codes = torch.randint(-8, 9, (1, config.latent_channels, *grid), generator=torch.Generator().manual_seed(0))
+    codes, seconds = codes.to(torch.int8).to(model.device), []
+    for _ in range(12):
+        start = time.perf_counter()
+        model.decode(codes)[0].sum().item()  # waits for a GPU too
+        seconds.append(time.perf_counter() - start)
+    return codes[0, 0].numel() * config.patch_size**config.num_dims / statistics.median(seconds[2:]) / 1e6
+
+
+def main(argv=None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="+", type=parse_shape, metavar="WIDTHxBLOCKS[xKERNEL]")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a folder for each shape goes there")
+    parser.add_argument("--store", action="store_true", help="keep the table in docs/results for report.py")
+    args, training = parser.parse_known_args(argv)
+    rows = []
+    for width, blocks, kernel in args.shapes:
+        name = f"{width}x{blocks}" if kernel == 3 else f"{width}x{blocks}x{kernel}"
+        output = Path(args.output) / name
+        found = output / "metrics.json"
+        if not found.exists():
+            options = [f"--decoder_hidden_size={width}", f"--decoder_num_layers={blocks}"]
+            options += [f"--decoder_kernel_size={kernel}", f"--output={output}"]
+            metrics = train_codec.main([*training, *options])
+            write_atomically(found, json.dumps(metrics))
+        model = AutoModel.from_pretrained(output / "model").eval()
+        state = json.loads((Path(train_codec.last_checkpoint(output)) / "trainer_state.json").read_text())
+        rows.append(
+            {
+                "shape": name,
+                "parameters": sum(p.numel() for p in model.decoder.parameters()),
+                "steps": state["global_step"],
+                "decode": decode_speed(model),
+                **json.loads(found.read_text()),
+            }
+        )
+    result = {
+        "command": shown_command(argv, Path(__file__).name),
+        "rows": rows,
+        "machine": machine(torch.get_num_threads()) | {"clock": "wall time"},
+        "versions": versions(),
+        "date": datetime.date.today().isoformat(),
+    }
+    print(sweep_table(result))
+    if args.store:
+        write_atomically(STORE / "sweep_decoders.json", json.dumps(result, indent=1) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

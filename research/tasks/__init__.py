@@ -1,0 +1,1 @@
+"""Experiments of learning on latents."""

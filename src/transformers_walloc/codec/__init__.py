@@ -1,0 +1,1 @@
+"""The codec: wavelet packets, bottleneck, decoders, container. The Hub gets this folder as custom code: flat."""

@@ -1,0 +1,1 @@
+"""Measuring codecs: metrics, rivals, tables, pictures."""

@@ -1,0 +1,1 @@
+"""What models eat: latents as values, windows, data sets, folded patch embeddings."""

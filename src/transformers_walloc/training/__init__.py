@@ -1,0 +1,1 @@
+"""Making codecs: closed-form fit, training, entropy tables, conversion."""

@@ -1,0 +1,198 @@
+"""Random crops and segments from folders of media files, for training.
+
+Needs `pip install 'transformers-walloc[train]'` (audio: its soundfile and soxr).
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
+from tqdm.auto import tqdm
+
+from ..codec.feature_extraction_walloc import resample
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+
+
+def list_media(folder: str | Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files below a folder by suffix, sorted; ValueError if there are none."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    if not files:
+        raise ValueError(f"no files ending in {', '.join(suffixes)} below {folder}")
+    return files
+
+
+class MediaCache:
+    """Decoded media in one memory-mapped file, so that a random crop costs a copy and not a decoder run.
+
+    Arrays are (height, width, channels) uint8 images or (length, channels) int16 audio. The file is built once, with a
+    progress bar, and reused as long as names, sizes and times of the sources stay the same.
+    """
+
+    def __init__(self, files: Sequence[Path], kind: str, cache_dir: str | Path, sampling_rate: int = 44100):
+        key = json.dumps([[str(f), f.stat().st_size, int(f.stat().st_mtime)] for f in files] + [kind, sampling_rate])
+        stem = Path(cache_dir) / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        self.path, index = stem.with_suffix(".bin"), stem.with_suffix(".json")
+        self.dtype = np.dtype(np.uint8 if kind == "image" else np.int16)
+        if not index.exists():
+            self._build(files, kind, index, sampling_rate)
+        entries = json.loads(index.read_text())
+        self.shapes = [tuple(shape) for shape in entries]
+        sizes = [math.prod(shape) for shape in self.shapes]
+        self.offsets = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+        self._data: np.memmap | None = None
+
+    def _build(self, files: Sequence[Path], kind: str, index: Path, sampling_rate: int):
+        index.parent.mkdir(parents=True, exist_ok=True)
+        shapes = []
+        partial = self.path.with_suffix(f".{os.getpid()}.part")
+        with open(partial, "wb") as out:
+            for file in tqdm(files, desc=f"decoding {kind} files", unit="file"):
+                array = _read_image(file) if kind == "image" else _read_audio(file, sampling_rate)
+                out.write(np.ascontiguousarray(array, dtype=self.dtype).tobytes())
+                shapes.append(array.shape)
+        os.replace(partial, self.path)
+        partial.write_text(json.dumps(shapes))
+        os.replace(partial, index)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if self._data is None:  # opened in the worker that reads it
+            self._data = np.memmap(self.path, dtype=self.dtype, mode="r")
+        start = int(self.offsets[i])
+        return self._data[start : start + math.prod(self.shapes[i])].reshape(self.shapes[i])
+
+
+def _read_image(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _read_audio(file: Path, sampling_rate: int) -> np.ndarray:
+    import soundfile
+
+    audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    if audio.shape[1] == 1:
+        audio = np.repeat(audio, 2, axis=1)  # so that mono files batch with stereo ones
+    if rate != sampling_rate:
+        audio = resample(torch.from_numpy(audio.T), rate, sampling_rate).numpy().T
+    return (audio.clip(-1, 1) * 32767).round().astype(np.int16)
+
+
+class RandomPieces(IterableDataset):
+    """An endless stream of random pieces, different and reproducible in every worker and process.
+
+    Args:
+        caches: where pieces are taken from.
+        shares: positive, of the draws that go to each cache, in any unit.
+        seed: streams with the same one are equal, process by process (by the environment's `RANK`).
+
+    Raises:
+        ValueError: a share that is not positive, or a source without a file that is large enough.
+    """
+
+    def __init__(self, caches: Sequence[MediaCache], shares: Sequence[float], seed: str):
+        if len(caches) != len(shares) or min(shares, default=0) <= 0:
+            raise ValueError(f"every source needs a positive share, got {list(shares)} for {len(caches)} sources")
+        self.caches, self.shares, self.seed = list(caches), list(shares), seed
+        self.rank = int(os.environ.get("RANK", 0))
+        for cache in self.caches:
+            if not any(self.fits(shape) for shape in cache.shapes):
+                largest = max(cache.shapes, key=lambda shape: min(shape[:-1]))
+                raise ValueError(f"no file of a source is large enough for a piece; the largest is {largest}")
+
+    def weights(self, cache: MediaCache) -> list[float]:
+        """The square root of a file's size: large files count more, but do not drown the small ones' variety."""
+        return [math.sqrt(math.prod(shape[:-1])) if self.fits(shape) else 0.0 for shape in cache.shapes]
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        raise TypeError("use ImageCrops or AudioSegments")
+
+    def draw(self, array: np.ndarray, generator: random.Random) -> dict:
+        raise TypeError("use ImageCrops or AudioSegments")
+
+    def __iter__(self):
+        worker = get_worker_info()
+        generator = random.Random(f"{self.seed}-{self.rank}-{worker.id if worker else 0}")
+        weights = [self.weights(cache) for cache in self.caches]
+        while True:
+            (source,) = generator.choices(range(len(self.caches)), self.shares)
+            (i,) = generator.choices(range(len(weights[source])), weights[source])
+            yield self.draw(self.caches[source][i], generator)
+
+
+class ImageCrops(RandomPieces):
+    """Square crops `pixel_values` (3, crop_size, crop_size) in [-0.5, 0.5].
+
+    Crops are taken from images downscaled by a random factor of 0.5 to 1, which removes the traces of an earlier
+    compression and adds high frequencies, then flipped and transposed at random.
+    """
+
+    def __init__(self, caches, shares, crop_size: int, seed: str = "0"):
+        self.crop_size = crop_size
+        super().__init__(caches, shares, seed)
+
+    def fits(self, shape):
+        return min(shape[:2]) >= self.crop_size
+
+    def draw(self, array, generator):
+        largest = min(2.0, min(array.shape[:2]) / self.crop_size)
+        factor = generator.uniform(1.0, largest)
+        if factor < 1.1:  # so close to 1 resampling would only blur
+            factor = 1.0
+        size = min(round(self.crop_size * factor), *array.shape[:2])
+        top, left = (generator.randint(0, full - size) for full in array.shape[:2])
+        crop = array[top : top + size, left : left + size]
+        if factor > 1.0:
+            image = Image.fromarray(np.ascontiguousarray(crop))
+            resample = generator.choice([Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BOX])
+            crop = np.asarray(image.resize((self.crop_size, self.crop_size), resample))
+        if generator.random() < 0.5:
+            crop = crop[::-1]
+        if generator.random() < 0.5:
+            crop = crop[:, ::-1]
+        if generator.random() < 0.5:
+            crop = crop.transpose(1, 0, 2)
+        pixels = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
+        return {"pixel_values": pixels.float().div_(255.0).sub_(0.5)}
+
+
+class AudioSegments(RandomPieces):
+    """Segments `input_values` (channels, length), normalised as the feature extractor does (zero mean, peak 0.5).
+
+    Channels are swapped, the sign is flipped and a peak below full scale is drawn at random; near-silence is skipped.
+    """
+
+    def __init__(self, caches, shares, length: int, seed: str = "0"):
+        self.length = length
+        super().__init__(caches, shares, seed)
+
+    def fits(self, shape):
+        return shape[0] >= self.length
+
+    def draw(self, array, generator):
+        for _ in range(8):
+            start = generator.randint(0, len(array) - self.length)
+            segment = array[start : start + self.length].astype(np.float32)
+            segment -= segment.mean()
+            peak = np.abs(segment).max()
+            if peak > 300:  # -40 dB of full scale
+                break
+        # A clip is normalised by its own peak, which lies above the peak of most of its segments.
+        segment *= 0.5 * math.exp(generator.uniform(math.log(0.25), 0.0)) / max(peak, 1.0)
+        if generator.random() < 0.5:
+            segment = segment[:, ::-1]
+        if generator.random() < 0.5:
+            segment = -segment
+        return {"input_values": torch.from_numpy(np.ascontiguousarray(segment.T))}

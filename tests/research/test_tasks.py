@@ -1,0 +1,610 @@
+"""The experiments on latents (research/tasks/*.py) on tiny data, against facts that do not come from the scripts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from transformers_walloc import WallocImageModel
+from transformers_walloc.evaluation.metrics import psnr
+
+CONFIGS = Path(__file__).parents[2] / "research" / "tasks" / "configs"
+PAIRS = {"resize-64": "walloc-16x", "resize-128": "walloc-4x"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """Two classes of four pictures."""
+    folder = tmp_path_factory.mktemp("classes")
+    for name, picture in (("cat", skimage.data.chelsea()), ("coffee", skimage.data.coffee())):
+        (folder / name).mkdir()
+        for i in range(4):
+            Image.fromarray(picture[20 * i : 20 * i + 200, :300]).save(folder / name / f"{i}.png")
+    return folder
+
+
+def load(paths: list[Path]) -> dict[str, dict]:
+    return {run["condition"]: run for run in (json.loads(path.read_text()) for path in paths)}
+
+
+TINY = ["--steps=2", "--batch_size=2", "--width=32", "--layers=1", "--seeds", "0"]
+
+
+# What all tasks share
+
+
+def write_run(folder: Path, condition: str, seed: int, accuracy: float, order: int) -> None:
+    run = {
+        "task": "classification",
+        "condition": condition,
+        "title": condition,
+        "order": order,
+        "seed": seed,
+        "metrics": {"accuracy": accuracy, "train_loss": 1.0},
+        "model_inputs": 12288,
+        "settings": {"steps": 10},
+        "seconds": 90.0,
+        "command": "python -m research.tasks.classification",
+        "machine": {"threads": 1, "cores": 2, "processor": "P", "device": "cpu", "load": 1.0},
+    }
+    (folder / f"classification_{condition}_{seed}.json").write_text(json.dumps(run))
+
+
+def test_summary_and_picture(tmp_path, monkeypatch):
+    from research.tasks import runs as task_runs
+
+    # Sample standard deviations of (1, 2, 3) and (2, 4, 9) are 1 and sqrt(13).
+    for seed, (first, second) in enumerate(((1, 2), (2, 4), (3, 9))):
+        write_run(tmp_path, "walloc-16x", seed, second, 1)
+        write_run(tmp_path, "resize-64", seed, first, 0)
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- tasks:begin -->\nold\n<!-- tasks:end -->\nafter\n")
+    monkeypatch.setattr(task_runs, "PAGE", page)
+    monkeypatch.setattr(task_runs, "PICTURE", tmp_path / "pictures" / "tasks.png")
+    task_runs.main(["summarise", "--output", str(tmp_path)])
+    lines = page.read_text().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
+    rows = [line for line in lines if line.startswith("| ") and "12,288" in line]
+    assert rows == [
+        "| resize-64 | 12,288 | 2.0 ± 1.0 | 1.000 ± 0.000 | 3 |",
+        "| walloc-16x | 12,288 | 5.0 ± 3.6 | 1.000 ± 0.000 | 3 |",
+    ]
+    assert Image.open(tmp_path / "pictures" / "tasks.png").width > 100
+
+
+def test_nothing_to_summarise(tmp_path, capsys):
+    from research.tasks import runs as task_runs
+
+    with pytest.raises(SystemExit):
+        task_runs.main(["summarise", "--output", str(tmp_path)])
+    assert "has no results" in capsys.readouterr().err
+
+
+def test_configs_name_settings_that_exist():
+    from research.tasks import classification as task_classification
+    from research.tasks import colourisation as task_colourisation
+    from research.tasks.runs import parse_arguments
+
+    modules = {"classification": task_classification, "colourisation": task_colourisation}
+    for name, module in modules.items():
+        for config in sorted(CONFIGS.glob(f"{name}_*.json")):
+            values = json.loads(config.read_text())
+            arguments, settings = parse_arguments("", module.Settings, module.CONDITIONS, ["--config", str(config)])
+            for key, value in values.items():
+                assert getattr(settings, key, getattr(arguments, key, None)) == value
+            over = parse_arguments("", module.Settings, module.CONDITIONS, ["--config", str(config), "--steps", "7"])
+            assert over[1].steps == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--conditions", "resize"], "unknown condition 'resize'; valid: resize-64, walloc-16x, resize-128, walloc-4x"),
+        (["--config", "absent.json"], "absent.json"),
+    ],
+)
+def test_bad_options(options, message, capsys):
+    from research.tasks import classification as task_classification
+
+    with pytest.raises(SystemExit):
+        task_classification.main(options)
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_setting(tmp_path, capsys):
+    from research.tasks import classification as task_classification
+
+    (tmp_path / "c.json").write_text('{"stepz": 3}')
+    with pytest.raises(SystemExit):
+        task_classification.main(["--config", str(tmp_path / "c.json")])
+    assert "unknown setting 'stepz'; valid: output, seeds" in capsys.readouterr().err
+
+
+# Classification
+
+
+def test_classification(classes, tmp_path, capsys):
+    from research.tasks.classification import main
+
+    options = ["--data", str(classes), "--output", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    options += ["--tokens=4", "--views=2", *TINY]
+    paths = main(options)
+    runs = load(paths)
+    for resize, walloc in PAIRS.items():
+        assert runs[resize]["model_inputs"] == runs[walloc]["model_inputs"]
+        assert runs[resize]["parameters"] == runs[walloc]["parameters"]
+        assert runs[resize]["tokens"] == runs[walloc]["tokens"] == 16
+    assert runs["resize-64"]["model_inputs"] == 64 * 64 * 3 and runs["resize-128"]["model_inputs"] == 128 * 128 * 3
+    for run in runs.values():
+        assert run["examples"] == {"training": 6, "test": 2}
+        assert run["metrics"]["accuracy"] in (0.0, 50.0, 100.0)
+        assert run["settings"]["data"] == classes.name  # and not where it lies
+    # What is there is not run again; what was run with other settings is not taken for these.
+    before = [path.stat().st_mtime_ns for path in paths]
+    assert main(options) == paths and [path.stat().st_mtime_ns for path in paths] == before
+    with pytest.raises(SystemExit, match=r"result of other settings \(steps 2 and not 3\)"):
+        main([*options, "--steps=3"])
+
+
+def test_split_by_file(classes):
+    from research.tasks.classification import Settings, read_images
+
+    def split(fraction, seed):
+        settings = Settings(data=str(classes), test_fraction=fraction, split_seed=seed)
+        train, train_labels, test, test_labels, names = read_images(settings)
+        assert names == ["cat", "coffee"]
+        assert [names[label] for label in train_labels] == [path.parent.name for path in train]
+        assert [names[label] for label in test_labels] == [path.parent.name for path in test]
+        assert not set(train) & set(test) and len(train) + len(test) == 8
+        return set(test)
+
+    assert len(split(0.25, 0)) == 2 and len(split(0.5, 0)) == 4
+    assert any(split(0.5, 0) != split(0.5, seed) for seed in range(1, 5))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1], ["dog", "cat", "dog", "cat"]])
+def test_images_of_a_repository(labels, monkeypatch):
+    import datasets
+
+    from research.tasks.classification import Settings, open_image, read_images
+
+    label = datasets.ClassLabel(names=["dog", "cat"]) if labels[0] == 0 else datasets.Value("string")
+    images = [Image.new("L", (8, 6), 50 * i) for i in range(4)]
+    rows = {"picture": images, "label": labels}
+    features = datasets.Features({"picture": datasets.Image(), "label": label})
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {"train": dataset, "test": dataset}[split])
+    settings = Settings(data="user/name", image_column="picture", test_split="test")
+    train, train_labels, test, test_labels, names = read_images(settings)
+    assert sorted(names) == ["cat", "dog"] and len(train) == len(test) == 4
+    for item, label in zip(train + test, train_labels + test_labels, strict=True):
+        image = open_image(item, "picture")
+        assert image.mode == "RGB" and image.size == (8, 6)
+        assert names[label] == ["dog", "cat"][image.getpixel((0, 0))[0] // 50 % 2]
+
+
+def test_conditions_see_the_same(classes):
+    """Latents of a view decode to what the resized view shows, at the same place of the grid."""
+    from research.tasks.classification import CODECS, Settings, prepare
+
+    settings, item = Settings(views=2), [classes / "coffee" / "0.png"]
+    for resize, walloc in PAIRS.items():
+        pixels, codes = (prepare(item, name, settings, True, "cpu")[0] for name in (resize, walloc))
+        side = codes.shape[-1]
+        assert pixels.dtype == torch.uint8 and codes.dtype == torch.int8 and side == 36
+        unit = pixels.shape[-1] // side
+        codec = WallocImageModel.from_pretrained(CODECS[walloc]).eval()
+        with torch.no_grad():
+            decoded = codec.decode(codes).pixel_values + 0.5
+        small = F.interpolate(decoded, (side * unit,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
+        for view in range(2):
+            assert psnr(pixels[view].numpy() / 255, small[view].numpy()) > 28
+        assert psnr(pixels[0].numpy(), pixels[1].numpy()) < 25  # the views differ
+
+
+def test_crops_lie_on_the_grid():
+    from research.tasks.classification import Views
+
+    data = torch.arange(72 * 72, dtype=torch.int32).reshape(1, 1, 1, 72, 72)
+    views = Views(data, [5], unit=2, crop=64, random=True, transform=lambda x: x)
+    torch.manual_seed(0)
+    corners = {int(views[0]["pixel_values"][0, 0, 0]) for _ in range(200)}
+    assert {(c // 72 % 2, c % 72 % 2) for c in corners} == {(0, 0)}
+    assert {c // 72 for c in corners} == {c % 72 for c in corners} == {0, 2, 4, 6, 8}
+    middle = Views(data, [5], unit=2, crop=64, random=False, transform=lambda x: x)[0]
+    assert int(middle["pixel_values"][0, 0, 0]) == 4 * 72 + 4 and middle["labels"] == 5
+
+
+def test_bad_data_and_settings(tmp_path):
+    from research.tasks.classification import Settings, main
+
+    with pytest.raises(ValueError, match="0 folders with images; valid: one for each class, at least two"):
+        main(["--data", str(tmp_path), "--output", str(tmp_path / "out"), *TINY])
+    with pytest.raises(ValueError, match="unknown model 'resnet'; valid: vit, convnext"):
+        Settings(model="resnet")
+    with pytest.raises(ValueError, match="5 tokens a side; valid: a number that divides 32"):
+        Settings(tokens=5)
+
+
+# Colourisation
+
+
+def test_colourisation(tmp_path):
+    from research.tasks.colourisation import main
+
+    for name, picture in (("train", skimage.data.coffee()), ("test", skimage.data.astronaut())):
+        (tmp_path / name).mkdir()
+        Image.fromarray(picture[:300, :400]).save(tmp_path / name / "a.png")
+    options = ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "test"), "--output", str(tmp_path / "out")]
+    runs = load(main([*options, "--crops=3", "--local_width=8", *TINY]))
+    for resize, walloc in PAIRS.items():
+        assert runs[resize]["model_inputs"] == runs[walloc]["model_inputs"]
+        assert runs[resize]["parameters"] == runs[walloc]["parameters"]
+    assert runs["resize-64"]["model_inputs"] == 64 * 64 * 3 and runs["resize-128"]["model_inputs"] == 128 * 128 * 3
+    # The energy of the chroma of the test crops, as PIL converts them.
+    picture = Image.fromarray(skimage.data.astronaut()[:300, :400])
+    crops = [picture.resize((256, 256), Image.Resampling.BICUBIC, box=(x, 0, x + 300, 300)) for x in (0, 100)]
+    planes = np.stack([np.asarray(crop.convert("YCbCr"))[..., 1:].astype(float) - 128 for crop in crops])
+    expected = -10 * np.log10((planes**2).mean() / 255**2)
+    for run in runs.values():
+        assert run["examples"] == {"training": 3, "test": 2}
+        assert run["metrics"]["grey_chroma_psnr"] == pytest.approx(expected, abs=0.05)
+        assert run["metrics"]["oracle_chroma_psnr"] > run["metrics"]["chroma_psnr"] + 3
+
+
+def test_chroma_is_that_of_jpeg():
+    from research.tasks.colourisation import chroma, with_luma
+
+    pixels = skimage.data.chelsea()[:64, :96]
+    x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255 - 0.5
+    expected = np.asarray(Image.fromarray(pixels).convert("YCbCr"))[..., 1:].astype(float) - 128
+    assert np.abs(chroma(x)[0].permute(1, 2, 0).numpy() - expected).max() < 1.01  # PIL rounds
+    torch.testing.assert_close(with_luma(chroma(x), x), x)
+    torch.testing.assert_close(
+        chroma(with_luma(torch.zeros(1, 2, 64, 96), x)), torch.zeros(1, 2, 64, 96), atol=1e-4, rtol=0
+    )
+
+
+def test_colourfulness():
+    from research.tasks.colourisation import colourfulness
+
+    assert colourfulness(np.full((4, 4, 3), 77)) == 0
+    # Half red, half green at 255: rg is +-255, yb 127.5 everywhere, so sigma = (255, 0) and mu = (0, 127.5).
+    image = np.zeros((2, 2, 3))
+    image[0, :, 0] = image[1, :, 1] = 255
+    assert colourfulness(image) == pytest.approx(255 + 0.3 * 127.5)
+
+
+@pytest.mark.parametrize("condition", ["resize-64", "resize-128", "walloc-16x", "walloc-4x"])
+def test_an_untrained_model_leaves_grey(condition):
+    from research.tasks.colourisation import Colouriser, Pairs, Settings, chroma, evaluate, grey_of, view_of
+
+    settings = Settings(width=32, layers=1, local_width=8)
+    crops = torch.from_numpy(skimage.data.astronaut()[None, 100:356, 100:356].copy()).permute(0, 3, 1, 2)
+    view = view_of(condition, settings, "cpu")
+    pairs = Pairs(view, crops, "cpu")
+    model = Colouriser(pairs.grey.shape[1], settings, pairs.scale())
+    metrics = evaluate(model, view, crops, "cpu")
+    # What a codec decodes of a grey image is grey but for its own error.
+    assert metrics["chroma_psnr"] == pytest.approx(metrics["grey_chroma_psnr"], abs=0.3)
+    with torch.no_grad():
+        x = crops / 255 - 0.5
+        decoded = view.decode(view.encode(grey_of(x)))
+        assert chroma(decoded).abs().mean() < 2
+        assert psnr((x + 0.5).numpy(), (view.decode(view.encode(x)) + 0.5).numpy()) > 24
+
+
+# Source separation
+
+RATE = 44100
+
+
+@pytest.fixture(scope="module")
+def multitracks(tmp_path_factory):
+    """Two songs of three stems for training, one for the test, a second each."""
+    soundfile = pytest.importorskip("soundfile")
+    folder = tmp_path_factory.mktemp("multitracks")
+    time = np.arange(RATE) / RATE
+    for split, song in (("train", "a"), ("train", "b"), ("test", "c")):
+        (folder / split / song).mkdir(parents=True)
+        rng = np.random.default_rng(ord(song))
+        for name, pitch in (("drums", 3000), ("bass", 80), ("other", 600)):
+            wave = np.sin(2 * np.pi * pitch * rng.uniform(0.8, 1.2) * time) * np.exp(-3 * time)
+            samples = 0.2 * wave[:, None] * rng.uniform(0.5, 1, 2)
+            soundfile.write(folder / split / song / f"{name}.wav", samples, RATE, subtype="FLOAT")
+    return folder
+
+
+def test_separation(multitracks, tmp_path):
+    import soundfile
+
+    from research.tasks import separation as task_separation
+
+    argv = ["--data", str(multitracks), "--output", str(tmp_path), "--save", str(tmp_path / "models"), "--steps=2"]
+    argv += ["--batch_size=2", "--frames=32", "--hidden_size=8", "--num_layers=2", "--seeds", "0"]
+    paths = task_separation.main(argv)
+    runs = load(paths)
+    assert list(runs) == list(task_separation.CONDITIONS)
+    # 44,100 samples of two channels, a quarter, a sixteenth; 27 and 108 latents of 256 samples.
+    inputs = {name: run["model_inputs"] for name, run in runs.items()}
+    assert inputs["samples_44k"] == 88200 and inputs["resample_11k"] == 22050 and inputs["resample_3k"] == 5512
+    assert inputs["walloc_5x"] == round(108 * RATE / 256) and inputs["walloc_20x"] == round(27 * RATE / 256)
+    # The floor by hand: the scale in which the mix has a peak of 0.5, and a third of it for each stem.
+    files = [multitracks / "test" / "c" / f"{name}.wav" for name in ("drums", "bass", "other")]
+    stems = np.stack([soundfile.read(file)[0].T for file in files])
+    mix = stems.sum(0)
+    gain = 2 * np.abs(mix - mix.mean()).max()
+    psnrs = [-10 * np.log10(np.mean(((mix / 3 - stem) / gain) ** 2)) for stem in stems]
+    assert runs["mix"]["metrics"]["psnr"] == pytest.approx(np.mean(psnrs), abs=1e-3)
+    ratios = []
+    for stem in stems:
+        for x, y in zip(stem - stem.mean(1, keepdims=True), mix - mix.mean(1, keepdims=True), strict=True):
+            target = x * (x @ y) / (x @ x)
+            ratios.append(10 * np.log10(target @ target / ((y - target) @ (y - target))))
+    assert runs["mix"]["metrics"]["si_sdr"] == pytest.approx(np.mean(ratios), abs=1e-2)
+    for name in ("resample_11k", "resample_3k", "walloc_5x", "walloc_20x"):
+        assert runs[name]["metrics"]["psnr_bound"] > runs[name]["metrics"]["psnr"]
+    # 3 kHz does not survive 2.8 kHz samples.
+    assert runs["resample_3k"]["metrics"]["si_sdr_bound"] < runs["walloc_5x"]["metrics"]["si_sdr_bound"]
+    from transformers import AutoModel
+
+    saved = AutoModel.from_pretrained(tmp_path / "models" / "walloc_20x_0")
+    separated = saved.separate(torch.from_numpy(mix).float()).numpy()
+    psnrs = [-10 * np.log10(np.mean(((a - b) / gain) ** 2)) for a, b in zip(stems, separated, strict=True)]
+    assert runs["walloc_20x"]["metrics"]["psnr"] == pytest.approx(np.mean(psnrs), abs=1e-3)
+    with pytest.raises(ValueError, match="no vocals"):
+        task_separation.main([*argv[:-2], "--sources", "drums", "vocals", "--output", str(tmp_path / "other")])
+
+
+@pytest.mark.parametrize("factor", [1, 4, 16])
+def test_samples_in_frames(factor):
+    """Folding is undone; a slow tone survives resampling; a mix is the sum of its stems in frames too."""
+    from research.tasks import separation as task_separation
+
+    model = task_separation.Samples(factor, task_separation.Settings(data=""))
+    tone = torch.sin(2 * torch.pi * 200 * torch.arange(256 * 100) / RATE) * torch.hann_window(256 * 100)
+    x = torch.stack([tone, -0.5 * tone])
+    values = model.encode(x)
+    assert values.shape == (512 // factor, 100)
+    torch.testing.assert_close(model.decode(values), x, atol=1e-3 if factor > 1 else 0.0, rtol=0)
+    other = torch.randn(2, 256 * 100)
+    torch.testing.assert_close(model.encode(x + other), values + model.encode(other), atol=1e-4, rtol=0)
+
+
+def test_remixes():
+    """The same excerpts for the same seed, mixes that are sums, gains within their bounds."""
+    from research.tasks import separation as task_separation
+
+    songs = [np.full((3, 5, 40), 1 + i, np.float16) for i in range(2)]
+    settings = task_separation.Settings(data="", steps=5, batch_size=4, frames=16, gain_db=6.0)
+    first, second = (task_separation.Remixes(songs, settings, 1) for _ in range(2))
+    assert len(first) == 20
+    for i in range(20):
+        row, again = first[i], second[i]
+        assert row["values"].shape == (5, 16) and row["values"].equal(again["values"])
+        torch.testing.assert_close(row["values"], row["source_values"].sum(0))
+        assert row["source_values"].min() > 0.49 and row["source_values"].max() < 4.01
+
+
+def score() -> bytes:
+    """Twenty seconds of a drum, a bass (program 33) and a piano, at 120 beats a minute; the bass from 8 s on."""
+    mido = pytest.importorskip("mido")
+    import io
+
+    events = []  # (ticks, message)
+    for beat in range(40):
+        events += [(480 * beat, mido.Message("note_on", channel=9, note=36, velocity=100))]
+        events += [(480 * beat + 100, mido.Message("note_off", channel=9, note=36))]
+        for channel, note, first in ((0, 60, 0), (1, 40, 16)):
+            if beat >= first:
+                events += [(480 * beat, mido.Message("note_on", channel=channel, note=note, velocity=90))]
+                events += [(480 * beat + 400, mido.Message("note_on", channel=channel, note=note, velocity=0))]
+    track = mido.MidiTrack([mido.Message("program_change", channel=1, program=33)])
+    now = 0
+    for ticks, message in sorted(events, key=lambda event: event[0]):
+        track.append(message.copy(time=ticks - now))
+        now = ticks
+    file = io.BytesIO()
+    mido.MidiFile(type=0, ticks_per_beat=480, tracks=[track]).save(file=file)
+    return file.getvalue()
+
+
+def test_scores():
+    """Each note goes to one role, the excerpt is where all play, and its score is as long as it says."""
+    mido = pytest.importorskip("mido")
+    import io
+
+    from research.corpora import multitracks
+
+    events = multitracks.timed_events(score())
+    part = multitracks.best_excerpt(events, 8)
+    assert part is not None and part[0] >= 8 and part[1] - part[0] == 8
+    found = {}
+    for role in multitracks.ROLES:
+        midi = mido.MidiFile(file=io.BytesIO(multitracks.excerpt_of_role(events, role, *part)))
+        assert midi.length == pytest.approx(8)
+        found[role] = {(m.channel, m.note) for m in midi if m.type == "note_on" and m.velocity}
+        programs = [m.program for m in midi if m.type == "program_change"]
+        assert programs == [33]  # set before the excerpt began
+    assert found == {"drums": {(9, 36)}, "bass": {(1, 40)}, "other": {(0, 60)}}
+    assert multitracks.best_excerpt([e for e in events if e[2] != "bass"], 8) is None
+
+
+def test_multitracks_are_written(tmp_path, monkeypatch):
+    """From a WAD to folders of stems that sum up without clipping, once; a score in two packages only once."""
+    soundfile = pytest.importorskip("soundfile")
+    import struct
+
+    from research.corpora import multitracks
+
+    midi = score()
+    wad = b"IWAD" + struct.pack("<ii", 2, 12) + struct.pack("<ii8s", 44, len(midi), b"D_E1M1\0\0")
+    wad += struct.pack("<ii8s", 44, 8, b"SPRITE\0\0") + midi
+    assert list(multitracks.wad_music(wad)) == [("d_e1m1", midi)]
+    out = tmp_path / "out"
+    for source, name, content in zip(
+        multitracks.SCORES, ("freedoom1.wad", "freedm.wad", "openmsx/a.mid"), (wad, wad, score()[:-4] + b"\0\xff/\0"),
+        strict=True,
+    ):  # fmt: skip
+        file = out / "unpacked" / source.package / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+    for font in multitracks.SOUNDFONTS.values():
+        (out / "unpacked" / font.package).mkdir()
+        (out / "unpacked" / font.package / font.pattern.split("/")[-1]).write_bytes(b"")
+    calls = []
+
+    def play(midi, soundfont, scratch, part):
+        calls.append(soundfont.name)
+        noise = np.random.default_rng(len(midi)).normal(size=(round((part[1] - part[0]) * 44100), 2))
+        return noise
+
+    monkeypatch.setattr(multitracks, "play", play)
+    monkeypatch.setattr(multitracks.shutil, "which", lambda name: name)
+    argv = ["--out", str(out), "--seconds", "5"]
+    assert multitracks.main(argv) == 0
+    assert calls == ["FluidR3_GM.sf2"] * 3  # the other two have the same notes
+    stems = [soundfile.read(out / "train/freedoom-freedoom1-d_e1m1" / f"{r}.flac")[0] for r in multitracks.ROLES]
+    assert all(stem.shape == (5 * 44100, 2) for stem in stems) and np.abs(sum(stems)).max() < 0.91
+    entry = json.loads((out / "manifest.jsonl").read_text())
+    assert entry["licence"] == "BSD-3-clause" and entry["seconds"] == 5
+    for stem, role in zip(stems, multitracks.ROLES, strict=True):
+        assert 20 * np.log10(np.sqrt(np.mean(stem**2))) == pytest.approx(entry["rms_db"][role], abs=0.02)
+    assert multitracks.main(argv) == 0 and len(calls) == 3
+
+
+# Documents
+
+
+@pytest.fixture(scope="module")
+def receipts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("receipts")
+    (folder / "images").mkdir()
+    answers = {}
+    for i in range(6):
+        picture = np.random.default_rng(i).integers(0, 256, (90, 45), dtype=np.uint8)
+        Image.fromarray(picture).resize((300, 600)).save(folder / "images" / f"{i:03}.png")
+        answers[f"{i:03}"] = {"company": "Kitten" if i < 5 else "sitting", "date": f"0{i}/01/2018", "total": "1.00"}
+    (folder / "answers.json").write_text(json.dumps(answers))
+    return folder
+
+
+def test_anls():
+    """Textbook distances: kitten -> sitting is 3, flaw -> lawn 2; similarity below 0.5 counts as 0."""
+    from research.tasks import documents as task_documents
+
+    assert task_documents.levenshtein("kitten", "sitting") == 3
+    assert task_documents.levenshtein("flaw", "lawn") == 2
+    assert task_documents.levenshtein("", "abc") == task_documents.levenshtein("abc", "") == 3
+    assert task_documents.anls("Sitting", " kitten") == pytest.approx(1 - 3 / 7)
+    assert task_documents.anls("flaw", "lawn") == 0.0  # 2 of 4 is not below 0.5
+    assert task_documents.anls("9.00", "9.00") == 1.0 and task_documents.anls("9.00", "") == 0.0
+
+
+def test_tokens_of_answers():
+    from research.tasks import documents as task_documents
+
+    tokens = task_documents.to_tokens(["Ab & c", "01/02/2018", "9.00"])
+    assert task_documents.to_answers(tokens, 3) == ["AB & C", "01/02/2018", "9.00"]
+    assert task_documents.to_answers(tokens[:3], 3) == ["AB ", "", ""]
+    assert task_documents.to_answers([task_documents.END, *tokens], 2) == ["", ""]
+
+
+def test_documents(receipts, tmp_path):
+    from research.tasks import documents as task_documents
+
+    argv = ["--data", str(receipts), "--output", str(tmp_path), "--cache", str(tmp_path / "cache"), "--test=1"]
+    argv += [*TINY, "--decoder_layers=1", "--rendered=2", "--rendered_steps=1"]
+    paths = task_documents.main(argv)
+    runs = load(paths)
+    assert list(runs) == list(task_documents.CONDITIONS)
+    times = [path.stat().st_mtime_ns for path in paths]
+    assert task_documents.main(argv) == paths and [path.stat().st_mtime_ns for path in paths] == times
+    inputs = {name: run["model_inputs"] for name, run in runs.items()}
+    assert inputs["resize-224"] == inputs["walloc-16x"] == 3 * 224 * 112 == 12 * 112 * 56
+    assert inputs["resize-448"] == inputs["walloc-4x"] == 3 * 448 * 224 == 48 * 112 * 56
+    for resize, walloc in (("resize-224", "walloc-16x"), ("resize-448", "walloc-4x")):
+        assert runs[resize]["parameters"] == runs[walloc]["parameters"]
+        assert runs[resize]["tokens"] == runs[walloc]["tokens"] == 98
+        assert runs[resize]["examples"] == {"rendered": 2, "train": 5, "test": 1}
+    # Kitten for sitting, a date that differs in one of ten characters (each of five occurs once), the right total.
+    prior = runs["prior"]
+    assert prior["fields"] == {"company": pytest.approx(400 / 7), "date": pytest.approx(90), "total": 100}
+    assert prior["metrics"]["exact_match"] == pytest.approx(100 / 3)
+
+
+def test_rendered_receipts():
+    """The same for the same seed; what is to be read can be spelled; the total is that of the cents."""
+    from research.tasks import documents as task_documents
+
+    for seed in range(3):
+        receipt = task_documents.Receipt([], seed)
+        again = task_documents.Receipt([], seed)
+        assert receipt.facts == again.facts and receipt.image.tobytes() == again.image.tobytes()
+        assert receipt.image.size == (448, 896)
+        facts = list(receipt.facts.values())
+        assert task_documents.to_answers(task_documents.to_tokens(facts), 3) == facts
+        assert float(receipt.facts["total"]) > 0 and len(receipt.facts["date"]) == 10
+
+
+# Reading
+
+
+def test_reading(receipts, tmp_path):
+    from research.tasks import reading as task_reading
+
+    argv = ["--data", str(receipts), "--output", str(tmp_path), "--test=1", "--seeds=0", "--steps=1", "--batch_size=2"]
+    argv += ["--width=16", "--layers=1", "--rendered=1", "--rendered_test=1"]
+    runs = load(task_reading.main(argv))
+    assert list(runs) == list(task_reading.CONDITIONS)
+    for resize, walloc, numbers in (("resize-224", "walloc-16x", 2688), ("resize-448", "walloc-4x", 10752)):
+        assert runs[resize]["model_inputs"] == runs[walloc]["model_inputs"] == numbers
+        assert runs[resize]["parameters"] == runs[walloc]["parameters"]
+        assert runs[resize]["examples"] == runs[walloc]["examples"]
+    with pytest.raises(ValueError, match="rendered is 0"):
+        task_reading.main([*argv, "--rendered=0"])
+
+
+def test_lines_of_rendered_receipts():
+    """Where a line is said to stand there is ink, and the places of its characters spell it."""
+    from research.tasks import reading as task_reading
+
+    receipt = task_reading.DenseReceipt([], 3)
+    page = np.asarray(receipt.image.convert("L"), dtype=float)
+    ink = np.abs(page - np.median(page)) > 60
+    lines = receipt.found()
+    assert len(lines) > 20
+    for line in lines:
+        assert len(line.columns) == len(line.text) and list(line.columns) == sorted(line.columns)
+        row = task_reading.window_of(line.middle)
+        assert row % 8 == 0 and 0 <= row <= 864 and (row in (0, 864) or abs(row + 16 - line.middle) <= 4)
+        for character, column in zip(line.text, line.columns, strict=True):
+            if character.isalnum():
+                assert ink[row : row + 32, int(column) - 5 : int(column) + 6].any()
+    examples = [{"pixel_values": torch.zeros(1), "labels": line} for line in lines]
+    batch = task_reading.collate(examples)
+    spelled = task_reading.to_text(torch.nn.functional.one_hot(batch["places"]).float())
+    assert np.mean([a == line.text for a, line in zip(spelled, lines, strict=True)]) > 0.7  # narrow ones may collide
+    assert all(task_reading.levenshtein(a, line.text) <= 3 for a, line in zip(spelled, lines, strict=True))
+
+
+def test_answers_found():
+    from research.tasks import reading as task_reading
+
+    assert task_reading.is_found("Kitten & Co", ["xKITTEN &CO.", ""])
+    assert not task_reading.is_found("9.00", ["9.0", "0"]) and not task_reading.is_found("", ["a"])
+    path = [0, 5, 5, 0, 5, 0]  # a blank between tells a repeated character from a long one
+    logits = torch.nn.functional.one_hot(torch.tensor([path]), 60).float()
+    assert task_reading.to_text(logits) == [task_reading.CHARACTERS[4] * 2]
