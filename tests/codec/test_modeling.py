@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import os
 
 import numpy as np
@@ -588,11 +589,28 @@ def test_bad_padding_mask():
         (WallocImageConfig, {"wavelet": "db4"}, "periodization"),
         (WallocImageConfig, {"boundary": "zero"}, "'zero'; valid: periodization, symmetric"),
         (WallocImageConfig, {"num_level": 3}, "did you mean 'num_levels'"),
+        (WallocImageConfig, {"latents_mean": [0.0] * 12}, "belong together"),
+        (WallocImageConfig, {"latents_mean": [0.0] * 12, "latents_std": [1.0] * 11}, "latents_std has 11 values"),
+        (WallocImageConfig, {"latents_mean": [math.nan] * 12, "latents_std": [1.0] * 12}, "latents_mean holds nan"),
+        (WallocImageConfig, {"latents_mean": [0.0] * 12, "latents_std": [0.0] * 12}, r"latents_std holds 0\.0"),
     ],
 )
 def test_bad_configurations(config_class, fields, message):
     with pytest.raises(ValueError, match=message):
         config_class(**fields)
+
+
+def test_statistics_of_the_latents_travel_and_leave_the_fingerprint_alone(tmp_path):
+    plain = make_model("rgb")
+    model = make_model("rgb")
+    model.config.latents_mean = [0.5 * channel for channel in range(12)]
+    model.config.latents_std = [20.0 + channel for channel in range(12)]
+    assert model.fingerprint() == plain.fingerprint()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert loaded.config.latents_mean == model.config.latents_mean
+    assert loaded.config.latents_std == model.config.latents_std
+    assert loaded.fingerprint() == plain.fingerprint()
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 200, "half", "header"])

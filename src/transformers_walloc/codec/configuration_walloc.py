@@ -1,6 +1,7 @@
 """Configurations of WaLLoC codecs for images and audio."""
 
 import difflib
+import math
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -33,6 +34,10 @@ class WallocConfig(PreTrainedConfig):
             audio codecs have 129.
         entropy_tables_size (`int`): bytes of the fitted probability tables that the checkpoint carries; 0 for none.
         latent_fingerprint (`str`, *optional*): identifies the meaning of the codes, written by `save_pretrained`.
+        latents_mean (`list[float]`, *optional*): mean of each latent channel over the corpus that the codec was trained
+            on, on the scale of the companded latents that `encode` returns.
+        latents_std (`list[float]`, *optional*): standard deviation of each latent channel there, on the same scale.
+            Models that learn from latents see `(latents - latents_mean) / latents_std`; files do not depend on either.
     """
 
     model_type = "walloc"
@@ -52,6 +57,8 @@ class WallocConfig(PreTrainedConfig):
     post_filter_size: int = 0
     entropy_tables_size: int = 0
     latent_fingerprint: str | None = None
+    latents_mean: list[float] | None = None
+    latents_std: list[float] | None = None
 
     @property
     def patch_size(self) -> int:
@@ -119,6 +126,25 @@ class WallocConfig(PreTrainedConfig):
         if self.post_filter_size and self.num_dims != 1:
             raise ValueError(f"post_filter_size is {self.post_filter_size}; only audio codecs have one: valid: 0")
         check_wavelet(self.wavelet, self.boundary)
+        self._check_statistics()
+
+    def _check_statistics(self):
+        if (self.latents_mean is None) != (self.latents_std is None):
+            raise ValueError("latents_mean and latents_std belong together: give both or neither")
+        for name in ("latents_mean", "latents_std"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if len(values) != self.latent_channels:
+                raise ValueError(
+                    f"{name} has {len(values)} values; it must have one for each of the "
+                    f"{self.latent_channels} latent channels"
+                )
+            for value in values:
+                if not math.isfinite(value) or (name == "latents_std" and value <= 0):
+                    raise ValueError(
+                        f"{name} holds {value}; valid: finite numbers" + (" above 0" if name == "latents_std" else "")
+                    )
 
 
 @strict
