@@ -4,12 +4,8 @@ Images go through Pillow, audio through soundfile; every file is written in one 
 """
 
 import contextlib
-import glob
 import io
-import os
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +13,39 @@ import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".ppm", ".gif")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
-WALLOC_SUFFIX = ".walloc"
-STANDARD_STREAM = "-"
+from .files import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    STANDARD_STREAM,
+    WALLOC_SUFFIX,
+    MediaError,
+    atomic_file,
+    atomic_folder,
+    find_files,
+    read_bytes,
+    write_atomically,
+    write_bytes,
+)
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "IMAGE_SUFFIXES",
+    "STANDARD_STREAM",
+    "WALLOC_SUFFIX",
+    "MediaError",
+    "atomic_file",
+    "atomic_folder",
+    "encode_audio",
+    "encode_image",
+    "find_files",
+    "kind_of",
+    "naming",
+    "read_audio",
+    "read_bytes",
+    "read_image",
+    "write_atomically",
+    "write_bytes",
+]
 
 # Decoded images are stored without further loss where the format allows it, and nearly so otherwise.
 _IMAGE_OPTIONS: dict[str, dict] = {
@@ -31,76 +56,6 @@ _IMAGE_OPTIONS: dict[str, dict] = {
 }
 _AUDIO_FORMATS = {".opus": ("OGG", "OPUS"), ".ogg": ("OGG", "VORBIS"), ".aif": ("AIFF", None)}
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
-
-
-class MediaError(ValueError):
-    """A file cannot be read or written; the message names it and says why."""
-
-
-def find_files(names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Expand files, folders (recursively) and glob patterns.
-
-    Args:
-        names: as on the command line; "-" stands for the standard input.
-        suffixes: files of a folder or a pattern's folders with other suffixes are left out. Named files never are.
-
-    Returns:
-        (path, path relative to the folder that it was found in) of each file, in order, without repetition.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        if name != STANDARD_STREAM and not os.path.exists(name) and glob.has_magic(name):
-            entries = sorted(glob.glob(name, recursive=True))
-            if not entries:
-                raise MediaError(f"{name}: no file matches this pattern")
-        else:
-            entries = [name]
-        for entry in entries:
-            if entry == STANDARD_STREAM:
-                found.setdefault(entry, entry)
-            elif os.path.isdir(entry):
-                inside = sorted(p for p in Path(entry).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-                if not inside and len(entries) == 1:
-                    raise MediaError(f"{entry}: the folder has no file of type {', '.join(suffixes)}")
-                found.update((str(p), str(p.relative_to(entry))) for p in inside if str(p) not in found)
-            elif os.path.exists(entry):
-                found.setdefault(entry, os.path.basename(entry))
-            else:
-                raise MediaError(f"{entry}: no such file or folder")
-    return list(found.items())
-
-
-def read_bytes(path: str) -> bytes:
-    if path == STANDARD_STREAM:
-        return sys.stdin.buffer.read()
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise MediaError(f"{path}: {error.strerror}") from error
-
-
-def write_bytes(path: str, data: bytes) -> None:
-    """Write a file in one step: it is complete when it appears under its name."""
-    if path == STANDARD_STREAM:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    folder, name = os.path.split(os.path.abspath(path))
-    try:
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{name[:40]}.", suffix=".tmp", dir=folder)
-        try:
-            with open(handle, "wb") as file:
-                file.write(data)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)  # temporary files are private, results are not
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def kind_of(path: str, data: bytes) -> str:

@@ -1,0 +1,228 @@
+"""Files by name: suffix lists, what a command line's arguments stand for, and the one way in which anything is written.
+
+```python
+write_atomically("results.json", text)             # bytes or text
+with atomic_file("figure.png") as partial:         # whatever writes to a path
+    figure.savefig(partial, format="png")
+with atomic_folder("checkpoint", overwrite=True) as partial:
+    model.save_pretrained(partial)
+```
+
+Each appears under its name complete or not at all, also when the process is killed in the middle. What a killed process
+leaves is a hidden `.NAME.HOST-PID-RANDOM.part` beside the target; the next write into the same folder removes it. This
+module needs the standard library only, so that whoever just names files starts quickly.
+"""
+
+import contextlib
+import ctypes
+import errno
+import functools
+import glob
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".ppm", ".gif")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+WALLOC_SUFFIX = ".walloc"
+STANDARD_STREAM = "-"
+
+
+class MediaError(ValueError):
+    """A file cannot be read or written; the message names it and says why."""
+
+
+def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
+    """Write bytes, or text as UTF-8, in one step; folders on the way are made.
+
+    A link is followed, and a file that exists keeps its permissions.
+
+    Raises:
+        OSError: the file cannot be written; nothing has changed.
+    """
+    with atomic_file(path) as partial:
+        partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A path in the same folder that becomes `path` when the block ends without an exception.
+
+    The file behind it exists, empty. Its name has no telling suffix: tell the writer the format.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target.parent)
+    partial = _partial(target)
+    # As `open` would; not all writers do (safetensors makes files that only their owner reads).
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+    try:
+        yield partial
+        with contextlib.suppress(FileNotFoundError):
+            mode = target.stat().st_mode
+        os.chmod(partial, stat.S_IMODE(mode))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """An empty folder beside `path` that becomes `path` when the block ends without an exception.
+
+    With `overwrite` a folder of that name is replaced as a whole: on Linux and macOS both change places in one step, so
+    that at any moment one of them is there. Elsewhere there is a moment between two renames at which neither is.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false, or it is no folder.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not (overwrite and target.is_dir()):
+        message = "exists already" if target.is_dir() else "exists and is no folder"
+        raise FileExistsError(errno.EEXIST, message, str(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target.parent)
+    partial = _partial(target)
+    partial.mkdir()
+    try:
+        yield partial
+        if target.exists():
+            if not overwrite:
+                raise FileExistsError(errno.EEXIST, "another process made it meanwhile", str(path))
+            _exchange(partial, target)
+        else:
+            os.rename(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def find_files(names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Expand files, folders (recursively) and glob patterns.
+
+    Args:
+        names: as on the command line; "-" stands for the standard input.
+        suffixes: files of a folder or a pattern's folders with other suffixes are left out. Named files never are.
+
+    Returns:
+        (path, path relative to the folder that it was found in) of each file, in order, without repetition.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if name != STANDARD_STREAM and not os.path.exists(name) and glob.has_magic(name):
+            entries = sorted(glob.glob(name, recursive=True))
+            if not entries:
+                raise MediaError(f"{name}: no file matches this pattern")
+        else:
+            entries = [name]
+        for entry in entries:
+            if entry == STANDARD_STREAM:
+                found.setdefault(entry, entry)
+            elif os.path.isdir(entry):
+                inside = sorted(p for p in Path(entry).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+                if not inside and len(entries) == 1:
+                    raise MediaError(f"{entry}: the folder has no file of type {', '.join(suffixes)}")
+                found.update((str(p), str(p.relative_to(entry))) for p in inside if str(p) not in found)
+            elif os.path.exists(entry):
+                found.setdefault(entry, os.path.basename(entry))
+            else:
+                raise MediaError(f"{entry}: no such file or folder")
+    return list(found.items())
+
+
+def read_bytes(path: str) -> bytes:
+    if path == STANDARD_STREAM:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror}") from error
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """`write_atomically` for the command line: also "-", pipes and devices; errors name the file."""
+    try:
+        if path == STANDARD_STREAM:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        elif os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            Path(path).write_bytes(data)  # /dev/null must stay what it is
+        else:
+            write_atomically(path, data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+_PARTIAL = re.compile(r"\..*\.([0-9a-f]{6})-(\d+)-[0-9a-f]{8}\.part", re.DOTALL)
+
+
+def _partial(target: Path) -> Path:
+    """A name beside the target, short enough for any file system."""
+    return target.with_name(f".{target.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+@functools.cache
+def _host() -> str:
+    """Tells machines apart, and containers on one machine: process numbers mean something on their own only."""
+    space = os.readlink("/proc/self/ns/pid") if os.path.islink("/proc/self/ns/pid") else ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:6]
+
+
+@functools.lru_cache(maxsize=1024)  # a folder once in each process: many files are often written into one
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left in a folder."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in list(entries):
+            match = _PARTIAL.fullmatch(entry.name)
+            if match is None or match[1] != _host() or _is_alive(int(match[2])):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Let two folders change places, in one step where the system can."""
+    pair = os.fsencode(new), os.fsencode(old)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            failed = library.renamex_np(*pair, 2)  # RENAME_SWAP
+        else:
+            here = -100  # AT_FDCWD
+            failed = library.renameat2(here, pair[0], here, pair[1], 2)  # RENAME_EXCHANGE
+    except (AttributeError, OSError, TypeError):  # another libc, Windows
+        failed = True
+    if not failed:
+        return
+    aside = _partial(old)
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except BaseException:
+        os.rename(aside, old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
