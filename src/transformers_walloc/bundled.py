@@ -14,6 +14,7 @@ The second hop keeps the package safe: deleting a cached revision deletes what i
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -63,6 +64,28 @@ def bundled_path(name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"this installation has no bundled checkpoint {short!r}: {folder} has no config.json")
     return folder
+
+
+def bundled_reader(codec: str, fingerprint: str) -> str | None:
+    """Name of the bundled checkpoint that reads a file, None if there is none.
+
+    A codec that was trained further keeps its name, and what the name stood for before moves on to another folder: the
+    fingerprint of the latents decides.
+
+    Args:
+        codec: name of the codec that the file states.
+        fingerprint: of its latents, as the file states it.
+    """
+    if codec not in BUNDLED_NAMES:
+        return None
+    for name in (codec, *BUNDLED_NAMES):
+        try:
+            config = json.loads((_bundled_root() / name / "config.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if config.get("latent_fingerprint") == fingerprint:
+            return name
+    return codec
 
 
 def link_bundled_checkpoints() -> None:

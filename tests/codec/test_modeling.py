@@ -28,6 +28,7 @@ CONFIGS = {
     "rgb": WallocImageConfig(**SMALL),
     "gray": WallocImageConfig(num_channels=1, num_levels=2, latent_channels=4, boundary="periodization", **SMALL),
     "multispectral": WallocImageConfig(num_channels=5, num_levels=1, latent_channels=7, latent_bits=10, **SMALL),
+    "restoration": WallocImageConfig(decoder_type="restoration", **SMALL),
     "linear": WallocImageConfig(decoder_type="linear", wavelet="bior2.2"),
     "kl": WallocImageConfig(decoder_type="kl", decoder_hidden_size=32, **ORIGINAL),
     "stereo": WallocAudioConfig(num_levels=5, latent_channels=9, **SMALL),
@@ -53,11 +54,13 @@ def make_model(name: str):
     with torch.no_grad():
         # Rows of length 60 spread the latents over the range of codes.
         model.encoder.projection.weight.mul_(60)
-        if config.decoder_type in ("residual", "linear"):
+        if config.decoder_type in ("residual", "restoration", "linear"):
             model.decoder.linear.weight.div_(60)
         if config.decoder_type == "residual":
             model.decoder.head.weight.normal_(std=0.01)
             model.decoder.latent_std.fill_(20)
+        if config.decoder_type == "restoration":
+            model.decoder.network.head.weight.normal_(std=0.3)
     return model.eval()
 
 
@@ -252,19 +255,42 @@ def test_step_coarsens_codes():
 
 @torch.no_grad()
 @pytest.mark.parametrize("boundary", ["symmetric", "periodization"])
-@pytest.mark.parametrize(("signal", "grid"), [("image", (13, 22)), ("image", (40, 3)), ("audio", (61,))])
+@pytest.mark.parametrize(
+    ("signal", "grid"), [("image", (13, 22)), ("image", (40, 3)), ("restoration", (13, 22)), ("audio", (61,))]
+)
 @pytest.mark.parametrize("tile_size", [1, 5, 16])
 def test_tiles_equal_the_whole(boundary, signal, grid, tile_size):
-    config_class = WallocImageConfig if signal == "image" else WallocAudioConfig
-    config = config_class(num_levels=2, latent_channels=5, boundary=boundary, **SMALL)
+    config_class = WallocAudioConfig if signal == "audio" else WallocImageConfig
+    decoder_type = "restoration" if signal == "restoration" else "residual"
+    config = config_class(num_levels=2, latent_channels=5, boundary=boundary, decoder_type=decoder_type, **SMALL)
     torch.manual_seed(0)
     model = AutoModel.from_config(config).eval()
-    model.decoder.head.weight.normal_(std=0.1)
+    getattr(model.decoder, "network", model.decoder).head.weight.normal_(std=0.1)
     codes = torch.randint(-127, 128, (2, 5, *grid), dtype=torch.int8, generator=torch.Generator().manual_seed(2))
     latents = codes.float()
     whole, tiles = model._subbands(latents, max(grid)), model._subbands(latents, tile_size)
     torch.testing.assert_close(tiles, whole, atol=1e-4 * whole.abs().max().item(), rtol=0)
     torch.testing.assert_close(model.decode(codes, tile_size=tile_size)[0], model.decode(codes)[0], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("downsampling", "kernel"), [(1, 3), (2, 3), (2, 5), (4, 3)])
+def test_receptive_field_of_restoration_is_what_it_says(downsampling, kernel):
+    changes = {"decoder_downsampling": downsampling, "decoder_kernel_size": kernel, "boundary": "periodization"}
+    config = WallocImageConfig(num_levels=2, latent_channels=5, decoder_type="restoration", **SMALL | changes)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval().double()
+    network = model.decoder.network
+    for parameter in network.parameters():
+        parameter.abs_().add_(0.01)  # nothing cancels, no unit is silent
+    picture, latents = torch.zeros(1, 3, 64, 64).double(), torch.zeros(1, 5, 16, 16).double()
+    latents[..., 8, 8] = 10.0
+    picture[..., 32:36, 32:36] = 0.1
+    changed = (network(picture, latents) - network(torch.zeros_like(picture), torch.zeros_like(latents))).abs() > 1e-12
+    rows = changed.any(dim=3).flatten(0, 1).any(dim=0).nonzero() // 4
+    # As far as it says, or nearly: the pixels' way and the latents' are added up as if both ended at a block's edge.
+    assert network.receptive_field - 1 <= 8 - rows.min() <= network.receptive_field
+    assert network.receptive_field - 1 <= rows.max() - 8 <= network.receptive_field
 
 
 @torch.no_grad()
@@ -575,9 +601,11 @@ def test_bad_padding_mask():
         (WallocImageConfig, {"latent_channels": 193}, "latent_channels is 193, more than the 192"),
         (WallocImageConfig, {"decoder_num_layers": -1}, "decoder_num_layers is -1"),
         (WallocImageConfig, {"decoder_kernel_size": 4}, "decoder_kernel_size is 4"),
-        (WallocImageConfig, {"decoder_type": "vae"}, "'vae'; valid: residual, linear, kl, oobleck"),
+        (WallocImageConfig, {"decoder_type": "vae"}, "'vae'; valid: residual, restoration, linear, kl, oobleck"),
         (WallocImageConfig, {"decoder_type": "oobleck"}, "'oobleck' is not for signals of 2"),
         (WallocAudioConfig, {"decoder_type": "kl"}, "'kl' is not for signals of 1"),
+        (WallocAudioConfig, {"decoder_type": "restoration"}, "'restoration' is not for signals of 1"),
+        (WallocImageConfig, {"decoder_downsampling": 3}, "decoder_downsampling is 3; it must divide"),
         (WallocImageConfig, {"decoder_type": "kl", "decoder_hidden_size": 40}, "decoder_hidden_size is 40"),
         (WallocAudioConfig, {"decoder_type": "oobleck", "decoder_hidden_size": 20}, "decoder_hidden_size is 20"),
         (WallocAudioConfig, {"decoder_type": "oobleck"}, "encoder_padding is 0"),

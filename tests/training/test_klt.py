@@ -7,7 +7,7 @@ import torch
 from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
 from transformers_walloc.codec.bottleneck import compand, decompand
 from transformers_walloc.codec.wavelets import wavelet_packet_analysis
-from transformers_walloc.training.klt import SubbandStatistics, fit_decoder_scales, fit_klt
+from transformers_walloc.training.klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis
 
 
 def config(**changes) -> WallocImageConfig:
@@ -135,6 +135,37 @@ def test_decoder_turns_codes_into_least_squares_subbands():
     least = (rows @ best - target).square().mean().item()
     assert least <= ours * (1 + 1e-6)
     assert ours < 1.02 * least
+
+
+def test_linear_synthesis_of_any_projection_is_least_squares():
+    images = smooth_images(60)
+    model = WallocImageModel(config()).eval()
+    with torch.no_grad():
+        model.encoder.projection.weight.mul_(10)
+        model.encoder.projection.bias.normal_()
+    fit_linear_synthesis(model, statistics_of(model.config, images))
+    bands = wavelet_packet_analysis(images, 2, "bior4.4", "symmetric")
+    with torch.no_grad():
+        z = decompand(model.quantize(model.encode(images).latents), 8)
+        ours = (model.decoder(z) - bands).square().mean().item()
+    rows = torch.cat([z, torch.ones_like(z[:, :1])], dim=1).transpose(0, 1).flatten(1).T.double()
+    target = bands.transpose(0, 1).flatten(1).T.double()
+    least = (rows @ torch.linalg.lstsq(rows, target).solution - target).square().mean().item()
+    assert least <= ours * (1 + 1e-6)
+    assert ours < 1.02 * least
+
+
+def test_restoration_decoder_starts_as_the_linear_one():
+    images = smooth_images(40)
+    linear = WallocImageModel(config()).eval()
+    restoring = WallocImageModel(config(decoder_type="restoration", decoder_hidden_size=8, decoder_num_layers=1)).eval()
+    with torch.no_grad():
+        restoring.decoder.network.head.weight.normal_()
+    for model in (linear, restoring):
+        fit_klt(model, statistics_of(model.config, images), step=0.05)
+    with torch.no_grad():
+        codes = linear.quantize(linear.encode(images).latents)
+        assert torch.equal(restoring.decode(codes).pixel_values, linear.decode(codes).pixel_values)
 
 
 def test_residual_decoder_starts_as_the_linear_one():

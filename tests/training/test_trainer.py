@@ -490,6 +490,31 @@ def test_a_wider_and_deeper_decoder_starts_as_the_one_that_the_codec_has(photos,
         published.decoder.grow_from(model.decoder)
 
 
+def test_projection_and_restoration_learn_together_then_the_decoder_alone(photos, tmp_path):
+    script = train_codec
+    restoration = ["--decoder_type", "restoration", "--log_floor", "7e-4", "--learning_rate", "1e-3"]
+    joint = ["--train_encoder", "--encoder_learning_rate", "0.01", "--rate_weight", "1e-5", "--latent_channels", "4"]
+    script.main(script_arguments(photos, tmp_path / "a", *restoration, *joint, "--step", "0.1", "--max_steps", "3"))
+    first = WallocImageModel.from_pretrained(tmp_path / "a" / "model")
+    assert first.decoder.network.head.weight.abs().max() > 0
+    gram = first.encoder.projection.weight[:, :, 0, 0] @ first.encoder.projection.weight[:, :, 0, 0].T
+    assert (gram - gram.diag().diag()).abs().max() > 3e-4  # the closed form has orthogonal rows
+
+    shape = ["--decoder_num_layers", "2", "--decoder_hidden_size", "12"]
+    following = [*restoration, "--encoder_from", str(tmp_path / "a" / "model"), *shape]
+    args = script.parse_arguments(script_arguments(photos, tmp_path / "b", *following))
+    grown = script.make_model(args, crops(photos)).eval()
+    codes = torch.randint(-3, 4, (1, 4, 9, 7)).float()
+    expected = first.eval().decode(codes).pixel_values
+    torch.testing.assert_close(grown.decode(codes).pixel_values, expected, atol=1e-5, rtol=0)
+    script.main(script_arguments(photos, tmp_path / "b", *following, "--refit_linear", "--max_steps", "1"))
+    second = WallocImageModel.from_pretrained(tmp_path / "b" / "model")
+    assert second.fingerprint() == first.fingerprint()
+    assert not torch.equal(second.decoder.linear.weight, first.decoder.linear.weight)
+    with pytest.raises(ValueError, match="a decoder of width 12 with 2 blocks does not fit into one of width 8 with 1"):
+        first.decoder.network.grow_from(grown.decoder.network)
+
+
 def test_silent_units_start_anew_without_a_change_of_the_decoder(photos):
     model = small_codec(photos, hidden_size=16)
     decoder, x = model.decoder, first_batches(crops(photos, size=64), 8, 1)[0]
@@ -558,7 +583,7 @@ def test_a_run_of_the_script_continues_when_the_command_is_given_again(photos, t
     [
         (["--step", "0.1"], "--latent_channels is needed without --encoder_from"),
         (["--latent_channels", "12"], "--step is needed without --encoder_from"),
-        (["--encoder_from", "x", "--train_encoder"], "--train_encoder would change the encoder"),
+        (["--latent_channels", "12", "--step", "0.1", "--refit_linear"], "--refit_linear needs --encoder_from"),
         (["--encoder_from", "x", "--rate_weight", "1"], "--rate_weight needs --train_encoder"),
     ],
 )

@@ -146,10 +146,11 @@ def _resolve(name: str) -> str:
 
 
 def codec_of(header: Header) -> str:
-    from ..bundled import BUNDLED_NAMES
+    from ..bundled import bundled_reader
 
-    if header.codec in BUNDLED_NAMES:
-        return header.codec
+    name = bundled_reader(header.codec, header.fingerprint)
+    if name:
+        return name
     # A file must not make us fetch whatever its writer liked.
     written_by = f"codec {header.codec!r}" if header.codec else f"a codec without a name ({header.fingerprint})"
     raise ValueError(f"written by {written_by}, which is not bundled: give its Hub id or folder with --model")

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from .wavelets import check_wavelet
 
-DECODER_TYPES = ("residual", "linear", "kl", "oobleck")
+DECODER_TYPES = ("residual", "restoration", "linear", "kl", "oobleck")
 
 
 @strict
@@ -23,11 +23,14 @@ class WallocConfig(PreTrainedConfig):
         latent_bits (`int`): codes lie in `-(2**(latent_bits - 1) - 1) .. 2**(latent_bits - 1) - 1`; 2 to 16.
         wavelet (`str`): PyWavelets name of the wavelet, `"bior4.4"` is CDF 9/7.
         boundary (`str`): `"symmetric"` (whole-sample reflection at the borders) or `"periodization"` (the original's).
-        decoder_type (`str`): `"residual"`, `"linear"` (no network), or one of the original's, `"kl"` (images) and
-            `"oobleck"` (audio), which need the package diffusers.
+        decoder_type (`str`): `"residual"` (a network on the grid of the latents), `"restoration"` (images only: one
+            that works on the linearly decoded picture), `"linear"` (no network), or one of the original's, `"kl"`
+            (images) and `"oobleck"` (audio), which need the package diffusers.
         decoder_hidden_size (`int`): width of the decoder.
-        decoder_num_layers (`int`): residual blocks of the residual decoder (the original's have a fixed depth).
-        decoder_kernel_size (`int`): odd kernel size of the residual decoder.
+        decoder_num_layers (`int`): residual blocks of the decoder (the original's have a fixed depth).
+        decoder_kernel_size (`int`): odd kernel size of the residual and restoration decoders.
+        decoder_downsampling (`int`): pixels per axis that a position of the restoration decoder's network stands for;
+            a power of two of at most `2**num_levels`.
         encoder_padding (`int`): zero padding of the projection in latents. The original's audio encoder pads by 1, and
             its decoder takes it off again; everything else has 0.
         post_filter_size (`int`): odd length of the filter behind the synthesis, in samples; 0 for none. The original's
@@ -53,6 +56,7 @@ class WallocConfig(PreTrainedConfig):
     decoder_hidden_size: int = 192
     decoder_num_layers: int = 8
     decoder_kernel_size: int = 3
+    decoder_downsampling: int = 2
     encoder_padding: int = 0
     post_filter_size: int = 0
     entropy_tables_size: int = 0
@@ -106,9 +110,13 @@ class WallocConfig(PreTrainedConfig):
             raise ValueError(f"post_filter_size is {self.post_filter_size}; it must be odd, or 0 for none")
         if self.decoder_type not in DECODER_TYPES:
             raise ValueError(f"unknown decoder_type {self.decoder_type!r}; valid: {', '.join(DECODER_TYPES)}")
-        foreign = {1: "kl", 2: "oobleck"}.get(self.num_dims)
-        if self.decoder_type == foreign:
+        foreign = {1: ("kl", "restoration"), 2: ("oobleck",)}.get(self.num_dims, ())
+        if self.decoder_type in foreign:
             raise ValueError(f"decoder_type {self.decoder_type!r} is not for signals of {self.num_dims} dimensions")
+        if self.decoder_downsampling < 1 or self.patch_size % self.decoder_downsampling:
+            raise ValueError(
+                f"decoder_downsampling is {self.decoder_downsampling}; it must divide 2**num_levels, {self.patch_size}"
+            )
         if self.decoder_type == "kl" and self.decoder_hidden_size % 32:
             raise ValueError(
                 f"decoder_hidden_size is {self.decoder_hidden_size}; decoder_type 'kl' needs a multiple of 32"

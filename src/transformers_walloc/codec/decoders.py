@@ -1,4 +1,4 @@
-"""Decoders: decompanded latents -> subbands of the wavelet packet transform.
+"""Decoders: decompanded latents -> subbands of the wavelet packet transform, and for `restoration` on to pixels.
 
 All map (batch, latent_channels, *grid) to (batch, subband_channels, *grid) for grids of one (audio) or two (image)
 dimensions. Ours have no operation that spans the grid (no attention, no normalisation over positions), so that a
@@ -26,11 +26,13 @@ def make_decoder(config: WallocConfig) -> nn.Module:
         return LinearDecoder(config)
     if config.decoder_type == "residual":
         return ResidualDecoder(config)
+    if config.decoder_type == "restoration":
+        return RestorationDecoder(config)
     return _original_decoder(config)
 
 
 class LinearDecoder(nn.Module):
-    """Subbands as a linear map of the latents: the synthesis half of a Karhunen-Loeve transform."""
+    """Subbands as a linear map of the latents, for example the synthesis half of a Karhunen-Loeve transform."""
 
     receptive_field = 0
 
@@ -40,6 +42,74 @@ class LinearDecoder(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return pointwise_float32(z, self.linear)
+
+
+class RestorationDecoder(LinearDecoder):
+    """A linear synthesis, and the `network` that restores the picture which the wavelet synthesis makes of it."""
+
+    def __init__(self, config: WallocConfig):
+        super().__init__(config)
+        self.network = RestorationNetwork(config)
+
+
+class RestorationNetwork(nn.Module):
+    """Adds to a linearly decoded picture what linearity cannot know, where edges live: on a grid close to the pixels.
+
+    ```
+    picture --+------------------------------------------------------------------------+--> picture
+              |                                                                        |
+              +-- space to depth -- k x k --+-- ReLU -- N x [k x k, ReLU, k x k, +] -- k x k -- depth to space
+    latents -- k x k -- depth to space -- k x k
+    ```
+
+    One filter serves all positions of a block, which a network on the grid of the latents has to learn one by one; the
+    latents tell the positions apart. Blocks of `decoder_downsampling` pixels per axis become channels. The last
+    convolution starts at zero, so training starts at the linear codec. Pixels depend on the latents that are up to
+    `receptive_field` positions away.
+    """
+
+    def __init__(self, config: WallocConfig):
+        super().__init__()
+        width, self.downsampling = config.decoder_hidden_size, config.decoder_downsampling
+        self.magnification = config.patch_size // self.downsampling
+        pixels, latents = config.num_channels * self.downsampling**2, max(1, width // 4)
+        self.stem = _convolution(config, pixels, width)
+        self.latent_stem = _convolution(config, config.latent_channels, latents * self.magnification**2)
+        self.latent_join = _convolution(config, latents, width)
+        self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.decoder_num_layers))
+        self.head = _convolution(config, width, pixels)
+        radius = config.decoder_kernel_size // 2
+        self.receptive_field = radius + math.ceil(radius * (2 * config.decoder_num_layers + 2) / self.magnification)
+
+    def forward(self, picture: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            picture: (batch, num_channels, height, width), about within [-0.5, 0.5].
+            z: the decompanded latents that it was made of, (batch, latent_channels, height/patch, width/patch).
+        """
+        dtype = self.stem.weight.dtype
+        # Scales bring pixels, latents and what is added close to unit variance.
+        pixels = F.pixel_unshuffle((4.0 * picture).to(dtype), self.downsampling)
+        latents = torch.asinh(0.1 * z.float()).to(dtype).contiguous(memory_format=torch.channels_last)
+        hidden = self.stem(pixels.contiguous(memory_format=torch.channels_last))
+        hidden = F.relu(hidden + self.latent_join(F.pixel_shuffle(self.latent_stem(latents), self.magnification)))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return picture + 0.1 * F.pixel_shuffle(self.head(hidden), self.downsampling).to(picture.dtype)
+
+    @torch.no_grad()
+    def grow_from(self, smaller: "RestorationNetwork"):
+        """Becomes what a narrower or shallower network of the same codec computes, with room to learn more.
+
+        Raises:
+            ValueError: it is wider or deeper than this one, or has other kernels or numbers of channels.
+        """
+        _check_room(self, smaller)
+        if smaller.head.out_channels != self.head.out_channels or smaller.magnification != self.magnification:
+            raise ValueError("the networks differ in downsampling or numbers of channels")
+        for name in ("stem", "latent_stem", "latent_join", "head"):
+            _embed(self.get_submodule(name), smaller.get_submodule(name))
+        _grow_blocks(self.blocks, smaller.blocks)
 
 
 class ResidualDecoder(nn.Module):
@@ -96,24 +166,15 @@ class ResidualDecoder(nn.Module):
         Raises:
             ValueError: it is wider or deeper than this one, or has other kernels or numbers of channels.
         """
-        width, depth = smaller.stem.out_channels, len(smaller.blocks)
-        if width > self.stem.out_channels or depth > len(self.blocks):
-            raise ValueError(
-                f"a decoder of width {width} with {depth} blocks does not fit into one of width "
-                f"{self.stem.out_channels} with {len(self.blocks)} blocks"
-            )
-        if smaller.stem.kernel_size != self.stem.kernel_size or smaller.linear.weight.shape != self.linear.weight.shape:
+        _check_room(self, smaller)
+        if smaller.linear.weight.shape != self.linear.weight.shape:
             raise ValueError("the decoders differ in kernels or numbers of channels")
         self.linear.load_state_dict(smaller.linear.state_dict())
         self.latent_std.copy_(smaller.latent_std)
         self.subband_scale.copy_(smaller.subband_scale)
         _embed(self.stem, smaller.stem)
         _embed(self.head, smaller.head)
-        for block, source in zip(self.blocks, smaller.blocks, strict=False):
-            _embed(block, source)
-        for added in list(self.blocks)[depth:]:
-            for value in added.get_submodule("conv2").parameters():
-                value.zero_()
+        _grow_blocks(self.blocks, smaller.blocks)
 
     @torch.no_grad()
     def revive(self, z: torch.Tensor, share: float = 1e-3) -> int:
@@ -147,6 +208,27 @@ class ResidualDecoder(nn.Module):
             bias[silent] = 0.0
             reading[:, silent] = 0.0
         return revived
+
+
+def _check_room(larger: nn.Module, smaller: nn.Module):
+    """ValueError unless the stem and the blocks of `smaller` fit into those of `larger`."""
+    old, new = smaller.get_submodule("stem"), larger.get_submodule("stem")
+    width, depth = old.weight.shape[0], len(smaller.get_submodule("blocks"))
+    if width > new.weight.shape[0] or depth > len(larger.get_submodule("blocks")):
+        raise ValueError(
+            f"a decoder of width {width} with {depth} blocks does not fit into one of width "
+            f"{new.weight.shape[0]} with {len(larger.get_submodule('blocks'))} blocks"
+        )
+    if old.weight.shape[1:] != new.weight.shape[1:]:
+        raise ValueError("the decoders differ in kernels or numbers of channels")
+
+
+def _grow_blocks(blocks: nn.ModuleList, sources: nn.ModuleList):
+    for block, source in zip(blocks, sources, strict=False):
+        _embed(block, source)
+    for added in list(blocks)[len(sources) :]:
+        for value in added.get_submodule("conv2").parameters():
+            value.zero_()
 
 
 def _embed(layer: nn.Module, source: nn.Module):

@@ -1,9 +1,11 @@
 """WaLLoC codecs for images and audio as transformers models (arXiv 2412.09405)."""
 
 import hashlib
+import itertools
 import json
 import math
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +21,14 @@ from transformers.utils.generic import can_return_tuple
 from .bottleneck import QuantizationMode, code_dtype, compand, decompand, latent_limit, quantize
 from .compression import AudioCompression, AudioDecompression, ImageCompression, ImageDecompression
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
-from .decoders import LinearDecoder, ResidualDecoder, convolution_class, make_decoder, pointwise_float32
+from .decoders import (
+    LinearDecoder,
+    ResidualDecoder,
+    RestorationNetwork,
+    convolution_class,
+    make_decoder,
+    pointwise_float32,
+)
 from .wavelets import analyse_and_project, wavelet_packet_analysis, wavelet_packet_synthesis
 
 # Decoding runs in tiles of latents above this many positions, so that the decoder's activations stay bounded.
@@ -123,7 +132,7 @@ class WallocPreTrainedModel(PreTrainedModel):
     # Trainer must not rescale the loss under gradient accumulation: it is a mean, not a sum over tokens.
     accepts_loss_kwargs = False
     # Encoder and decoders read the weights of their parts directly, so each stays on one device.
-    _no_split_modules = ["WallocEncoder", "LinearDecoder", "ResidualDecoder"]  # noqa: RUF012
+    _no_split_modules = ["WallocEncoder", "LinearDecoder", "ResidualDecoder", "RestorationDecoder"]  # noqa: RUF012
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -152,6 +161,8 @@ class WallocPreTrainedModel(PreTrainedModel):
             init.orthogonal_(module.projection.weight)
         elif isinstance(module, _EncoderModel) and module.entropy_tables is not None:
             init.zeros_(module.entropy_tables)
+        elif isinstance(module, RestorationNetwork):
+            init.zeros_(module.head.weight)
         elif isinstance(module, LinearDecoder | ResidualDecoder):
             init.orthogonal_(module.linear.weight)
             if isinstance(module, ResidualDecoder):
@@ -270,7 +281,7 @@ class _CodecModel(_EncoderModel):
         else:
             self._check_codes(codes)
             latents = codes.float() * step
-        return self._synthesise(self._subbands(latents, tile_size))
+        return self._to_signal(latents, tile_size)
 
     def _check_codes(self, codes: torch.Tensor):
         if codes.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
@@ -281,11 +292,45 @@ class _CodecModel(_EncoderModel):
             if low < -limit or high > limit:
                 raise ValueError(f"codes lie in {low}..{high}; valid: {-limit}..{limit}")
 
+    def _to_signal(self, latents: torch.Tensor, tile_size: int | None = None) -> torch.Tensor:
+        """Latents -> signal (batch, num_channels, *sizes), by tiles where the grid is large."""
+        x = self._synthesise(self._subbands(latents, tile_size))
+        network = getattr(self.decoder, "network", None)
+        if network is None:
+            return x
+        block = self.config.patch_size
+
+        def restore(tile: tuple[slice, ...]) -> torch.Tensor:
+            pixels = tuple(slice(block * s.start, block * s.stop) for s in tile)
+            return network(x[(..., *pixels)], decompand(latents[(..., *tile)].float(), self.config.latent_bits))
+
+        return self._by_tiles(restore, latents.shape[2:], network.receptive_field, tile_size, block)
+
     def _subbands(self, latents: torch.Tensor, tile_size: int | None = None) -> torch.Tensor:
         """Decoder output (batch, subband_channels, *grid), by tiles where the grid is large."""
         dtype = next(self.decoder.parameters()).dtype
-        grid = latents.shape[2:]
-        halo = getattr(self.decoder, "receptive_field", None)
+
+        def decode(tile: tuple[slice, ...]) -> torch.Tensor:
+            return self.decoder(decompand(latents[(..., *tile)].float(), self.config.latent_bits).to(dtype))
+
+        return self._by_tiles(
+            decode, latents.shape[2:], getattr(self.decoder, "receptive_field", None), tile_size, magnification=1
+        )
+
+    def _by_tiles(
+        self,
+        function: Callable[[tuple[slice, ...]], torch.Tensor],
+        grid: torch.Size,
+        halo: int | None,
+        tile_size: int | None,
+        magnification: int,
+    ) -> torch.Tensor:
+        """What `function` gives for the whole grid of latents, made of what it gives for parts of it.
+
+        Args:
+            function: of the ranges of a part along the axes, gives `magnification` values per axis for a latent.
+            halo: latents around a part that have to be known for it; None where that is all of them.
+        """
         if tile_size is None:
             # Tiles keep the activations small, which training needs again for the gradient.
             whole = math.prod(grid) <= MAX_TILE_POSITIONS or self.training
@@ -293,19 +338,22 @@ class _CodecModel(_EncoderModel):
         if tile_size < 1:
             raise ValueError(f"tile_size is {tile_size}; it must be at least 1 latent")
         if halo is None or max(grid) <= tile_size:
-            return self.decoder(decompand(latents.float(), self.config.latent_bits).to(dtype))
-        subbands = latents.new_empty(
-            (len(latents), self.config.subband_channels, *grid), dtype=torch.promote_types(dtype, torch.float32)
-        )
+            return function(tuple(slice(0, size) for size in grid))
+        result: torch.Tensor | None = None
         starts = [range(0, size, tile_size) for size in grid]
-        for corner in torch.cartesian_prod(*(torch.tensor(s) for s in starts)).reshape(-1, len(grid)).tolist():
+        for corner in map(list, itertools.product(*starts)):
             ends = [min(a + tile_size, size) for a, size in zip(corner, grid, strict=True)]
             froms = [max(a - halo, 0) for a in corner]
-            tile = latents[_window(froms, [b + halo for b in ends])]
-            tile = self.decoder(decompand(tile.float(), self.config.latent_bits).to(dtype))
-            inner = _window(*([a - f for a, f in zip(edges, froms, strict=True)] for edges in (corner, ends)))
-            subbands[_window(corner, ends)] = tile[inner]
-        return subbands
+            untils = [min(b + halo, size) for b, size in zip(ends, grid, strict=True)]
+            tile = function(tuple(slice(*edges) for edges in zip(froms, untils, strict=True)))
+            if result is None:
+                result = tile.new_empty((*tile.shape[:2], *(size * magnification for size in grid)))
+            offsets = ([a - f for a, f in zip(edges, froms, strict=True)] for edges in (corner, ends))
+            inner = _window(*offsets, magnification)
+            result[_window(corner, ends, magnification)] = tile[inner]
+        if result is None:
+            raise ValueError(f"the grid {tuple(grid)} is empty")
+        return result
 
     def _synthesise(self, subbands: torch.Tensor) -> torch.Tensor:
         config = self.config
@@ -329,6 +377,8 @@ class _CodecModel(_EncoderModel):
         mode: QuantizationMode = "noise" if learning else "round"
         if loss_domain == "subbands":
             self._check_signal(x)
+            if hasattr(self.decoder, "network"):
+                raise ValueError("loss_domain 'subbands' leaves the restoration network out: use 'signal'")
             with torch.no_grad():
                 config = self.config
                 target = wavelet_packet_analysis(
@@ -346,7 +396,7 @@ class _CodecModel(_EncoderModel):
         latents = self._encode(x)
         if mask is not None and mask.shape != (len(x), *x.shape[2:]):
             raise ValueError(f"padding_mask must be {(len(x), *x.shape[2:])}, got {tuple(mask.shape)}")
-        reconstruction = self._synthesise(self._subbands(quantize(latents.float(), mode))).to(x.device)
+        reconstruction = self._to_signal(quantize(latents.float(), mode)).to(x.device)
         loss = None
         if return_loss:
             error = (reconstruction.float() - x.float()) ** 2
@@ -534,9 +584,9 @@ class WallocAudioModel(AudioDecompression, _CodecModel):
         return self._forward(input_values, return_loss, padding_mask, loss_domain)
 
 
-def _window(starts: list[int], ends: list[int]) -> tuple[Any, ...]:
-    """Index of a box in the last axes."""
-    return (..., *map(slice, starts, ends))
+def _window(starts: list[int], ends: list[int], magnification: int) -> tuple[Any, ...]:
+    """Index of a box in the last axes, which is given on a grid coarser by `magnification`."""
+    return (..., *(slice(magnification * a, magnification * b) for a, b in zip(starts, ends, strict=True)))
 
 
 def _check_finite(x: torch.Tensor, name: str):

@@ -158,10 +158,11 @@ def load_walloc(name: str, kind: str):
 
 @torch.no_grad()
 def linear_codec(model):
-    """The same encoder with the closed-form decoder it was fitted with: what remains of `fit_klt` in the encoder.
+    """The same encoder with a linear decoder: the best one in closed form.
 
-    The projection's rows are orthogonal with one common scale, so the synthesis is its transpose, shrunk by the Wiener
-    factors that the variances of the latents (kept in the decoder) and the step of rounding give.
+    A restoration decoder has it. Of a residual one it is what remains of `fit_klt` in the encoder: the projection's
+    rows are orthogonal with one common scale, so the synthesis is its transpose, shrunk by the Wiener factors that the
+    variances of the latents (kept in the decoder) and the step of rounding give.
     """
     from transformers_walloc.codec.bottleneck import companding_scale, latent_limit
     from transformers_walloc.codec.decoders import LinearDecoder
@@ -169,8 +170,13 @@ def linear_codec(model):
     config = model.config
     if config.decoder_type == "linear":
         return model
+    linear = LinearDecoder(config)
+    if config.decoder_type == "restoration":
+        linear.load_state_dict({"linear." + k: v for k, v in model.decoder.linear.state_dict().items()})
+        model.decoder = linear
+        return model
     if config.decoder_type != "residual":
-        raise ValueError(f"decoder_type is {config.decoder_type!r}; only residual decoders start from a closed form")
+        raise ValueError(f"decoder_type is {config.decoder_type!r}; valid: residual, restoration, linear")
     projection = model.encoder.projection
     weight, bias = projection.weight.flatten(1).double(), projection.bias.double()
     scale = float(weight.norm(dim=1).mean())
@@ -179,7 +185,6 @@ def linear_codec(model):
     variances = (model.decoder.latent_std.double() / scale) ** 2
     wiener = variances / (variances + step**2 / 12)
     inverse = torch.linalg.pinv(weight)
-    linear = LinearDecoder(config)
     linear.linear.weight.copy_((inverse * wiener).reshape(linear.linear.weight.shape))
     linear.linear.bias.copy_(-inverse @ bias)
     model.decoder = linear

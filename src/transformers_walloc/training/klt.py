@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from ..codec.bottleneck import companding_scale, latent_limit
 from ..codec.configuration_walloc import WallocConfig
-from ..codec.decoders import LinearDecoder, ResidualDecoder
+from ..codec.decoders import LinearDecoder, ResidualDecoder, RestorationDecoder
 from ..codec.wavelets import wavelet_packet_analysis
 
 
@@ -75,8 +75,7 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
     """Set a model's projection and linear synthesis to the Karhunen-Loeve transform, in place.
 
     Args:
-        model: a full model with a `residual` or `linear` decoder; the network of a residual decoder starts anew from
-            zero output.
+        model: a full model with a `residual`, `restoration` or `linear` decoder; its network starts anew from zero.
         statistics: of subbands of the model's configuration, at least as many positions as subbands.
         step: width of a quantisation cell around zero, in units of the transform's coefficients (those of an image in
             [-0.5, 0.5] have standard deviations of about 0.05 to 2 over the first 12).
@@ -89,7 +88,9 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
     """
     config, decoder = model.config, model.decoder
     if not isinstance(decoder, LinearDecoder | ResidualDecoder):
-        raise ValueError(f"decoder_type is {config.decoder_type!r}; valid for a closed-form fit: residual, linear")
+        raise ValueError(
+            f"decoder_type is {config.decoder_type!r}; valid for a closed-form fit: residual, restoration, linear"
+        )
     if not step > 0:
         raise ValueError(f"step is {step}; it must be positive")
     if statistics.count < config.subband_channels:
@@ -103,8 +104,7 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
     basis = basis * np.sign(basis[np.arange(len(basis)), np.abs(basis).argmax(axis=1)])[:, None]
 
     # Companding has the slope 2 m / (s sqrt(2 pi)) at zero: this scale makes `step` one unit of code there.
-    slope = 2 * latent_limit(config.latent_bits) / (companding_scale(config.latent_bits) * math.sqrt(2 * math.pi))
-    scale = 1.0 / (slope * step)
+    scale = 1.0 / (_companding_slope(config) * step)
     kept = variances[: config.latent_channels]
     wiener = kept / (kept + step**2 / 12)  # the least-squares answer to the noise of rounding
     synthesis = (basis * (wiener / scale)[:, None]).T
@@ -115,9 +115,45 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
     _assign(decoder.linear.bias, statistics.mean)
     if isinstance(decoder, ResidualDecoder):
         _set_scales(decoder, basis * scale, synthesis, statistics)
-        for parameter in decoder.head.parameters():
+    network = decoder.network if isinstance(decoder, RestorationDecoder) else decoder
+    if not isinstance(network, LinearDecoder):
+        for parameter in network.head.parameters():
             parameter.zero_()
     return variances
+
+
+@torch.no_grad()
+def fit_linear_synthesis(model, statistics: SubbandStatistics) -> None:
+    """Set a model's linear synthesis to the least-squares answer to the projection that it has, in place.
+
+    With the covariance C of the subbands, a projection W and the variance v of rounding that is
+    `C W' (W C W' + v I)^-1`, the linear estimate of the subbands from noisy latents.
+
+    Args:
+        model: a full model with a linear synthesis.
+        statistics: of subbands of the model's configuration.
+
+    Raises:
+        ValueError: a decoder without a linear synthesis, or no data.
+    """
+    config = model.config
+    if not isinstance(model.decoder, LinearDecoder | ResidualDecoder):
+        raise ValueError(f"decoder_type is {config.decoder_type!r}; it has no linear synthesis")
+    if not statistics.count:
+        raise ValueError("the statistics are empty; update them with signals first")
+    projection, linear = model.encoder.projection, model.decoder.linear
+    weight = projection.weight.flatten(1).double().numpy(force=True)
+    bias = projection.bias.double().numpy(force=True)
+    rounding = 1.0 / (12 * _companding_slope(config) ** 2)
+    covariance = weight @ statistics.covariance @ weight.T + rounding * np.eye(len(weight))
+    synthesis = np.linalg.solve(covariance, weight @ statistics.covariance).T
+    _assign(linear.weight, synthesis)
+    _assign(linear.bias, statistics.mean - synthesis @ (weight @ statistics.mean + bias))
+
+
+def _companding_slope(config: WallocConfig) -> float:
+    """Of latents over outputs of the projection, at zero."""
+    return 2 * latent_limit(config.latent_bits) / (companding_scale(config.latent_bits) * math.sqrt(2 * math.pi))
 
 
 @torch.no_grad()

@@ -39,10 +39,17 @@ from transformers_walloc.training.data import (
     MediaCache,
     list_media,
 )
-from transformers_walloc.training.klt import SubbandStatistics, fit_decoder_scales, fit_klt
+from transformers_walloc.training.klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis
 from transformers_walloc.training.trainer import CodecTrainer, last_checkpoint
 
-_SHAPE = ("latent_channels", "decoder_type", "decoder_hidden_size", "decoder_num_layers", "decoder_kernel_size")
+_SHAPE = (
+    "latent_channels",
+    "decoder_type",
+    "decoder_hidden_size",
+    "decoder_num_layers",
+    "decoder_kernel_size",
+    "decoder_downsampling",
+)
 
 
 def parse_arguments(argv=None) -> argparse.Namespace:
@@ -58,18 +65,24 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     codec = parser.add_argument_group("codec")
     codec.add_argument("--latent_channels", type=int, default=None)
     codec.add_argument("--step", type=float, default=None, help="quantisation step of the transform's coefficients")
-    codec.add_argument("--decoder_type", choices=["residual", "linear"], default="residual")
+    codec.add_argument("--decoder_type", choices=["residual", "restoration", "linear"], default="residual")
     codec.add_argument("--decoder_hidden_size", type=int, default=None)
     codec.add_argument("--decoder_num_layers", type=int, default=None)
     codec.add_argument("--decoder_kernel_size", type=int, default=None)
+    codec.add_argument("--decoder_downsampling", type=int, default=None, help="of restoration decoders; default: 2")
     codec.add_argument(
         "--encoder_from",
         default=None,
         metavar="MODEL",
         help="train a new decoder for this model, whose encoder, linear synthesis and entropy tables are kept; "
-        "--latent_channels and --step are not needed",
+        "--latent_channels and --step are not needed. With --train_encoder a new codec that starts at this one",
     )
     codec.add_argument("--train_encoder", action="store_true", help="tune the projection too; it is frozen otherwise")
+    codec.add_argument(
+        "--refit_linear",
+        action="store_true",
+        help="start from the least-squares synthesis for the projection of --encoder_from",
+    )
     codec.add_argument("--klt_draws", type=int, default=6000, help="random pieces for the closed-form fit")
     codec.add_argument(
         "--statistics",
@@ -85,6 +98,15 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     run.add_argument("--batch_size", type=int, default=None)
     run.add_argument("--learning_rate", type=float, default=6e-4, help="peak, of the network; 2e-3 shuts its units")
     run.add_argument("--linear_learning_rate", type=float, default=1e-4)
+    run.add_argument(
+        "--encoder_learning_rate", type=float, default=None, help="default: --linear_learning_rate; try 6e-3 (Adam)"
+    )
+    run.add_argument(
+        "--log_floor",
+        type=float,
+        default=None,
+        help="train for the mean of log(squared error + this) over pieces, as PSNR counts; try 7e-4 for images",
+    )
     run.add_argument("--signal_fraction", type=float, default=0.15, help="share at the end with loss on samples")
     run.add_argument(
         "--rate_weight",
@@ -99,13 +121,13 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     run.add_argument("--no_bf16", action="store_true", help="train in float32 instead of bfloat16 autocast")
     run.add_argument("--cpu", action="store_true")
     args = parser.parse_args(argv)
-    if args.encoder_from and args.train_encoder:
-        parser.error("--train_encoder would change the encoder that --encoder_from keeps")
     for name in ("latent_channels", "step"):
         if getattr(args, name) is None and not args.encoder_from:
             parser.error(f"--{name} is needed without --encoder_from")
     if args.rate_weight and not args.train_encoder:
         parser.error("--rate_weight needs --train_encoder: a frozen encoder has the rate that it has")
+    if args.refit_linear and not args.encoder_from:
+        parser.error("--refit_linear needs --encoder_from")
     if args.rate_weight < 0:
         parser.error(f"--rate_weight is {args.rate_weight}; it must not be negative")
     return args
@@ -169,6 +191,8 @@ def main(argv=None) -> dict[str, float]:
         train_dataset=pieces,
         eval_dataset=[],
         linear_learning_rate=args.linear_learning_rate,
+        encoder_learning_rate=args.encoder_learning_rate,
+        log_floor=args.log_floor,
         signal_fraction=args.signal_fraction,
         time_budget=args.minutes * 60 if args.minutes else None,
         evaluate_codec=functools.partial(validate, cache=validation),
@@ -223,7 +247,8 @@ def export(model, args):
 def make_model(args, pieces, fit: bool = True):
     """A model that starts at the closed form of the training data, or at another model.
 
-    Of the other model the encoder stays; its decoder is trained on if the shape that is asked for has room for it.
+    Of the other model the encoder stays, unless it is trained, too; its decoder is trained on if the shape that is
+    asked for has room for it.
 
     Args:
         fit: whether to fit it; otherwise the weights that depend on the data are left for a checkpoint to fill in.
@@ -238,10 +263,10 @@ def make_model(args, pieces, fit: bool = True):
         return model
 
     source = model_class.from_pretrained(args.encoder_from, dtype=torch.float32)
-    if source.config.decoder_type not in ("residual", "linear"):
+    if source.config.decoder_type not in ("residual", "restoration", "linear"):
         raise ValueError(
             f"--encoder_from {args.encoder_from} has the decoder {source.config.decoder_type!r}, which has no linear "
-            "synthesis to start from; valid: residual, linear"
+            "synthesis to start from; valid: residual, restoration, linear"
         )
     if args.latent_channels not in (None, source.config.latent_channels):
         raise ValueError(
@@ -251,22 +276,26 @@ def make_model(args, pieces, fit: bool = True):
     model.encoder.load_state_dict(source.encoder.state_dict())
     old, new = source.config, model.config
     fits = (
-        old.decoder_type == new.decoder_type == "residual"
+        old.decoder_type == new.decoder_type != "linear"
         and old.decoder_hidden_size <= new.decoder_hidden_size
         and old.decoder_num_layers <= new.decoder_num_layers
         and old.decoder_kernel_size == new.decoder_kernel_size
+        and old.decoder_downsampling == new.decoder_downsampling
     )
-    if fits:
+    model.decoder.linear.load_state_dict(source.decoder.linear.state_dict())
+    if fits and new.decoder_type == "restoration":
+        model.decoder.network.grow_from(source.decoder.network)
+    elif fits:
         model.decoder.grow_from(source.decoder)
-    else:
-        model.decoder.linear.load_state_dict(source.decoder.linear.state_dict())
     if source.entropy_tables is not None:
         model.entropy_tables.copy_(source.entropy_tables)
     if source.config.latent_fingerprint not in (None, model.fingerprint()):
         raise ValueError(f"the encoder of {args.encoder_from} is not stored in float32: its codes would change")
+    if fit and args.refit_linear:
+        fit_linear_synthesis(model, collect_statistics(args, model.config, pieces))
     if fit and args.decoder_type == "residual" and not fits:
         fit_decoder_scales(model, collect_statistics(args, model.config, pieces))
-    if fit and fits:
+    if fit and fits and new.decoder_type == "residual":
         stream = iter(pieces)
         typical = torch.stack([next(iter(next(stream).values())) for _ in range(32)])
         with torch.no_grad():

@@ -46,6 +46,10 @@ class CodecTrainer(Trainer):
         time_budget: seconds after which training ends; the cosine schedule follows whatever ends first, time or
             `max_steps`.
         evaluate_codec: called with the averaged model, returns metrics to log.
+        encoder_learning_rate: of the projection, if it is trained; `linear_learning_rate` if None. Adam moves every
+            weight by about this much, and rows of the projection have a norm of about 10.
+        log_floor: the loss becomes the mean over pieces of `log(error + log_floor) / 10`, which counts decibels instead
+            of letting the roughest pieces decide. None for the mean squared error itself.
         rate_weight: mean squared error that one bit a sample (pixel and channel, or audio sample) is worth: it is
             added to the loss times `estimated_bits`. Needs an encoder that is trained.
 
@@ -57,6 +61,8 @@ class CodecTrainer(Trainer):
         self,
         *args,
         linear_learning_rate=1e-4,
+        encoder_learning_rate=None,
+        log_floor=None,
         signal_fraction=0.15,
         time_budget=None,
         evaluate_codec=None,
@@ -64,6 +70,8 @@ class CodecTrainer(Trainer):
         **kwargs,
     ):
         self.linear_learning_rate = linear_learning_rate
+        self.encoder_learning_rate = linear_learning_rate if encoder_learning_rate is None else encoder_learning_rate
+        self.log_floor = log_floor
         self.signal_fraction = signal_fraction
         self.evaluate_codec = evaluate_codec
         self.rate_weight = rate_weight
@@ -136,19 +144,27 @@ class CodecTrainer(Trainer):
     def create_optimizer(self, *args, **kwargs):
         if self.optimizer is None:
             linear: list[torch.nn.Parameter] = []
+            network: list[torch.nn.Parameter] = []
             hidden: list[torch.nn.Parameter] = []
             others: list[torch.nn.Parameter] = []
+            encoder: list[torch.nn.Parameter] = []
             for name, parameter in self.unwrapped.named_parameters():
                 if parameter.requires_grad:
-                    if name.startswith(("encoder.", "decoder.linear.")):
+                    if name.startswith("encoder."):
+                        encoder.append(parameter)
+                    elif name.startswith("decoder.linear."):
                         linear.append(parameter)
+                    elif name.startswith("decoder.network."):  # small batches of small pieces, where Adam is faster
+                        network.append(parameter)
                     else:  # the head starts at zero, where its updates must stay in proportion to its gradients
                         (hidden if parameter.ndim > 1 and ".head." not in name else others).append(parameter)
             self.optimizer = Muon(
                 [
                     {"params": hidden, "lr": self.args.learning_rate, "muon": True},
                     {"params": others, "lr": 0.3 * self.args.learning_rate},
+                    {"params": network, "lr": self.args.learning_rate},
                     {"params": linear, "lr": self.linear_learning_rate},
+                    {"params": encoder, "lr": self.encoder_learning_rate},
                 ],
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 weight_decay=self.args.weight_decay,
@@ -171,9 +187,15 @@ class CodecTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        late = self.progress >= 1.0 - self.signal_fraction
-        outputs = model(**inputs, loss_domain="signal" if late or not model.training else "subbands")
+        subbands_suffice = self.log_floor is None and not hasattr(self.unwrapped.decoder, "network")
+        early = self.progress < 1.0 - self.signal_fraction
+        outputs = model(**inputs, loss_domain="subbands" if early and subbands_suffice and model.training else "signal")
         loss = outputs.loss
+        if self.log_floor is not None and model.training:
+            error = (
+                (outputs.reconstruction - inputs[self.unwrapped.main_input_name]).float().square().flatten(1).mean(1)
+            )
+            loss = 0.1 * torch.log(error + self.log_floor).mean()
         if self.rate_weight and model.training:
             bits = estimated_bits(outputs.latents) / self.unwrapped.config.dimensionality_reduction
             loss = loss + self.rate_weight * bits
