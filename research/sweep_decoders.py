@@ -3,7 +3,7 @@
 
     python -m research.sweep_decoders 64x8 96x8 128x8 64x4x5 --minutes 10 --output runs/sweep --kind image \\
         --latent_channels 12 --step 0.1 --statistics rgb.safetensors --train /data/photos --validation /data/kodak \\
-        [more options of train_codec.py]
+        [more options of walloc train]
 
 A shape is WIDTHxBLOCKS or WIDTHxBLOCKSxKERNEL. All start at the closed form. A shape whose result lies in the output
 folder is not trained again. With --store the table goes to docs/results for report.py.
@@ -22,7 +22,8 @@ from transformers import AutoModel
 from transformers_walloc import WallocPreTrainedModel
 from transformers_walloc.evaluation.measure import STORE, machine, shown_command, versions, write_atomically
 from transformers_walloc.evaluation.report import sweep_table
-from transformers_walloc.training import recipe as train_codec
+from transformers_walloc.training.recipe import parse_recipe, train_codec
+from transformers_walloc.training.trainer import last_checkpoint
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -62,10 +63,10 @@ def main(argv=None) -> list[dict]:
         if not found.exists():
             options = [f"--decoder_hidden_size={width}", f"--decoder_num_layers={blocks}"]
             options += [f"--decoder_kernel_size={kernel}", f"--output={output}"]
-            metrics = train_codec.main([*training, *options])
+            metrics = train_codec(parse_recipe([*training, *options]))
             write_atomically(found, json.dumps(metrics))
         model = AutoModel.from_pretrained(output / "model").eval()
-        state = json.loads((Path(train_codec.last_checkpoint(output)) / "trainer_state.json").read_text())
+        state = json.loads((Path(last_checkpoint(output)) / "trainer_state.json").read_text())
         rows.append(
             {
                 "shape": name,

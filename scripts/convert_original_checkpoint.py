@@ -1,56 +1,12 @@
-"""Turn a checkpoint of the original WaLLoC (github.com/danjacobellis/walloc) into a model folder.
+#!/usr/bin/env python
+"""Convert a checkpoint of the original: the same as `walloc convert`.
 
-    pip install 'transformers-walloc[original]'
-    python scripts/convert_original_checkpoint.py RGB_16x.pth RGB_16x.json rgb-16x-original
-
-The folder then loads with `AutoModel.from_pretrained("rgb-16x-original")`. Nothing that the pickle holds is run, and
-weights that are missing or left over are an error.
+python scripts/convert_original_checkpoint.py CKPT.pth CONFIG.json OUT_DIR
 """
 
-import argparse
 import sys
 
-import torch
-
-from transformers_walloc.training.conversion import (
-    convert_original_checkpoint,
-    load_original_config,
-    load_original_weights,
-    save_model_folder,
-)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CKPT.pth")
-    parser.add_argument("config", metavar="CONFIG.json")
-    parser.add_argument("folder", metavar="OUT_DIR")
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "float16", "bfloat16"],
-        default="float32",
-        help="what the decoder is stored in (default: float32); the encoder is always stored in float32",
-    )
-    parser.add_argument("--sampling-rate", type=int, default=44100, help="of audio codecs, in Hz (default: 44100)")
-    parser.add_argument("--force", action="store_true", help="replace OUT_DIR if it exists")
-    options = parser.parse_args(arguments)
-    try:
-        original_config, ignored = load_original_config(options.config)
-        weights = load_original_weights(options.checkpoint)
-        model = convert_original_checkpoint(weights, original_config, options.sampling_rate)
-        save_model_folder(model, options.folder, getattr(torch, options.dtype), options.force)
-    except FileExistsError as error:
-        print(f"error: {error}; replace it with --force", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if ignored:
-        print(f"not part of a model, left out: {', '.join(ignored)}")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{options.folder}: {type(model).__name__}, {parameters:,} parameters, fingerprint {model.fingerprint()}")
-    return 0
-
+from transformers_walloc.training.convert import main
 
 if __name__ == "__main__":
     sys.exit(main())

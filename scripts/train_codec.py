@@ -1,7 +1,9 @@
 #!/usr/bin/env python
 """Train a codec: the same as `walloc train`; `python scripts/train_codec.py --help`."""
 
+import sys
+
 from transformers_walloc.training.recipe import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,9 +22,9 @@ from transformers_walloc.training.conversion import convert_original_checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_original_checkpoint.py"
-# The four published configurations, with narrow decoders.
-IMAGE = {"channels": 3, "J": 3, "Ne": 192, "latent_bits": 8, "lightweight_encode": True}
-AUDIO = {"channels": 2, "J": 8, "Ne": 512, "latent_bits": 8, "lightweight_encode": True, "post_filter": True}
+# The four main ones of the published configurations, with narrow decoders; a linear encoder has no width `Ne`.
+IMAGE = {"channels": 3, "J": 3, "Ne": None, "latent_bits": 8, "lightweight_encode": True}
+AUDIO = {"channels": 2, "J": 8, "Ne": None, "latent_bits": 8, "lightweight_encode": True, "post_filter": True}
 CONFIGS = {
     "RGB_16x": {**IMAGE, "latent_dim": 12, "Nd": 64},
     "RGB_4x": {**IMAGE, "latent_dim": 48, "Nd": 32},
@@ -185,6 +185,25 @@ def test_without_post_filter_mono_and_other_depths(original, tmp_path):
         assert (model(x).reconstruction - codec(x)[0]).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize(
+    ("depth", "bits", "latents", "width"), [(2, 2, 3, None), (2, 3, 12, 48), (3, 6, 24, None), (4, 8, 147, None)]
+)
+def test_other_published_shapes(original, tmp_path, depth, bits, latents, width):
+    config = {**IMAGE, "J": depth, "latent_bits": bits, "latent_dim": latents, "Ne": width, "Nd": 32}
+    codec = make_codec(original, config)
+    assert convert(*save(tmp_path, codec, config), tmp_path / "out") == 0
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert (model.config.num_levels, model.config.latent_bits, model.config.latent_channels) == (depth, bits, latents)
+    x = signal(config)
+    x = torch.cat([x, x.flip(2)], dim=2)  # at the deepest level the original needs sizes of the filter's length
+    with torch.no_grad():
+        latents = codec.encoder[:2](codec.wavelet_analysis(x, J=depth))
+        assert (model.encode(x).latents - latents).abs().max() <= 1e-5 * latent_limit(8)
+        codes = codec.encoder[2](latents)
+        expected = unclamped_reconstruction(codec, codes)
+        assert (model._synthesise(model._subbands(codes)) - expected).abs().max() <= 1e-4
+
+
 def test_command_line_and_training_leftovers(original, tmp_path, capsys):
     config = {**CONFIGS["RGB_16x"], "max_lr": 1e-3, "batch_size": 5}
     codec = make_codec(original, CONFIGS["RGB_16x"])
@@ -287,6 +306,9 @@ def test_weights_that_do_not_fit(audio_codec, tmp_path, capsys, edit, message):
         (lambda c: c.pop("latent_dim"), "missing in the original's configuration: latent_dim"),
         (lambda c: c.pop("post_filter"), "post_filter"),
         (lambda c: c.update(lightweight_encode=False), "deep encoder is not supported"),
+        (lambda c: c.update(lightweight_encode=False, Ne=None), "lightweight_encode is False: the original's deep"),
+        (lambda c: c.update(Ne="wide"), "Ne of the original's configuration must be an integer, got 'wide'"),
+        (lambda c: c.update(J=None), "J of the original's configuration must be an integer, got None"),
         (lambda c: c.update(J="8"), "J of the original's configuration must be an integer, got '8'"),
         (lambda c: c.update(J=400_000), "num_levels is 400000"),
         (lambda c: c.update(channels=-1), "channels of the original's configuration"),

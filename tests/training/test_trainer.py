@@ -26,9 +26,10 @@ from transformers_walloc import WallocImageConfig, WallocImageModel, bundled_pat
 from transformers_walloc.codec.bottleneck import decompand
 from transformers_walloc.codec.decoders import LinearDecoder
 from transformers_walloc.codec.image_processing_walloc import WallocImageProcessor
-from transformers_walloc.training import recipe as train_codec
 from transformers_walloc.training.data import AudioSegments, ImageCrops, MediaCache, list_media
+from transformers_walloc.training.growing import grow_from, revive
 from transformers_walloc.training.klt import SubbandStatistics, fit_klt
+from transformers_walloc.training.recipe import main, make_model, parse_recipe
 from transformers_walloc.training.trainer import CodecTrainer, estimated_bits, last_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_codec.py"
@@ -408,7 +409,7 @@ def script_arguments(photos: Path, output: Path, *more: str) -> list[str]:
 def test_new_decoder_for_a_published_codec_reads_and_writes_its_files(photos, tmp_path, capsys):
     published = bundled_path("rgb-16x")
     arguments = ["--encoder_from", str(published), "--max_steps", "2", "--statistics", str(tmp_path / "statistics")]
-    train_codec.main(script_arguments(photos, tmp_path, *arguments))
+    main(script_arguments(photos, tmp_path, *arguments))
     assert "trained: {'psnr': " in capsys.readouterr().out
     old, new = (WallocImageModel.from_pretrained(folder).eval() for folder in (published, tmp_path / "model"))
     assert new.config.decoder_type == "residual"
@@ -432,12 +433,12 @@ def test_new_decoder_for_a_published_codec_reads_and_writes_its_files(photos, tm
 
 
 def test_network_of_a_new_decoder_starts_at_the_published_codec(photos, tmp_path):
-    script, published = train_codec, WallocImageModel.from_pretrained(bundled_path("rgb-16x")).eval()
+    published = WallocImageModel.from_pretrained(bundled_path("rgb-16x")).eval()
     published.decoder = LinearDecoder(published.config)  # what a network of another shape can start from
     source = load_file(bundled_path("rgb-16x") / "model.safetensors")
     published.decoder.linear.load_state_dict({n: source[f"decoder.linear.{n}"] for n in ("weight", "bias")})
-    args = script.parse_arguments(script_arguments(photos, tmp_path, "--encoder_from", str(bundled_path("rgb-16x"))))
-    model = script.make_model(args, crops(photos)).eval()
+    args = parse_recipe(script_arguments(photos, tmp_path, "--encoder_from", str(bundled_path("rgb-16x"))))
+    model = make_model(args, crops(photos)).eval()
     x = first_batches(crops(photos, "held"), 4, 1)[0]
     codes = published.quantize(published.encode(x).latents)
     assert torch.equal(model.quantize(model.encode(x).latents), codes)
@@ -447,25 +448,23 @@ def test_network_of_a_new_decoder_starts_at_the_published_codec(photos, tmp_path
 
 
 def test_decoder_of_the_same_shape_is_trained_on(photos, tmp_path):
-    script = train_codec
-    script.main(script_arguments(photos, tmp_path / "a", "--latent_channels", "4", "--step", "0.1", "--max_steps", "2"))
+    main(script_arguments(photos, tmp_path / "a", "--latent_channels", "4", "--step", "0.1", "--max_steps", "2"))
     first = tmp_path / "a" / "model"
-    args = script.parse_arguments(script_arguments(photos, tmp_path / "b", "--encoder_from", str(first)))
-    model = script.make_model(args, crops(photos))
+    args = parse_recipe(script_arguments(photos, tmp_path / "b", "--continue_from", str(first)))
+    model = make_model(args, crops(photos))
     trained = WallocImageModel.from_pretrained(first)
     assert all(same(value, trained.state_dict()[name]) for name, value in model.state_dict().items())
-    script.main(script_arguments(photos, tmp_path / "b", "--encoder_from", str(first), "--max_steps", "1"))
+    main(script_arguments(photos, tmp_path / "b", "--continue_from", str(first), "--max_steps", "1"))
     recipe = json.loads((tmp_path / "b" / "model" / "recipe.json").read_text())
     assert recipe["earlier"] == json.loads((first / "recipe.json").read_text())
 
 
 def test_a_wider_and_deeper_decoder_starts_as_the_one_that_the_codec_has(photos, tmp_path):
-    script = train_codec
     published = WallocImageModel.from_pretrained(bundled_path("rgb-16x")).eval()
     shape = ["--decoder_hidden_size", "80", "--decoder_num_layers", "10"]
-    args = script_arguments(photos, tmp_path, "--encoder_from", str(bundled_path("rgb-16x")), *shape)
+    args = script_arguments(photos, tmp_path, "--continue_from", str(bundled_path("rgb-16x")), *shape)
     torch.manual_seed(0)
-    model = script.make_model(script.parse_arguments(args), crops(photos)).eval()
+    model = make_model(parse_recipe(args), crops(photos)).eval()
     assert (model.config.decoder_hidden_size, model.config.decoder_num_layers) == (80, 10)
     codes = torch.randint(-3, 4, (1, 12, 9, 7)).float()
     expected = published.decode(codes).pixel_values
@@ -487,32 +486,31 @@ def test_a_wider_and_deeper_decoder_starts_as_the_one_that_the_codec_has(photos,
     assert model.decoder.blocks[3].conv1.weight.grad[:, 64:].abs().amax() > 0
 
     with pytest.raises(ValueError, match="a decoder of width 80 with 10 blocks does not fit into one of width 64"):
-        published.decoder.grow_from(model.decoder)
+        grow_from(published.decoder, model.decoder)
 
 
 def test_projection_and_restoration_learn_together_then_the_decoder_alone(photos, tmp_path):
-    script = train_codec
     restoration = ["--decoder_type", "restoration", "--log_floor", "7e-4", "--learning_rate", "1e-3"]
     joint = ["--train_encoder", "--encoder_learning_rate", "0.01", "--rate_weight", "1e-5", "--latent_channels", "4"]
-    script.main(script_arguments(photos, tmp_path / "a", *restoration, *joint, "--step", "0.1", "--max_steps", "3"))
+    main(script_arguments(photos, tmp_path / "a", *restoration, *joint, "--step", "0.1", "--max_steps", "3"))
     first = WallocImageModel.from_pretrained(tmp_path / "a" / "model")
     assert first.decoder.network.head.weight.abs().max() > 0
     gram = first.encoder.projection.weight[:, :, 0, 0] @ first.encoder.projection.weight[:, :, 0, 0].T
     assert (gram - gram.diag().diag()).abs().max() > 3e-4  # the closed form has orthogonal rows
 
     shape = ["--decoder_num_layers", "2", "--decoder_hidden_size", "12"]
-    following = [*restoration, "--encoder_from", str(tmp_path / "a" / "model"), *shape]
-    args = script.parse_arguments(script_arguments(photos, tmp_path / "b", *following))
-    grown = script.make_model(args, crops(photos)).eval()
+    following = [*restoration, "--continue_from", str(tmp_path / "a" / "model"), *shape]
+    args = parse_recipe(script_arguments(photos, tmp_path / "b", *following))
+    grown = make_model(args, crops(photos)).eval()
     codes = torch.randint(-3, 4, (1, 4, 9, 7)).float()
     expected = first.eval().decode(codes).pixel_values
     torch.testing.assert_close(grown.decode(codes).pixel_values, expected, atol=1e-5, rtol=0)
-    script.main(script_arguments(photos, tmp_path / "b", *following, "--refit_linear", "--max_steps", "1"))
+    main(script_arguments(photos, tmp_path / "b", *following, "--refit_linear", "--max_steps", "1"))
     second = WallocImageModel.from_pretrained(tmp_path / "b" / "model")
     assert second.fingerprint() == first.fingerprint()
     assert not torch.equal(second.decoder.linear.weight, first.decoder.linear.weight)
     with pytest.raises(ValueError, match="a decoder of width 12 with 2 blocks does not fit into one of width 8 with 1"):
-        first.decoder.network.grow_from(grown.decoder.network)
+        grow_from(first.decoder, grown.decoder)
 
 
 def test_silent_units_start_anew_without_a_change_of_the_decoder(photos):
@@ -524,11 +522,11 @@ def test_silent_units_start_anew_without_a_change_of_the_decoder(photos):
         first.bias[[2, 7, 11]] = -100.0
         z = decompand(model.quantize(model.encode(x).latents), model.config.latent_bits)
         before, kept = decoder(z), first.weight[3].clone()
-        assert decoder.revive(z) == 3
+        assert revive(decoder, z) == 3
         assert not second.weight[:, [2, 7, 11]].any()
         torch.testing.assert_close(decoder(z), before)
         assert same(first.weight[3], kept)
-        assert decoder.revive(z) == 0
+        assert revive(decoder, z) == 0
     decoder(z).square().mean().backward()
     assert (second.weight.grad[:, [2, 7, 11]].abs().amax(dim=(0, 2, 3)) > 0).all()
 
@@ -566,11 +564,10 @@ def test_shapes_that_are_none_are_refused(text, monkeypatch):
 
 
 def test_a_run_of_the_script_continues_when_the_command_is_given_again(photos, tmp_path, capsys):
-    script = train_codec
     common = ["--latent_channels", "12", "--step", "0.1"]
-    script.main(script_arguments(photos, tmp_path, *common, "--max_steps", "2"))
+    main(script_arguments(photos, tmp_path, *common, "--max_steps", "2"))
     assert capsys.readouterr().out.count("closed form:") == 1
-    script.main(script_arguments(photos, tmp_path, *common, "--max_steps", "4"))
+    main(script_arguments(photos, tmp_path, *common, "--max_steps", "4"))
     assert "closed form:" not in capsys.readouterr().out
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
@@ -581,23 +578,23 @@ def test_a_run_of_the_script_continues_when_the_command_is_given_again(photos, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--step", "0.1"], "--latent_channels is needed without --encoder_from"),
-        (["--latent_channels", "12"], "--step is needed without --encoder_from"),
-        (["--latent_channels", "12", "--step", "0.1", "--refit_linear"], "--refit_linear needs --encoder_from"),
-        (["--encoder_from", "x", "--rate_weight", "1"], "--rate_weight needs --train_encoder"),
+        (["--step", "0.1"], "latent_channels is needed without encoder_from or continue_from"),
+        (["--latent_channels", "12"], "step is needed without encoder_from or continue_from"),
+        (["--latent_channels", "12", "--step", "0.1", "--refit_linear"], "refit_linear needs encoder_from"),
+        (["--encoder_from", "x", "--continue_from", "y"], "choose encoder_from (a new network) or continue_from"),
+        (["--encoder_from", "x", "--rate_weight", "1"], "rate_weight needs train_encoder"),
     ],
 )
 def test_contradicting_options_are_refused(photos, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit):
-        train_codec.parse_arguments(script_arguments(photos, tmp_path, *arguments))
+        parse_recipe(script_arguments(photos, tmp_path, *arguments))
     assert message in capsys.readouterr().err
 
 
 def test_another_number_of_channels_than_the_kept_encoder_has_is_refused(photos, tmp_path):
-    script = train_codec
     arguments = ["--encoder_from", str(bundled_path("rgb-16x")), "--latent_channels", "48"]
-    with pytest.raises(ValueError, match=r"--latent_channels is 48; .* has 12"):
-        script.make_model(script.parse_arguments(script_arguments(photos, tmp_path, *arguments)), crops(photos))
+    with pytest.raises(ValueError, match=r"latent_channels is 48; .* has 12"):
+        make_model(parse_recipe(script_arguments(photos, tmp_path, *arguments)), crops(photos))
 
 
 # Several processes

@@ -97,20 +97,6 @@ class RestorationNetwork(nn.Module):
             hidden = block(hidden)
         return picture + 0.1 * F.pixel_shuffle(self.head(hidden), self.downsampling).to(picture.dtype)
 
-    @torch.no_grad()
-    def grow_from(self, smaller: "RestorationNetwork"):
-        """Becomes what a narrower or shallower network of the same codec computes, with room to learn more.
-
-        Raises:
-            ValueError: it is wider or deeper than this one, or has other kernels or numbers of channels.
-        """
-        _check_room(self, smaller)
-        if smaller.head.out_channels != self.head.out_channels or smaller.magnification != self.magnification:
-            raise ValueError("the networks differ in downsampling or numbers of channels")
-        for name in ("stem", "latent_stem", "latent_join", "head"):
-            _embed(self.get_submodule(name), smaller.get_submodule(name))
-        _grow_blocks(self.blocks, smaller.blocks)
-
 
 class ResidualDecoder(nn.Module):
     """The linear synthesis plus a convolutional network that adds what linearity cannot know.
@@ -155,87 +141,6 @@ class ResidualDecoder(nn.Module):
         if z.ndim == 3:
             detail = detail[:, :, 0]
         return pointwise_float32(z, self.linear) + detail * self.subband_scale.float().view(per_channel)
-
-    @torch.no_grad()
-    def grow_from(self, smaller: "ResidualDecoder"):
-        """Becomes what a narrower or shallower decoder of the same codec computes, with room to learn more.
-
-        As in Chen, Goodfellow and Shlens (Net2Net, ICLR 2016): new features are computed from random weights, but
-        nothing reads them yet, and new blocks add nothing yet.
-
-        Raises:
-            ValueError: it is wider or deeper than this one, or has other kernels or numbers of channels.
-        """
-        _check_room(self, smaller)
-        if smaller.linear.weight.shape != self.linear.weight.shape:
-            raise ValueError("the decoders differ in kernels or numbers of channels")
-        self.linear.load_state_dict(smaller.linear.state_dict())
-        self.latent_std.copy_(smaller.latent_std)
-        self.subband_scale.copy_(smaller.subband_scale)
-        _embed(self.stem, smaller.stem)
-        _embed(self.head, smaller.head)
-        _grow_blocks(self.blocks, smaller.blocks)
-
-    @torch.no_grad()
-    def revive(self, z: torch.Tensor, share: float = 1e-3) -> int:
-        """Gives units that are silent new random weights, which nothing reads yet; how many they were.
-
-        A unit of a block whose ReLU passes next to nothing gets no gradient and would never learn again.
-
-        Args:
-            z: decompanded latents of typical signals, (batch, latent_channels, *grid).
-            share: of the positions; units that are active at fewer are silent.
-        """
-        revived = 0
-
-        def inspect(layer: nn.Module, inputs: tuple, output: torch.Tensor):
-            active[layer] = (output > 0).float().mean(dim=(0, 2, 3))
-
-        active: dict[nn.Module, torch.Tensor] = {}
-        convolutions = [(block.get_submodule("conv1"), block.get_submodule("conv2")) for block in self.blocks]
-        hooks = [first.register_forward_hook(inspect) for first, _ in convolutions]
-        try:
-            self(z)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for first, second in convolutions:
-            silent = active[first] < share
-            revived += int(silent.sum())
-            (weight, bias), (reading, _) = first.parameters(), second.parameters()
-            fresh = nn.init.kaiming_uniform_(torch.empty_like(weight), a=math.sqrt(5))
-            weight[silent] = fresh[silent]
-            bias[silent] = 0.0
-            reading[:, silent] = 0.0
-        return revived
-
-
-def _check_room(larger: nn.Module, smaller: nn.Module):
-    """ValueError unless the stem and the blocks of `smaller` fit into those of `larger`."""
-    old, new = smaller.get_submodule("stem"), larger.get_submodule("stem")
-    width, depth = old.weight.shape[0], len(smaller.get_submodule("blocks"))
-    if width > new.weight.shape[0] or depth > len(larger.get_submodule("blocks")):
-        raise ValueError(
-            f"a decoder of width {width} with {depth} blocks does not fit into one of width "
-            f"{new.weight.shape[0]} with {len(larger.get_submodule('blocks'))} blocks"
-        )
-    if old.weight.shape[1:] != new.weight.shape[1:]:
-        raise ValueError("the decoders differ in kernels or numbers of channels")
-
-
-def _grow_blocks(blocks: nn.ModuleList, sources: nn.ModuleList):
-    for block, source in zip(blocks, sources, strict=False):
-        _embed(block, source)
-    for added in list(blocks)[len(sources) :]:
-        for value in added.get_submodule("conv2").parameters():
-            value.zero_()
-
-
-def _embed(layer: nn.Module, source: nn.Module):
-    """The convolutions of `source` as the first outputs of those of `layer`, which ignore the inputs that are new."""
-    for old, new in zip(source.parameters(), layer.parameters(), strict=True):
-        first = new[: len(old)].zero_()
-        first[:, : old.shape[1]].copy_(old) if old.ndim > 1 else first.copy_(old)
 
 
 class ResidualBlock(GradientCheckpointingLayer):

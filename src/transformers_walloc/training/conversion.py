@@ -14,7 +14,6 @@ input: no pickled code runs, and a weight that is missing, left over, of another
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -28,6 +27,7 @@ from ..codec.feature_extraction_walloc import WallocAudioFeatureExtractor
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..codec.wavelets import wavelet_filters
+from ..files import atomic_folder
 
 ORIGINAL_POST_FILTER_SIZE = 129
 REQUIRED_KEYS = ("channels", "J", "Ne", "Nd", "latent_dim", "latent_bits", "lightweight_encode")
@@ -84,6 +84,37 @@ def convert_original_checkpoint(
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     model.load_state_dict(_convert_weights(weights, expected, config), strict=True, assign=True)
     return model.eval()
+
+
+def convert_files(
+    checkpoint: str | PathLike,
+    config: str | PathLike,
+    folder: str | PathLike,
+    dtype: torch.dtype = torch.float32,
+    sampling_rate: int = 44100,
+    overwrite: bool = False,
+) -> tuple[WallocImageModel | WallocAudioModel, list[str]]:
+    """Convert the original's two files to a model folder.
+
+    Args:
+        checkpoint: pickle of weights, as `load_original_weights` reads it.
+        config: JSON file, as `load_original_config` reads it.
+        folder: to write; see `save_model_folder`.
+        dtype: what the decoder is stored in; the encoder is always stored in float32.
+        sampling_rate: of audio codecs, in Hz.
+        overwrite: whether an existing folder may be replaced.
+
+    Returns:
+        The model, and the entries of the configuration that are not part of a model and were left out.
+
+    Raises:
+        ValueError: files that are damaged, hostile or do not fit each other.
+        FileExistsError: the folder exists and `overwrite` is false.
+    """
+    original_config, ignored = load_original_config(config)
+    model = convert_original_checkpoint(load_original_weights(checkpoint), original_config, sampling_rate)
+    save_model_folder(model, folder, dtype, overwrite)
+    return model, ignored
 
 
 def load_original_config(path: str | PathLike) -> tuple[dict, list[str]]:
@@ -161,32 +192,20 @@ def save_model_folder(
         FileExistsError: the folder exists and `overwrite` is false.
         ValueError: the folder exists and is not that of a model.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder)
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists already")
     if folder.exists() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a model folder (no config.json) and is not replaced")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # In the same file system, so that renaming is atomic; `mkdir` gives the usual permissions, unlike `mkdtemp`.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
-        new.mkdir()
-        state_dict = {
-            name: tensor.to(decoder_dtype if _is_network(name) else tensor.dtype).contiguous()
-            for name, tensor in model.state_dict().items()
-        }
+    state_dict = {
+        name: tensor.to(decoder_dtype if _is_network(name) else tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    with atomic_folder(folder, overwrite) as new:
         model.save_pretrained(new, state_dict=state_dict)
         make_processor(model.config).save_pretrained(new)
         for name, text in (documents or {}).items():
             (new / name).write_text(text, encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(new, folder)
-        except BaseException:
-            if old.exists():
-                os.replace(old, folder)
-            raise
 
 
 def make_processor(config: WallocConfig) -> WallocImageProcessor | WallocAudioFeatureExtractor:
@@ -207,14 +226,16 @@ def _check_original_config(config: dict):
     missing = [name for name in REQUIRED_KEYS if name not in config]
     if missing:
         raise ValueError(f"missing in the original's configuration: {', '.join(missing)}")
-    for name in REQUIRED_KEYS[:-1]:
-        if type(config[name]) is not int or not 0 <= config[name] < 2**20:
-            raise ValueError(f"{name} of the original's configuration must be an integer, got {config[name]!r}")
     if config["lightweight_encode"] is not True:
         raise ValueError(
             f"lightweight_encode is {config['lightweight_encode']!r}: the original's deep encoder is not supported, "
-            "only its linear one (lightweight_encode: true), which all published checkpoints use"
+            "only its linear one (lightweight_encode: true)"
         )
+    for name in REQUIRED_KEYS[:-1]:
+        if name == "Ne" and config[name] is None:
+            continue  # the width of a linear encoder, which has none
+        if type(config[name]) is not int or not 0 <= config[name] < 2**20:
+            raise ValueError(f"{name} of the original's configuration must be an integer, got {config[name]!r}")
 
 
 def _convert_weights(

@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Fit the entropy coder's tables to a trained codec and store them in its checkpoint.
 
-    python -m transformers_walloc.training.fit_tables runs/rgb-16x --data DIR  # images or audio that it was trained on
-    python -m transformers_walloc.training.fit_tables runs/rgb-16x --data DIR --steps 2000 --out runs/rgb-16x-coded
+    walloc fit-tables runs/rgb-16x --data DIR  # images or audio that it was trained on
+    walloc fit-tables runs/rgb-16x --data DIR --steps 2000 --out runs/rgb-16x-coded
 
 Codes at the steps of --code_steps are mixed, so that the tables also suit files that rate control made coarser. Files
 that were written with other tables can no longer be read with the checkpoint: fit before publishing it.
@@ -10,9 +9,9 @@ that were written with other tables can no longer be read with the checkpoint: f
 
 import argparse
 import json
-import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +20,81 @@ import torch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from transformers_walloc.evaluation.codecs import load_walloc
-from transformers_walloc.training.data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_media
-from transformers_walloc.training.entropy_fitting import fit_entropy_tables
+from ..codec.entropy_tables import EntropyTables
+from ..files import atomic_file, atomic_folder, write_atomically
+from .data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_media
+from .entropy_fitting import fit_entropy_tables
+
+
+def fit_tables(
+    codec: str | Path,
+    data: str | Path,
+    out: str | Path | None = None,
+    files: int | None = None,
+    seconds: float = 30.0,
+    code_steps: Sequence[float] = (1.0, 2.0),
+    steps: int = 5000,
+    hidden: int = 16,
+    device: str = "cpu",
+    progress: Callable[[str], None] | None = None,
+) -> EntropyTables:
+    """Fit entropy tables to the codes of a folder of media and write them into a checkpoint folder.
+
+    Args:
+        codec: checkpoint folder, or the name of a bundled one.
+        data: folder of images or audio, of the kind that the codec was trained on.
+        out: where the checkpoint with its tables goes; into `codec` itself if None.
+        files: how many files, evenly spread; all if None.
+        seconds: of every clip, from its middle.
+        code_steps: quantisation steps, at least 1, whose codes are mixed.
+        steps: optimisation steps of each network.
+        hidden: size of the networks, see `fit_entropy_tables`.
+        device: where the networks are optimised.
+        progress: called with a line of text after each of them.
+
+    Raises:
+        ValueError: a folder without media, or a codec that is none.
+    """
+    model, processor, kind = load_codec(str(codec))
+    codes = [
+        item for step in code_steps for item in codes_of_folder(model, processor, kind, data, files, seconds, step)
+    ]
+    tables = fit_entropy_tables(codes, hidden=hidden, steps=steps, device=device, progress=progress)
+    model.set_entropy_tables(tables)
+    settings = {
+        "data": Path(data).name,
+        "files": files,
+        "seconds": seconds,
+        "code_steps": list(code_steps),
+        "steps": steps,
+        "hidden": hidden,
+    }
+    source = _folder_of(str(codec))
+    store_tables(model, source, out or source, settings)
+    return tables
 
 
 def load_codec(name: str):
     """Model, processor and kind of signal of a bundled name, a Hub id or a folder."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModel
 
-    from transformers_walloc import bundled
+    from .conversion import make_processor
 
-    path = str(bundled.bundled_path(name)) if name in bundled.BUNDLED_NAMES else name
+    path = _folder_of(name)
+    model = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
     kind = "image" if AutoConfig.from_pretrained(path).model_type == "walloc_image" else "audio"
-    return *load_walloc(name, kind), kind
+    return model, make_processor(model.config), kind
 
 
-def codes_of_folder(model, processor, kind: str, folder: str, count: int | None, seconds: float, code_step: float):
+def _folder_of(name: str) -> str:
+    from .. import bundled
+
+    return str(bundled.bundled_path(name)) if name in bundled.BUNDLED_NAMES else name
+
+
+def codes_of_folder(
+    model, processor, kind: str, folder: str | Path, count: int | None, seconds: float, code_step: float
+) -> Iterator[np.ndarray]:
     """Yields the int8 codes, (C, h, w) or (C, t), of every file, or of `count` files evenly spread.
 
     Of audio the middle `seconds` of each file are coded.
@@ -70,7 +127,7 @@ def _signal(processor, kind: str, file: Path, seconds: float) -> torch.Tensor:
     return processor([audio], sampling_rate=processor.sampling_rate, return_tensors="pt")["input_values"]
 
 
-def store_tables(model, source: str, out: str, settings: dict) -> None:
+def store_tables(model, source: str | Path, out: str | Path, settings: dict) -> None:
     """Write the model's tables into the checkpoint's files, and how they were fitted into its recipe.json.
 
     All other tensors stay as they are, bit by bit.
@@ -80,22 +137,21 @@ def store_tables(model, source: str, out: str, settings: dict) -> None:
     weights["entropy_tables"] = model.entropy_tables.cpu()
     config = json.loads((source / "config.json").read_text())
     config["entropy_tables_size"] = model.config.entropy_tables_size
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        if file.is_file() and folder != source and file.name not in ("model.safetensors", "config.json", "recipe.json"):
-            (folder / file.name).write_bytes(file.read_bytes())
-    safetensors.torch.save_file(weights, folder / "model.safetensors.part", metadata={"format": "pt"})
-    (folder / "config.json.part").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    recipe = source / "recipe.json"
-    recipe = json.loads(recipe.read_text()) if recipe.exists() else {}
-    (folder / "recipe.json.part").write_text(json.dumps(recipe | {"entropy_tables": settings}, indent=2) + "\n")
-    for name in ("model.safetensors", "config.json", "recipe.json"):
-        shutil.copymode(source / (name if (source / name).exists() else "config.json"), folder / f"{name}.part")
-        os.replace(folder / f"{name}.part", folder / name)
+    earlier = source / "recipe.json"
+    recipe = json.loads(earlier.read_text()) if earlier.exists() else {}
+    with atomic_folder(folder, overwrite=True) as new:
+        shutil.copytree(source, new, dirs_exist_ok=True)
+        with atomic_file(new / "model.safetensors") as partial:
+            safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
+        write_atomically(new / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_atomically(new / "recipe.json", json.dumps(recipe | {"entropy_tables": settings}, indent=2) + "\n")
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `walloc fit-tables`."""
+    parser = argparse.ArgumentParser(
+        prog="walloc fit-tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("codec", metavar="DIR", help="checkpoint folder")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of training images or audio")
     parser.add_argument("--files", type=int, help="how many files, evenly spread; default: all")
@@ -103,23 +159,11 @@ def main(argv=None) -> int:
     parser.add_argument("--code_steps", type=float, nargs="+", default=[1.0, 2.0], help="default: 1 2")
     parser.add_argument("--steps", type=int, default=5000, help="optimisation steps per network; default: 5000")
     parser.add_argument("--hidden", type=int, default=16, help="size of the networks; default: 16")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="where they are optimised; default: cpu")
     parser.add_argument("--out", metavar="DIR", help="default: the checkpoint folder itself")
     arguments = parser.parse_args(argv)
-    model, processor, kind = load_codec(arguments.codec)
-    codes = [
-        item
-        for step in arguments.code_steps
-        for item in codes_of_folder(model, processor, kind, arguments.data, arguments.files, arguments.seconds, step)
-    ]
-    tables = fit_entropy_tables(
-        codes, hidden=arguments.hidden, steps=arguments.steps, device=arguments.device, progress=print
-    )
-    model.set_entropy_tables(tables)
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("codec", "out", "device")}
-    settings["data"] = Path(arguments.data).name
-    store_tables(model, arguments.codec, arguments.out or arguments.codec, settings)
-    print(f"{model.config.entropy_tables_size} bytes of tables in {arguments.out or arguments.codec}")
+    fit_tables(**vars(arguments), progress=print)
+    print(f"tables stored in {arguments.out or arguments.codec}")
     return 0
 
 

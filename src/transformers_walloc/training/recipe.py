@@ -1,46 +1,45 @@
-#!/usr/bin/env python
 """Train a WaLLoC codec on folders of images or audio: closed-form start, then the decoder.
 
 The projection and the linear synthesis come from one pass over the data (Karhunen-Loeve transform) and are the whole
 codec already; the network of the decoder starts at zero on top of them and is trained with uniform noise in place of
 rounding. The run can be stopped at any time and continues where it was when the same command is given again.
 
-    python scripts/train_codec.py --kind image --latent_channels 12 --step 0.1 \\
+    walloc train --kind image --latent_channels 12 --step 0.1 \\
         --train /data/photos:0.93 /data/documents:0.07 --validation /data/kodak --output runs/rgb-16x --minutes 60
 
 A better decoder for a published codec, which keeps reading and writing the same files; one that is wider or deeper
-starts as the one that the codec has:
+starts as the one that the codec has (`--encoder_from` starts a network from nothing in its place):
 
-    python scripts/train_codec.py --kind image --encoder_from walloc/rgb-16x \\
+    walloc train --kind image --continue_from walloc/rgb-16x \\
         --train /data/photos --validation /data/kodak --output runs/rgb-16x-2 --minutes 600
 
-On several GPUs: `torchrun --nproc_per_node 8 scripts/train_codec.py ...`, where `--batch_size` is that of each.
+`scripts/train_codec.py` of the repository is the same. On several GPUs:
+`torchrun --nproc_per_node 8 scripts/train_codec.py ...`, where `--batch_size` is that of each.
 """
 
 import argparse
 import functools
 import json
 import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import TrainingArguments, set_seed
+from transformers import HfArgumentParser, TrainingArguments, set_seed
 
-from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
-from transformers_walloc.codec.bottleneck import decompand
-from transformers_walloc.training.conversion import save_model_folder
-from transformers_walloc.training.data import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
-    AudioSegments,
-    ImageCrops,
-    MediaCache,
-    list_media,
-)
-from transformers_walloc.training.klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis
-from transformers_walloc.training.trainer import CodecTrainer, last_checkpoint
+from ..codec.bottleneck import decompand
+from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
+from .conversion import save_model_folder
+from .data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, AudioSegments, ImageCrops, MediaCache, RandomPieces, list_media
+from .growing import grow_from, revive
+from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis
+from .trainer import CodecTrainer, last_checkpoint
 
 _SHAPE = (
     "latent_channels",
@@ -50,153 +49,168 @@ _SHAPE = (
     "decoder_kernel_size",
     "decoder_downsampling",
 )
+# Settings of a machine, which say nothing about the codec.
+_LOCAL = ("output", "cache", "cpu", "workers", "statistics")
 
 
-def parse_arguments(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data")
-    data.add_argument("--kind", choices=["image", "audio"], required=True)
-    data.add_argument(
-        "--train", nargs="+", required=True, metavar="DIR[:SHARE]", help="folders, with shares of the draws"
-    )
-    data.add_argument("--validation", required=True, metavar="DIR", help="folder that is never trained on")
-    data.add_argument("--validation_files", type=int, default=24, help="how many of its files to evaluate on")
-    data.add_argument("--cache", default=None, metavar="DIR", help="where decoded media go; default: OUTPUT/cache")
-    codec = parser.add_argument_group("codec")
-    codec.add_argument("--latent_channels", type=int, default=None)
-    codec.add_argument("--step", type=float, default=None, help="quantisation step of the transform's coefficients")
-    codec.add_argument("--decoder_type", choices=["residual", "restoration", "linear"], default="residual")
-    codec.add_argument("--decoder_hidden_size", type=int, default=None)
-    codec.add_argument("--decoder_num_layers", type=int, default=None)
-    codec.add_argument("--decoder_kernel_size", type=int, default=None)
-    codec.add_argument("--decoder_downsampling", type=int, default=None, help="of restoration decoders; default: 2")
-    codec.add_argument(
-        "--encoder_from",
-        default=None,
-        metavar="MODEL",
-        help="train a new decoder for this model, whose encoder, linear synthesis and entropy tables are kept; "
-        "--latent_channels and --step are not needed. With --train_encoder a new codec that starts at this one",
-    )
-    codec.add_argument("--train_encoder", action="store_true", help="tune the projection too; it is frozen otherwise")
-    codec.add_argument(
-        "--refit_linear",
-        action="store_true",
-        help="start from the least-squares synthesis for the projection of --encoder_from",
-    )
-    codec.add_argument("--klt_draws", type=int, default=6000, help="random pieces for the closed-form fit")
-    codec.add_argument(
-        "--statistics",
-        default=None,
-        metavar="FILE",
-        help="statistics of the closed-form fit, written if missing; codecs fitted to the same ones are nested",
-    )
-    run = parser.add_argument_group("training")
-    run.add_argument("--output", required=True, metavar="DIR")
-    run.add_argument("--minutes", type=float, default=None, help="time budget; the schedule follows it")
-    run.add_argument("--max_steps", type=int, default=1_000_000, help="0 stops at the closed form")
-    run.add_argument("--piece_size", type=int, default=None, help="pixels per side or samples; default 192 or 65536")
-    run.add_argument("--batch_size", type=int, default=None)
-    run.add_argument("--learning_rate", type=float, default=6e-4, help="peak, of the network; 2e-3 shuts its units")
-    run.add_argument("--linear_learning_rate", type=float, default=1e-4)
-    run.add_argument(
-        "--encoder_learning_rate", type=float, default=None, help="default: --linear_learning_rate; try 6e-3 (Adam)"
-    )
-    run.add_argument(
-        "--log_floor",
-        type=float,
-        default=None,
-        help="train for the mean of log(squared error + this) over pieces, as PSNR counts; try 7e-4 for images",
-    )
-    run.add_argument("--signal_fraction", type=float, default=0.15, help="share at the end with loss on samples")
-    run.add_argument(
-        "--rate_weight",
-        type=float,
-        default=0.0,
-        help="mean squared error that a bit per pixel and channel (per audio sample) is worth; needs --train_encoder",
-    )
-    run.add_argument("--eval_steps", type=int, default=1000)
-    run.add_argument("--save_steps", type=int, default=500)
-    run.add_argument("--workers", type=int, default=1)
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--no_bf16", action="store_true", help="train in float32 instead of bfloat16 autocast")
-    run.add_argument("--cpu", action="store_true")
-    args = parser.parse_args(argv)
-    for name in ("latent_channels", "step"):
-        if getattr(args, name) is None and not args.encoder_from:
-            parser.error(f"--{name} is needed without --encoder_from")
-    if args.rate_weight and not args.train_encoder:
-        parser.error("--rate_weight needs --train_encoder: a frozen encoder has the rate that it has")
-    if args.refit_linear and not args.encoder_from:
-        parser.error("--refit_linear needs --encoder_from")
-    if args.rate_weight < 0:
-        parser.error(f"--rate_weight is {args.rate_weight}; it must not be negative")
-    return args
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
-def main(argv=None) -> dict[str, float]:
-    """Train; the validation metrics of the finished codec on the first process."""
-    args = parse_arguments(argv)
-    image, output = args.kind == "image", Path(args.output)
-    training = TrainingArguments(
-        output_dir=str(output),
-        max_steps=args.max_steps,
-        per_device_train_batch_size=args.batch_size or (14 if image else 16),
-        learning_rate=args.learning_rate,
-        adam_beta2=0.98,
-        weight_decay=0.0,
-        max_grad_norm=0.5,
-        warmup_steps=200,
-        bf16=not args.no_bf16,
-        use_cpu=args.cpu,
-        eval_strategy="steps",
-        eval_steps=args.eval_steps,
-        save_steps=args.save_steps,
-        save_total_limit=2,
-        logging_steps=50,
-        report_to=["tensorboard"],
-        remove_unused_columns=False,
-        dataloader_num_workers=args.workers,
-        seed=args.seed,
-        ignore_data_skip=True,
-        ddp_backend="gloo" if args.cpu and "RANK" in os.environ else None,
-        ddp_find_unused_parameters=False,
-        ddp_timeout=6 * 3600,  # the other processes wait while the first one prepares the data and evaluates
+@dataclass(kw_only=True)
+class Recipe:
+    """Settings of a training run; `walloc train --help` explains each.
+
+    Raises:
+        ValueError: settings that are missing or contradict each other.
+    """
+
+    kind: Literal["image", "audio"] = field(metadata={"help": "of the codec"})
+    train: list[str] = field(metadata={"help": "folders, with shares of the draws: DIR[:SHARE]"})
+    validation: str = field(metadata={"help": "folder that is never trained on"})
+    output: str = field(metadata={"help": "folder for the run; the codec is OUTPUT/model"})
+    validation_files: int = _option(24, "how many files of it to evaluate on")
+    cache: str | None = _option(None, "where decoded media go; OUTPUT/cache if not given")
+    latent_channels: int | None = _option(None, "of the codec; fewer make smaller files and coarser latents")
+    step: float | None = _option(None, "quantisation step of the transform's coefficients")
+    decoder_type: Literal["residual", "restoration", "linear"] = _option(
+        "residual", "network on the grid of the latents, network on the picture, or closed form alone"
     )
-    set_seed(args.seed)
+    decoder_hidden_size: int | None = _option(None, "width of the network")
+    decoder_num_layers: int | None = _option(None, "residual blocks of the network")
+    decoder_kernel_size: int | None = _option(None, "of its convolutions, odd")
+    decoder_downsampling: int | None = _option(None, "of a restoration network")
+    encoder_from: str | None = _option(
+        None,
+        "codec whose encoder, linear synthesis and entropy tables are the start, with a new network for them; "
+        "latent_channels and step are not needed. With train_encoder a new codec that starts at this one",
+    )
+    continue_from: str | None = _option(
+        None,
+        "codec that is trained on: as encoder_from, but its network is the start; a wider or deeper one starts as it",
+    )
+    train_encoder: bool = _option(False, "tune the projection too; it is frozen otherwise")
+    refit_linear: bool = _option(
+        False, "start from the least-squares synthesis for the projection of encoder_from or continue_from"
+    )
+    klt_draws: int = _option(6000, "random pieces for the closed-form fit")
+    statistics: str | None = _option(
+        None, "file of statistics of the closed-form fit, written if missing; codecs fitted to the same ones are nested"
+    )
+    minutes: float | None = _option(None, "time budget; the schedule follows it")
+    max_steps: int = _option(1_000_000, "0 stops at the closed form")
+    piece_size: int | None = _option(None, "pixels per side or samples; 192 or 65536 if not given")
+    batch_size: int | None = _option(None, "pieces a step and process; 14 images or 16 segments if not given")
+    learning_rate: float = _option(6e-4, "peak, of the network; 2e-3 shuts its units")
+    linear_learning_rate: float = _option(1e-4, "peak, of projection and linear synthesis")
+    encoder_learning_rate: float | None = _option(None, "peak, of the projection; linear_learning_rate if not given")
+    log_floor: float | None = _option(
+        None, "train for the mean of log(squared error + this) over pieces, as PSNR counts; try 7e-4 for images"
+    )
+    signal_fraction: float = _option(0.15, "share at the end with loss on samples")
+    rate_weight: float = _option(
+        0.0, "mean squared error that a bit per pixel and channel (per audio sample) is worth; needs train_encoder"
+    )
+    eval_steps: int = _option(1000, "steps between evaluations")
+    save_steps: int = _option(500, "steps between checkpoints")
+    workers: int = _option(1, "processes that draw pieces")
+    seed: int = _option(0, "of pieces, weights and noise")
+    no_bf16: bool = _option(False, "train in float32 instead of bfloat16 autocast")
+    cpu: bool = _option(False, "train on the CPU where there is a GPU")
+
+    def __post_init__(self):
+        if self.encoder_from and self.continue_from:
+            raise ValueError("choose encoder_from (a new network) or continue_from (its own network), not both")
+        for name in ("latent_channels", "step"):
+            if getattr(self, name) is None and not self.source:
+                raise ValueError(f"{name} is needed without encoder_from or continue_from")
+        if self.refit_linear and not self.source:
+            raise ValueError("refit_linear needs encoder_from or continue_from")
+        if self.rate_weight and not self.train_encoder:
+            raise ValueError("rate_weight needs train_encoder: a frozen encoder has the rate that it has")
+        if self.rate_weight < 0:
+            raise ValueError(f"rate_weight is {self.rate_weight}; it must not be negative")
+
+    @property
+    def source(self) -> str | None:
+        """The codec that this one is made from, if any."""
+        return self.encoder_from or self.continue_from
+
+    @property
+    def is_image(self) -> bool:
+        return self.kind == "image"
+
+    @property
+    def cache_folder(self) -> Path:
+        return Path(self.cache) if self.cache else Path(self.output) / "cache"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `walloc train`."""
+    train_codec(parse_recipe(argv))
+    return 0
+
+
+def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
+    """The recipe that a command line stands for; exits with a message where it is none."""
+    parser = HfArgumentParser(
+        Recipe, prog="walloc train", description=__doc__, formatter_class=_Formatter, allow_abbrev=False
+    )
+    try:
+        (recipe,) = parser.parse_args_into_dataclasses(None if argv is None else list(argv))
+    except ValueError as error:
+        parser.error(str(error))
+    return recipe
+
+
+def train_codec(recipe: Recipe) -> dict[str, float]:
+    """Train a codec into `recipe.output`, from where an earlier run with this output stopped.
+
+    The finished codec is the folder `model` in there.
+
+    Returns:
+        The validation metrics of the finished codec on the first process; nothing on the others.
+
+    Raises:
+        ValueError: folders without media, a codec to start from that does not fit.
+    """
+    output = Path(recipe.output)
+    training = training_arguments(recipe)
+    set_seed(recipe.seed)
     with training.main_process_first():
-        caches, shares, validation = open_media(args)
+        caches, shares, validation = open_media(recipe)
     checkpoint = last_checkpoint(output)
-    seed = f"{args.seed}-{checkpoint.rpartition('-')[2] if checkpoint else 0}"
+    seed = f"{recipe.seed}-{checkpoint.rpartition('-')[2] if checkpoint else 0}"
     pieces: ImageCrops | AudioSegments
-    if image:
-        pieces = ImageCrops(caches, shares, args.piece_size or 192, seed)
+    if recipe.is_image:
+        pieces = ImageCrops(caches, shares, recipe.piece_size or 192, seed)
     else:
-        pieces = AudioSegments(caches, shares, args.piece_size or 65536, seed)
+        pieces = AudioSegments(caches, shares, recipe.piece_size or 65536, seed)
 
     # Otherwise a checkpoint, or the first process, brings the weights.
-    fit = (checkpoint is None or args.max_steps == 0) and training.process_index == 0
-    model = make_model(args, pieces, fit=fit)
+    fit = (checkpoint is None or recipe.max_steps == 0) and training.process_index == 0
+    model = make_model(recipe, pieces, fit=fit)
     output.mkdir(parents=True, exist_ok=True)
-    if args.max_steps == 0:
+    if recipe.max_steps == 0:
         if training.process_index == 0:
             metrics = validate(model, validation)
             print("closed form:", metrics)
-            export(model, args)
+            export(model, recipe)
             return metrics
         return {}
-    model.encoder.requires_grad_(args.train_encoder)
+    model.encoder.requires_grad_(recipe.train_encoder)
     trainer = CodecTrainer(
         model=model,
         args=training,
         train_dataset=pieces,
         eval_dataset=[],
-        linear_learning_rate=args.linear_learning_rate,
-        encoder_learning_rate=args.encoder_learning_rate,
-        log_floor=args.log_floor,
-        signal_fraction=args.signal_fraction,
-        time_budget=args.minutes * 60 if args.minutes else None,
+        linear_learning_rate=recipe.linear_learning_rate,
+        encoder_learning_rate=recipe.encoder_learning_rate,
+        log_floor=recipe.log_floor,
+        signal_fraction=recipe.signal_fraction,
+        time_budget=recipe.minutes * 60 if recipe.minutes else None,
         evaluate_codec=functools.partial(validate, cache=validation),
-        rate_weight=args.rate_weight,
+        rate_weight=recipe.rate_weight,
     )
     if checkpoint is None and trainer.is_world_process_zero():
         print("closed form:", validate(model, validation), flush=True)
@@ -205,118 +219,150 @@ def main(argv=None) -> dict[str, float]:
     if trainer.is_world_process_zero():
         with trainer.average.applied_to(model):
             metrics = validate(model, validation)
-            export(model, args)
+            export(model, recipe)
         print("trained:", metrics)
     trainer.accelerator.end_training()
     return metrics
 
 
-def open_media(args) -> tuple[list[MediaCache], list[float], MediaCache]:
-    """Decoded training media with their shares, and the validation files."""
-    suffixes = IMAGE_SUFFIXES if args.kind == "image" else AUDIO_SUFFIXES
-    cache_dir = args.cache or Path(args.output) / "cache"
-    caches, shares = [], []
-    for entry in args.train:
-        folder, _, share = entry.rpartition(":") if ":" in entry else (entry, "", "1")
-        caches.append(MediaCache(list_media(folder, suffixes), args.kind, cache_dir))
-        shares.append(float(share))
-    validation_files = list_media(args.validation, suffixes)[: args.validation_files]
-    return caches, shares, MediaCache(validation_files, args.kind, cache_dir)
-
-
-def export(model, args):
-    """The finished checkpoint, and beside it the recipe: all settings, folders by their names."""
-    vars(model.config).pop("use_cache", None)  # Trainer sets it, for text models
-    recipe = dict(vars(args), train=[Path(entry).name for entry in args.train], validation=Path(args.validation).name)
-    if args.encoder_from and Path(args.encoder_from).is_dir():
-        recipe["encoder_from"] = Path(args.encoder_from).name
-        earlier = Path(args.encoder_from) / "recipe.json"
-        if earlier.exists():
-            recipe["earlier"] = json.loads(earlier.read_text())
-    for name in ("output", "cache", "cpu", "workers", "statistics"):
-        del recipe[name]
-    save_model_folder(
-        model,
-        Path(args.output) / "model",
-        decoder_dtype=torch.float16,
-        overwrite=True,
-        documents={"recipe.json": json.dumps(recipe, indent=2) + "\n"},
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=recipe.output,
+        max_steps=recipe.max_steps,
+        per_device_train_batch_size=recipe.batch_size or (14 if recipe.is_image else 16),
+        learning_rate=recipe.learning_rate,
+        adam_beta2=0.98,
+        weight_decay=0.0,
+        max_grad_norm=0.5,
+        warmup_steps=200,
+        bf16=not recipe.no_bf16,
+        use_cpu=recipe.cpu,
+        eval_strategy="steps",
+        eval_steps=recipe.eval_steps,
+        save_steps=recipe.save_steps,
+        save_total_limit=2,
+        logging_steps=50,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        dataloader_num_workers=recipe.workers,
+        seed=recipe.seed,
+        ignore_data_skip=True,
+        ddp_backend="gloo" if recipe.cpu and "RANK" in os.environ else None,
+        ddp_find_unused_parameters=False,
+        ddp_timeout=6 * 3600,  # the other processes wait while the first one prepares the data and evaluates
     )
 
 
-def make_model(args, pieces, fit: bool = True):
+def open_media(recipe: Recipe) -> tuple[list[MediaCache], list[float], MediaCache]:
+    """Decoded training media with their shares, and the validation files."""
+    suffixes = IMAGE_SUFFIXES if recipe.is_image else AUDIO_SUFFIXES
+    caches, shares = [], []
+    for entry in recipe.train:
+        folder, _, share = entry.rpartition(":") if ":" in entry else (entry, "", "1")
+        caches.append(MediaCache(list_media(folder, suffixes), recipe.kind, recipe.cache_folder))
+        shares.append(float(share))
+    validation_files = list_media(recipe.validation, suffixes)[: recipe.validation_files]
+    return caches, shares, MediaCache(validation_files, recipe.kind, recipe.cache_folder)
+
+
+def export(model, recipe: Recipe) -> None:
+    """The finished checkpoint, and beside it the recipe: all settings, folders by their names."""
+    vars(model.config).pop("use_cache", None)  # Trainer sets it, for text models
+    settings = {name: value for name, value in asdict(recipe).items() if name not in _LOCAL}
+    settings |= {"train": [Path(entry).name for entry in recipe.train], "validation": Path(recipe.validation).name}
+    if recipe.source and Path(recipe.source).is_dir():
+        settings["encoder_from" if recipe.encoder_from else "continue_from"] = Path(recipe.source).name
+        earlier = Path(recipe.source) / "recipe.json"
+        if earlier.exists():
+            settings["earlier"] = json.loads(earlier.read_text())
+    save_model_folder(
+        model,
+        Path(recipe.output) / "model",
+        decoder_dtype=torch.float16,
+        overwrite=True,
+        documents={"recipe.json": json.dumps(settings, indent=2) + "\n"},
+    )
+
+
+def make_model(recipe: Recipe, pieces: RandomPieces, fit: bool = True) -> WallocImageModel | WallocAudioModel:
     """A model that starts at the closed form of the training data, or at another model.
 
-    Of the other model the encoder stays, unless it is trained, too; its decoder is trained on if the shape that is
-    asked for has room for it.
+    Of the other model the encoder stays, unless it is trained, too.
 
     Args:
+        pieces: signals for the closed form, for the scales of a new network, and for finding units that are silent.
         fit: whether to fit it; otherwise the weights that depend on the data are left for a checkpoint to fill in.
+
+    Raises:
+        ValueError: the other model has no linear synthesis, another number of channels, or a network that is larger.
     """
-    model_class = WallocImageModel if args.kind == "image" else WallocAudioModel
-    config_class = WallocImageConfig if args.kind == "image" else WallocAudioConfig
-    shape = {name: value for name in _SHAPE if (value := getattr(args, name)) is not None}
-    if not args.encoder_from:
+    model_class = WallocImageModel if recipe.is_image else WallocAudioModel
+    config_class = WallocImageConfig if recipe.is_image else WallocAudioConfig
+    shape = {name: value for name in _SHAPE if (value := getattr(recipe, name)) is not None}
+    if not recipe.source:
         model = model_class(config_class(**shape))
         if fit:
-            fit_klt(model, collect_statistics(args, model.config, pieces), args.step)
+            fit_klt(model, collect_statistics(recipe, model.config, pieces), recipe.step)
         return model
 
-    source = model_class.from_pretrained(args.encoder_from, dtype=torch.float32)
+    source = model_class.from_pretrained(recipe.source, dtype=torch.float32)
     if source.config.decoder_type not in ("residual", "restoration", "linear"):
         raise ValueError(
-            f"--encoder_from {args.encoder_from} has the decoder {source.config.decoder_type!r}, which has no linear "
-            "synthesis to start from; valid: residual, restoration, linear"
+            f"{recipe.source} has the decoder {source.config.decoder_type!r}, which has no linear synthesis to start "
+            "from; valid: residual, restoration, linear"
         )
-    if args.latent_channels not in (None, source.config.latent_channels):
+    if recipe.latent_channels not in (None, source.config.latent_channels):
         raise ValueError(
-            f"--latent_channels is {args.latent_channels}; {args.encoder_from} has {source.config.latent_channels}"
+            f"latent_channels is {recipe.latent_channels}; {recipe.source} has {source.config.latent_channels}"
         )
     model = model_class(config_class.from_dict({**source.config.to_dict(), **shape}))
     model.encoder.load_state_dict(source.encoder.state_dict())
-    old, new = source.config, model.config
-    fits = (
-        old.decoder_type == new.decoder_type != "linear"
-        and old.decoder_hidden_size <= new.decoder_hidden_size
-        and old.decoder_num_layers <= new.decoder_num_layers
-        and old.decoder_kernel_size == new.decoder_kernel_size
-        and old.decoder_downsampling == new.decoder_downsampling
-    )
-    model.decoder.linear.load_state_dict(source.decoder.linear.state_dict())
-    if fits and new.decoder_type == "restoration":
-        model.decoder.network.grow_from(source.decoder.network)
-    elif fits:
-        model.decoder.grow_from(source.decoder)
     if source.entropy_tables is not None:
         model.entropy_tables.copy_(source.entropy_tables)
     if source.config.latent_fingerprint not in (None, model.fingerprint()):
-        raise ValueError(f"the encoder of {args.encoder_from} is not stored in float32: its codes would change")
-    if fit and args.refit_linear:
-        fit_linear_synthesis(model, collect_statistics(args, model.config, pieces))
-    if fit and args.decoder_type == "residual" and not fits:
-        fit_decoder_scales(model, collect_statistics(args, model.config, pieces))
-    if fit and fits and new.decoder_type == "residual":
-        stream = iter(pieces)
-        typical = torch.stack([next(iter(next(stream).values())) for _ in range(32)])
-        with torch.no_grad():
-            codes = model.quantize(model.encode(typical)[0])
-            revived = model.decoder.revive(decompand(codes, model.config.latent_bits))
-        print(f"units of the decoder that were silent and start anew: {revived}")
+        raise ValueError(f"the encoder of {recipe.source} is not stored in float32: its codes would change")
+    if recipe.continue_from:
+        grow_from(model.decoder, source.decoder)
+    else:
+        model.decoder.linear.load_state_dict(source.decoder.linear.state_dict())
+        if source.config.decoder_type != "linear":
+            print(f"the network of {recipe.source} is left out, a new one starts; continue_from would train it on")
+    if not fit:
+        return model
+    if recipe.refit_linear:
+        fit_linear_synthesis(model, collect_statistics(recipe, model.config, pieces))
+    if model.config.decoder_type == "residual":
+        if recipe.continue_from:
+            with torch.no_grad():
+                codes = model.quantize(model.encode(_some_pieces(pieces, 32))[0])
+                revived = revive(model.decoder, decompand(codes, model.config.latent_bits))
+            print(f"units of the decoder that were silent and start anew: {revived}")
+        else:
+            fit_decoder_scales(model, collect_statistics(recipe, model.config, pieces))
     return model
 
 
-def collect_statistics(args, config, pieces) -> SubbandStatistics:
-    """Of the file that `--statistics` names, or of random pieces."""
-    if args.statistics and Path(args.statistics).exists():
-        return SubbandStatistics.load(args.statistics, config)
+def collect_statistics(recipe: Recipe, config: WallocConfig, pieces: RandomPieces) -> SubbandStatistics:
+    """Of the file that `recipe.statistics` names, or of random pieces."""
+    if recipe.statistics and Path(recipe.statistics).exists():
+        return SubbandStatistics.load(recipe.statistics, config)
     statistics = SubbandStatistics(config)
     stream = iter(pieces)
-    for _ in tqdm(range(args.klt_draws), desc="statistics of the subbands", unit="piece"):
+    for _ in tqdm(range(recipe.klt_draws), desc="statistics of the subbands", unit="piece"):
         (piece,) = next(stream).values()
         statistics.update(piece[None])
-    if args.statistics:
-        statistics.save(args.statistics)
+    if recipe.statistics:
+        statistics.save(recipe.statistics)
     return statistics
+
+
+def _some_pieces(pieces: RandomPieces, count: int) -> torch.Tensor:
+    stream = iter(pieces)
+    return torch.stack([next(iter(next(stream).values())) for _ in range(count)])
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The text as it is, and the default of every option."""
 
 
 @torch.inference_mode()
@@ -348,4 +394,4 @@ def validate(model, cache: MediaCache) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
