@@ -32,6 +32,7 @@ from transformers_walloc.codec.wavelet_convolutions import analysis_bands, band_
 from transformers_walloc.codec.wavelets import wavelet_packet_synthesis
 from transformers_walloc.evaluation.stand_ins import stand_ins
 from transformers_walloc.training.data import ImageCrops, MediaCache, list_media
+from transformers_walloc.training.losses import subband_error
 
 IMAGE_SIZES = ((1, 512, 768), (1, 2160, 3840), (8, 256, 256))
 AUDIO_SIZES = ((1, 2**20), (8, 2**17))
@@ -120,8 +121,8 @@ def image_synthesis_rows(original, device: str, batch: int, height: int, width: 
         codec = original.Codec2D(3, 3, 32, 32, 12, 8, True).to(device)
         rows["original"] = lambda: codec.wavelet_synthesis(bands, 3)
     rows["ours, as convolutions (differentiable)"] = lambda: synthesis_bands(bands, 3, "bior4.4", "symmetric", 2)
-    rows["ours, boundary periodization"] = lambda: wavelet_packet_synthesis(bands, 3)
-    rows["ours"] = lambda: wavelet_packet_synthesis(bands, 3, boundary="symmetric")
+    rows["ours, boundary periodization"] = lambda: wavelet_packet_synthesis(bands, 3, boundary="periodization")
+    rows["ours"] = lambda: wavelet_packet_synthesis(bands, 3)
     return rows
 
 
@@ -164,7 +165,7 @@ def audio_synthesis_rows(original, device: str, batch: int, length: int, channel
     if original:
         codec = original.Codec1D(2, 8, 108, 108, 27, 8, True, False).to(device)
         rows["original"] = lambda: codec.wavelet_synthesis(bands, 8)
-    rows["ours"] = lambda: wavelet_packet_synthesis(bands, 8, boundary="symmetric", num_dims=1)
+    rows["ours"] = lambda: wavelet_packet_synthesis(bands, 8, num_dims=1)
     return rows
 
 
@@ -209,7 +210,7 @@ def train_rows(original, device: str, batch: int, height: int, width: int, chann
     @torch.inference_mode(False)
     def step():
         with torch.autocast(device, torch.bfloat16):
-            loss = model(x, loss_domain="subbands").loss
+            loss = subband_error(model, x).loss
         loss.backward()
         model.zero_grad()
 

@@ -14,8 +14,8 @@ from transformers_walloc import (
     WallocImageModel,
 )
 from transformers_walloc.codec.bitstream import WallocCodecMismatchError, WallocFormatError, unpack
-from transformers_walloc.codec.compression import codec_name
 from transformers_walloc.codec.entropy_tables import EntropyTables, GenericHeader
+from transformers_walloc.codec.identity import codec_name
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoModel
 
 from transformers_walloc import WallocAudioFeatureExtractor, WallocImageProcessor, bundled_path
+from transformers_walloc.bundled import bundled_reader
 from transformers_walloc.codec.bitstream import pack, unpack
 from transformers_walloc.codec.entropy_coding import decode_codes, encode_codes
 
@@ -26,7 +27,10 @@ SIGNALS = {"rgb-4x": "astronaut.png", "rgb-16x": "astronaut.png", "stereo-5x": "
 
 
 def load(name: str):
-    model = AutoModel.from_pretrained(bundled_path(name))
+    """The codec that wrote the file. One that is trained further leaves its old weights to another folder."""
+    path = FOLDER / f"{name}.walloc"
+    reader = bundled_reader(name, unpack(path.read_bytes())[0].fingerprint) if path.exists() else name
+    model = AutoModel.from_pretrained(bundled_path(reader or name))
     model.config._name_or_path = f"walloc/{name}"
     return model
 

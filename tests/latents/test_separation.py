@@ -42,7 +42,7 @@ def test_sources_add_up(model):
         centred = level * x + offset - (level * x + offset).mean()
         gain = 2 * centred.abs().max()
         padded = torch.nn.functional.pad(centred / gain, (0, -1000 % 32))[None]
-        subbands = model.codec._subbands(model.codec.encode(padded).latents)
+        subbands = model.codec.decode_subbands(model.codec.encode(padded).latents)
         decoded = model.codec._synthesise(subbands)[0, :, :1000] * gain
         assert not torch.allclose(sources[0], sources[1], atol=1e-3 * level)
         torch.testing.assert_close(sources.sum(0), decoded, atol=2e-4 * level, rtol=0)

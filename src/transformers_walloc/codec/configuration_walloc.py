@@ -2,16 +2,35 @@
 
 import difflib
 import math
+import re
+import reprlib
+from typing import Any
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from .wavelets import check_wavelet
 
 DECODER_TYPES = ("residual", "restoration", "linear", "kl", "oobleck")
+DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+# What a checkpoint may ask for, before its weights are looked at.
+RANGES = {
+    "num_channels": (1, 2**16),
+    "num_levels": (1, 12),
+    "latent_channels": (1, 2**16),
+    "latent_bits": (2, 16),
+    "decoder_hidden_size": (1, 2**13),
+    "decoder_num_layers": (0, 2**8),
+    "decoder_kernel_size": (1, 31),
+    "decoder_downsampling": (1, 2**12),
+    "encoder_padding": (0, 1),
+    "post_filter_size": (0, 2**12),
+    "entropy_tables_size": (0, 2**24),
+    "sampling_rate": (1, 2**24),
+}
+MAX_WEIGHTS = 2**29  # 2 GB of float32
 
 
-@strict
 class WallocConfig(PreTrainedConfig):
     r"""
     What codecs for all kinds of signals have in common; use [`WallocImageConfig`] or [`WallocAudioConfig`].
@@ -80,7 +99,10 @@ class WallocConfig(PreTrainedConfig):
         return self.subband_channels / self.latent_channels
 
     def __post_init__(self, **kwargs):
-        self._check()
+        self.check()
+        for value in (self.dtype, kwargs.get("torch_dtype")):
+            if value is not None and str(value).removeprefix("torch.") not in DTYPES:
+                raise ValueError(f"dtype is {reprlib.repr(value)}; valid: {', '.join(DTYPES)}")
         own_fields = [name for name in self.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
         for name in kwargs:
             # PreTrainedConfig takes any keyword; a misspelt field must not vanish among them.
@@ -88,32 +110,68 @@ class WallocConfig(PreTrainedConfig):
                 raise ValueError(f"unknown field {name!r} of {type(self).__name__}; did you mean {similar[0]!r}?")
         super().__post_init__(**kwargs)
 
-    def _check(self):
-        for name in ("num_channels", "num_levels", "latent_channels", "decoder_hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.num_levels > 12:
-            raise ValueError(f"num_levels is {self.num_levels}; valid: 1 to 12")
-        if not 2 <= self.latent_bits <= 16:
-            raise ValueError(f"latent_bits is {self.latent_bits}; valid: 2 to 16")
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """A configuration of the contents of `config.json`.
+
+        Raises:
+            ValueError: another kind of model's, or values that are out of range or of a wrong type.
+        """
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            kind = {"walloc_image": "Image", "walloc_audio": "Audio"}.get(str(found))
+            load = f"Walloc{kind}Model, Walloc{kind}Encoder or AutoModel" if kind else "AutoModel"
+            raise ValueError(
+                f"the checkpoint is a {reprlib.repr(found)}, which {cls.__name__} ({cls.model_type!r}) cannot read: "
+                f"load it with {load}"
+            )
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (StrictDataclassError, AttributeError, TypeError) as error:  # of fields that all models have
+            raise ValueError(f"the configuration cannot be read: {error}") from error
+
+    def check(self) -> None:
+        """Raises ValueError for fields of a wrong type, out of range, or that contradict each other."""
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name, low)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{name} is {reprlib.repr(value)}; valid: whole numbers from {low} to {high}")
         if self.latent_channels > self.subband_channels:
             raise ValueError(
                 f"latent_channels is {self.latent_channels}, more than the {self.subband_channels} subbands of "
                 f"{self.num_channels} channels and {self.num_levels} levels"
             )
-        for name in ("decoder_num_layers", "encoder_padding", "post_filter_size", "entropy_tables_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if self.decoder_kernel_size % 2 == 0 or self.decoder_kernel_size < 1:
+        if self.decoder_kernel_size % 2 == 0:
             raise ValueError(f"decoder_kernel_size is {self.decoder_kernel_size}; it must be odd")
         if self.post_filter_size and self.post_filter_size % 2 == 0:
             raise ValueError(f"post_filter_size is {self.post_filter_size}; it must be odd, or 0 for none")
+        if self.post_filter_size and self.num_dims != 1:
+            raise ValueError(f"post_filter_size is {self.post_filter_size}; only audio codecs have one: valid: 0")
+        self._check_decoder()
+        if self._num_weights() > MAX_WEIGHTS:
+            raise ValueError(
+                f"the configuration describes about {self._num_weights():,} weights; valid: up to {MAX_WEIGHTS:,}"
+            )
+        for name in ("wavelet", "boundary"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {reprlib.repr(getattr(self, name))}; valid: its name")
+        check_wavelet(self.wavelet, self.boundary)
+        fingerprint = self.latent_fingerprint
+        if fingerprint is not None and not re.fullmatch("[0-9a-f]{16}", str(fingerprint)):
+            raise ValueError(
+                f"latent_fingerprint is {reprlib.repr(fingerprint)}; valid: 16 hexadecimal digits, or None"
+            )
+        self._check_statistics()
+
+    def _check_decoder(self):
         if self.decoder_type not in DECODER_TYPES:
-            raise ValueError(f"unknown decoder_type {self.decoder_type!r}; valid: {', '.join(DECODER_TYPES)}")
+            raise ValueError(
+                f"unknown decoder_type {reprlib.repr(self.decoder_type)}; valid: {', '.join(DECODER_TYPES)}"
+            )
         foreign = {1: ("kl", "restoration"), 2: ("oobleck",)}.get(self.num_dims, ())
         if self.decoder_type in foreign:
             raise ValueError(f"decoder_type {self.decoder_type!r} is not for signals of {self.num_dims} dimensions")
-        if self.decoder_downsampling < 1 or self.patch_size % self.decoder_downsampling:
+        if self.patch_size % self.decoder_downsampling:
             raise ValueError(
                 f"decoder_downsampling is {self.decoder_downsampling}; it must divide 2**num_levels, {self.patch_size}"
             )
@@ -131,10 +189,15 @@ class WallocConfig(PreTrainedConfig):
             raise ValueError(
                 f"encoder_padding is {self.encoder_padding}; decoder_type {self.decoder_type!r} takes off {padding}"
             )
-        if self.post_filter_size and self.num_dims != 1:
-            raise ValueError(f"post_filter_size is {self.post_filter_size}; only audio codecs have one: valid: 0")
-        check_wavelet(self.wavelet, self.boundary)
-        self._check_statistics()
+
+    def _num_weights(self) -> int:
+        """Of encoder, linear synthesis and network, roughly."""
+        width, kernel = self.decoder_hidden_size, self.decoder_kernel_size**self.num_dims
+        network = width * kernel * (self.latent_channels + self.subband_channels + 2 * width * self.decoder_num_layers)
+        if self.decoder_type == "restoration":
+            network += width // 4 * kernel * self.latent_channels * (self.patch_size // self.decoder_downsampling) ** 2
+        linear = 2 * self.latent_channels * self.subband_channels
+        return linear + network + self.num_channels**2 * self.post_filter_size
 
     def _check_statistics(self):
         if (self.latents_mean is None) != (self.latents_std is None):
@@ -143,6 +206,8 @@ class WallocConfig(PreTrainedConfig):
             values = getattr(self, name)
             if values is None:
                 continue
+            if not isinstance(values, list | tuple) or any(type(value) not in (int, float) for value in values):
+                raise ValueError(f"{name} is {reprlib.repr(values)}; valid: a list of numbers, or None")
             if len(values) != self.latent_channels:
                 raise ValueError(
                     f"{name} has {len(values)} values; it must have one for each of the "
@@ -155,7 +220,6 @@ class WallocConfig(PreTrainedConfig):
                     )
 
 
-@strict
 class WallocImageConfig(WallocConfig):
     r"""
     Configuration of a WaLLoC image codec. The defaults are those of `walloc/rgb-16x`.
@@ -173,7 +237,6 @@ class WallocImageConfig(WallocConfig):
     num_dims = 2
 
 
-@strict
 class WallocAudioConfig(WallocConfig):
     r"""
     Configuration of a WaLLoC audio codec. The defaults are those of `walloc/stereo-20x`.
@@ -202,8 +265,3 @@ class WallocAudioConfig(WallocConfig):
     def frame_rate(self) -> float:
         """Latents per second."""
         return self.sampling_rate / self.patch_size
-
-    def _check(self):
-        super()._check()
-        if self.sampling_rate < 1:
-            raise ValueError(f"sampling_rate is {self.sampling_rate} Hz; it must be positive")

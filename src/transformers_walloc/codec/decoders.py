@@ -153,6 +153,10 @@ class ResidualBlock(GradientCheckpointingLayer):
         return hidden + self.conv2(F.relu(self.conv1(hidden)))
 
 
+class PostFilter(nn.Conv1d):
+    """Filters the waveform behind the synthesis; starts as the identity."""
+
+
 def _convolution(config: WallocConfig, inputs: int, outputs: int) -> nn.Conv2d:
     kernel = config.decoder_kernel_size
     return nn.Conv2d(inputs, outputs, (1, kernel) if config.num_dims == 1 else kernel, padding="same")

@@ -9,6 +9,7 @@ list of PIL images (or arrays) <- crop, round to 8 bits   <- (B, C, H, W)
 import base64
 import binascii
 import os
+import reprlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +25,7 @@ from transformers import BaseImageProcessor, BatchFeature
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32)
+RANGES = {"num_channels": (1, 2**16), "patch_size": (1, 2**12)}
 CHANNEL_ORDERS = ("channels_first", "channels_last")
 # What transformers writes beside the options into preprocessor_config.json.
 BOOKKEEPING_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
@@ -209,11 +211,10 @@ def _check_options(options: dict, also: tuple[str, ...] = ()) -> None:
     for name, value in options.items():
         if name not in valid + also:
             raise TypeError(f"unknown option {name!r} of WallocImageProcessor; valid: {', '.join(valid)}")
-        if name in ("num_channels", "patch_size"):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if name in RANGES:
+            low, high = RANGES[name]
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{name} is {reprlib.repr(value)}; valid: whole numbers from {low} to {high}")
         if name == "input_data_format" and value is not None and value not in CHANNEL_ORDERS:
             raise ValueError(f"unknown input_data_format {value!r}; valid: {', '.join(CHANNEL_ORDERS)}")
         if name == "return_tensors" and value is not None and getattr(value, "value", value) not in ("pt", "np"):

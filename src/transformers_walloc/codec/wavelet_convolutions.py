@@ -5,7 +5,8 @@ A cascade of up to four levels is applied at once, with the taps of its `BlockOp
 
 import functools
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 
 from .fast_wavelets import constant_tensor
 from .filter_banks import block_operator, dense_matrix, stages
+
+Result = TypeVar("Result")
 
 
 def analysis_bands(x: torch.Tensor, num_levels: int, wavelet: str, boundary: str, num_dims: int) -> torch.Tensor:
@@ -47,16 +50,25 @@ def band_order(
     `analysis_bands(x)[:, band_order]` is in public order; weights over public bands are applied to cheap ones after
     indexing with `inverse=True`.
     """
-    return _band_order(num_levels, num_dims, inverse, device).tensor
+    return _band_order(num_levels, num_dims, inverse, device)[0]
 
 
-@torch.compiler.assume_constant_result
-def _band_order(num_levels: int, num_dims: int, inverse: bool, device: torch.device | None) -> "_Constant":
-    return _cached_band_order(num_levels, num_dims, inverse, device)
+def _constants(make: Callable[..., Result]) -> Callable[..., Result]:
+    """A function of numpy whose results are kept, and are constants to a compiler, which would try to trace it.
+
+    It returns tensors in tuples: on its own one would be a single constant to a compiler, whatever the arguments.
+    """
+    cached = functools.cache(make)
+
+    @torch.compiler.assume_constant_result
+    def get(*arguments) -> Result:
+        return cached(*arguments)
+
+    return get
 
 
-@functools.cache
-def _cached_band_order(num_levels: int, num_dims: int, inverse: bool, device: torch.device | None) -> "_Constant":
+@_constants
+def _band_order(num_levels: int, num_dims: int, inverse: bool, device: torch.device | None) -> tuple[torch.Tensor]:
     shape: list[int] = []
     axes: list[list[int]] = []  # per level: its axes' positions in `shape`, last axis first (it is the high bit)
     for levels in stages(num_levels):
@@ -66,13 +78,11 @@ def _cached_band_order(num_levels: int, num_dims: int, inverse: bool, device: to
     order = (
         np.arange(2 ** len(shape)).reshape(shape).transpose([position for level in axes for position in level]).ravel()
     )
-    if inverse:
-        order = np.argsort(order)
-    return _Constant(constant_tensor(order, device))
+    return (constant_tensor(np.argsort(order) if inverse else order, device),)
 
 
 class _Operator(NamedTuple):
-    """What a compiler needs to know of a `BlockOperator`; it would try to trace the numpy that makes one."""
+    """The shape of a `BlockOperator`, without its arrays."""
 
     direction: Literal["analysis", "synthesis"]
     num_levels: int
@@ -84,7 +94,7 @@ class _Operator(NamedTuple):
     min_blocks: int
 
 
-@torch.compiler.assume_constant_result
+@_constants
 def _operator(direction: Literal["analysis", "synthesis"], num_levels: int, wavelet: str, boundary: str) -> _Operator:
     operator = block_operator(direction, num_levels, wavelet, boundary)
     return _Operator(
@@ -92,31 +102,22 @@ def _operator(direction: Literal["analysis", "synthesis"], num_levels: int, wave
     )
 
 
-class _Constant(NamedTuple):
-    tensor: torch.Tensor  # on its own it would be one constant to a compiler, whatever the arguments
-
-
-@torch.compiler.assume_constant_result
-def _constant(
+@_constants
+def _array(
     direction: Literal["analysis", "synthesis"],
     num_levels: int,
     wavelet: str,
     boundary: str,
     part: Literal["taps", "head", "tail", "matrix"],
+    size: int,
     device: torch.device,
     dtype: torch.dtype,
-    size: int,
-) -> _Constant:
-    return _cached_constant(direction, num_levels, wavelet, boundary, part, device, dtype, size)
-
-
-@functools.cache
-def _cached_constant(direction, num_levels, wavelet, boundary, part, device, dtype, size) -> _Constant:
+) -> tuple[torch.Tensor]:
     if part == "matrix":
         array = dense_matrix(direction, num_levels, wavelet, boundary, size)
     else:
         array = getattr(block_operator(direction, num_levels, wavelet, boundary), part)
-    return _Constant(constant_tensor(array, device, dtype))
+    return (constant_tensor(array, device, dtype),)
 
 
 def _tensor(
@@ -124,7 +125,7 @@ def _tensor(
 ) -> torch.Tensor:
     """An array of an operator on the device of `like`; `matrix` is the map of a short signal of `size` samples."""
     key = operator.direction, operator.num_levels, operator.wavelet, operator.boundary
-    return _constant(*key, part, like.device, like.dtype, size).tensor
+    return _array(*key, part, size, like.device, like.dtype)[0]
 
 
 def _analyse_axis(operator: _Operator, x: torch.Tensor, axis: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ def wavelet_packet_analysis(
     x: torch.Tensor,
     num_levels: int,
     wavelet: str = "bior4.4",
-    boundary: Boundary | str = "periodization",
+    boundary: Boundary | str = "symmetric",
     num_dims: int = 2,
 ) -> torch.Tensor:
     """Full wavelet packet decomposition of the last `num_dims` axes.
@@ -46,8 +46,8 @@ def wavelet_packet_analysis(
         x: real signal (batch, channels, *sizes); each size must be a multiple of `2**num_levels`.
         num_levels: how often every band is split in two along every axis; 0 leaves the signal as it is.
         wavelet: a PyWavelets name.
-        boundary: `periodization` (the signal repeats; what the original WaLLoC uses) or `symmetric` (whole-sample
-            reflection as in JPEG 2000, so that opposite borders do not leak into each other).
+        boundary: `symmetric` (whole-sample reflection as in JPEG 2000, so that opposite borders do not leak into each
+            other) or `periodization` (the signal repeats; what the original WaLLoC uses).
         num_dims: 1 (audio), 2 (images) or 3 (volumes, video).
 
     Returns:
@@ -70,7 +70,7 @@ def wavelet_packet_synthesis(
     subbands: torch.Tensor,
     num_levels: int,
     wavelet: str = "bior4.4",
-    boundary: Boundary | str = "periodization",
+    boundary: Boundary | str = "symmetric",
     num_dims: int = 2,
 ) -> torch.Tensor:
     """Inverse of `wavelet_packet_analysis`: (batch, channels * bands, *grid) -> (batch, channels, *sizes)."""

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from ..codec.bitstream import unpack
-from ..codec.compression import codec_name
+from ..codec.identity import codec_name
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder, WallocImageModel
 from .folding import latent_values, latent_windows

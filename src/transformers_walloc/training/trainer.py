@@ -23,7 +23,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..codec.modeling_walloc import WallocPreTrainedModel
+from ..codec.modeling_walloc import CodecModel
 from .data import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from .data import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .data import AudioSegments as AudioSegments
@@ -31,6 +31,7 @@ from .data import ImageCrops as ImageCrops
 from .data import MediaCache as MediaCache
 from .data import RandomPieces
 from .data import list_media as list_media
+from .losses import forward_with, subband_error
 from .muon import Muon
 
 
@@ -89,8 +90,8 @@ class CodecTrainer(Trainer):
         self.add_callback(self.average)
 
     @property
-    def unwrapped(self) -> WallocPreTrainedModel:
-        if not isinstance(self.model, WallocPreTrainedModel):
+    def unwrapped(self) -> CodecModel:
+        if not isinstance(self.model, CodecModel):
             raise TypeError(f"model must be a WaLLoC codec, got {type(self.model).__name__}")
         return self.model
 
@@ -187,14 +188,16 @@ class CodecTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        subbands_suffice = self.log_floor is None and not hasattr(self.unwrapped.decoder, "network")
-        early = self.progress < 1.0 - self.signal_fraction
-        outputs = model(**inputs, loss_domain="subbands" if early and subbands_suffice and model.training else "signal")
+        codec = self.unwrapped
+        subbands_suffice = self.log_floor is None and not hasattr(codec.decoder, "network")
+        if model.training and subbands_suffice and self.progress < 1.0 - self.signal_fraction:
+            with self.accelerator.autocast():  # which otherwise comes with the model's own forward
+                outputs = forward_with(subband_error, model, codec, inputs[codec.main_input_name])
+        else:
+            outputs = model(**inputs)
         loss = outputs.loss
         if self.log_floor is not None and model.training:
-            error = (
-                (outputs.reconstruction - inputs[self.unwrapped.main_input_name]).float().square().flatten(1).mean(1)
-            )
+            error = (outputs.reconstruction - inputs[codec.main_input_name]).float().square().flatten(1).mean(1)
             loss = 0.1 * torch.log(error + self.log_floor).mean()
         if self.rate_weight and model.training:
             bits = estimated_bits(outputs.latents) / self.unwrapped.config.dimensionality_reduction
