@@ -171,6 +171,38 @@ def decompress_codes(
     return [torch.from_numpy(codes) for _, codes in _read(model, blobs, max_pixels, max_samples)]
 
 
+def image_sizes(original_sizes: Any, batch: int) -> list[tuple[int, ...]] | None:
+    """Sizes for `compress` of the (batch, 2) that an image processor gives."""
+    if original_sizes is None:
+        return None
+    sizes = torch.as_tensor(original_sizes)
+    if sizes.shape != (batch, 2):
+        raise ValueError(f"original_sizes must be ({batch}, 2), got {tuple(sizes.shape)}")
+    return [(int(height), int(width)) for height, width in sizes.tolist()]
+
+
+def audio_sizes(padding_mask: Any, input_values: torch.Tensor) -> list[tuple[int, ...]] | None:
+    """Sizes for `compress` of the (batch, length) that a feature extractor gives."""
+    if padding_mask is None:
+        return None
+    mask = torch.as_tensor(padding_mask)
+    batch, length = len(input_values), input_values.shape[-1]
+    if mask.shape != (batch, length):
+        raise ValueError(f"padding_mask must be ({batch}, {length}), got {tuple(mask.shape)}")
+    mask = mask != 0
+    lengths = mask.sum(dim=1)
+    if not torch.equal(mask, torch.arange(length, device=mask.device) < lengths[:, None]):
+        raise ValueError("padding_mask must be 1 for the samples and then 0 for the padding: pad on the right")
+    if lengths.min() < 1:
+        raise ValueError("a clip of the batch is empty: its padding_mask is 0 throughout")
+    return [(count,) for count in lengths.tolist()]
+
+
+def as_floats(values: Any) -> list[float] | None:
+    """Gains or offsets for `compress` of anything that a tensor can be made of."""
+    return None if values is None else torch.as_tensor(values, dtype=torch.float64).flatten().tolist()
+
+
 def _compress_one(
     model: "EncodingModel", signal: torch.Tensor, header: Header, rate: RateControl, tables: EntropyTables
 ) -> bytes:

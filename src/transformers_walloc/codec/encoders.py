@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .bitstream import MAX_PIXELS, MAX_SAMPLES
 from .bottleneck import code_dtype, compand, latent_limit
-from .compression import compress, decompress_codes
+from .compression import as_floats, audio_sizes, compress, decompress_codes, image_sizes
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
 from .decoders import (
     LinearDecoder,
@@ -94,11 +94,12 @@ class WallocPreTrainedModel(PreTrainedModel):
         not finite."""
         path = pretrained_model_name_or_path
         try:
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         except (SafetensorError, pickle.UnpicklingError) as error:
             raise ValueError(f"the weights of {path} are corrupted: {error}") from error
+        model, info = loaded
         if not ignore_mismatched_sizes:
             check_fit(str(path), info)
         check_weights(str(path), model)
@@ -303,7 +304,7 @@ class ImageEncodingModel(EncodingModel):
             ValueError: NaN or infinite values, sizes that do not fit, more than 8 `latent_bits`, a target out of reach.
         """
         self.check_signal(pixel_values)
-        sizes = _image_sizes(original_sizes, len(pixel_values))
+        sizes = image_sizes(original_sizes, len(pixel_values))
         return compress(self, pixel_values, sizes=sizes, step=step, num_channels=num_channels, bpp=bpp, psnr=psnr)
 
 
@@ -355,8 +356,8 @@ class AudioEncodingModel(EncodingModel):
         """
         self.check_signal(input_values)
         options: dict[str, Any] = {"step": step, "num_channels": num_channels, "kbps": kbps, "psnr": psnr}
-        sizes = _audio_sizes(padding_mask, input_values)
-        return compress(self, input_values, sizes=sizes, gains=_floats(gain), offsets=_floats(offset), **options)
+        sizes = audio_sizes(padding_mask, input_values)
+        return compress(self, input_values, sizes=sizes, gains=as_floats(gain), offsets=as_floats(offset), **options)
 
 
 def check_finite(x: torch.Tensor, name: str) -> None:
@@ -368,32 +369,3 @@ def check_finite(x: torch.Tensor, name: str) -> None:
 def check_step(step: float) -> None:
     if not (math.isfinite(step) and step >= 1):
         raise ValueError(f"step is {step}; it must be finite and at least 1")
-
-
-def _image_sizes(original_sizes: Any, batch: int) -> list[tuple[int, ...]] | None:
-    if original_sizes is None:
-        return None
-    sizes = torch.as_tensor(original_sizes)
-    if sizes.shape != (batch, 2):
-        raise ValueError(f"original_sizes must be ({batch}, 2), got {tuple(sizes.shape)}")
-    return [(int(height), int(width)) for height, width in sizes.tolist()]
-
-
-def _audio_sizes(padding_mask: Any, input_values: torch.Tensor) -> list[tuple[int, ...]] | None:
-    if padding_mask is None:
-        return None
-    mask = torch.as_tensor(padding_mask)
-    batch, length = len(input_values), input_values.shape[-1]
-    if mask.shape != (batch, length):
-        raise ValueError(f"padding_mask must be ({batch}, {length}), got {tuple(mask.shape)}")
-    mask = mask != 0
-    lengths = mask.sum(dim=1)
-    if not torch.equal(mask, torch.arange(length, device=mask.device) < lengths[:, None]):
-        raise ValueError("padding_mask must be 1 for the samples and then 0 for the padding: pad on the right")
-    if lengths.min() < 1:
-        raise ValueError("a clip of the batch is empty: its padding_mask is 0 throughout")
-    return [(count,) for count in lengths.tolist()]
-
-
-def _floats(values: Any) -> list[float] | None:
-    return None if values is None else torch.as_tensor(values, dtype=torch.float64).flatten().tolist()

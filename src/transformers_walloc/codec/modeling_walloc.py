@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers.utils.generic import can_return_tuple
@@ -98,7 +99,7 @@ class CodecModel(EncodingModel):
         """
         dtype = next(self.decoder.parameters()).dtype
 
-        def decode(tile: tuple[slice, ...]) -> torch.Tensor:
+        def decode(tile: tuple[Any, ...]) -> torch.Tensor:
             return self.decoder(decompand(latents[(..., *tile)].float(), self.config.latent_bits).to(dtype))
 
         return self._by_tiles(decode, latents.shape[2:], getattr(self.decoder, "receptive_field", None), tile_size, 1)
@@ -111,15 +112,15 @@ class CodecModel(EncodingModel):
             return x
         block = self.config.patch_size
 
-        def restore(tile: tuple[slice, ...]) -> torch.Tensor:
-            pixels = tuple(slice(block * s.start, block * s.stop) for s in tile)
+        def restore(tile: tuple[Any, ...]) -> torch.Tensor:
+            pixels: tuple[Any, ...] = tuple(slice(block * s.start, block * s.stop) for s in tile)
             return network(x[(..., *pixels)], decompand(latents[(..., *tile)].float(), self.config.latent_bits))
 
         return self._by_tiles(restore, latents.shape[2:], network.receptive_field, tile_size, block)
 
     def _by_tiles(
         self,
-        function: Callable[[tuple[slice, ...]], torch.Tensor],
+        function: Callable[[tuple[Any, ...]], torch.Tensor],
         grid: torch.Size,
         halo: int | None,
         tile_size: int | None,

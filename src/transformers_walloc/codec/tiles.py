@@ -8,7 +8,7 @@ import torch
 
 
 def run_in_tiles(
-    function: Callable[[tuple[slice, ...]], torch.Tensor],
+    function: Callable[[tuple[Any, ...]], torch.Tensor],
     grid: Sequence[int],
     halo: int,
     tile_size: int,
@@ -34,8 +34,8 @@ def run_in_tiles(
         tile = function(tuple(map(slice, froms, untils)))
         if result is None:
             result = tile.new_empty((*tile.shape[:2], *(size * magnification for size in grid)))
-        inner = ([edge - start for edge, start in zip(edges, froms, strict=True)] for edges in (corner, ends))
-        result[_box(corner, ends, magnification)] = tile[_box(*inner, magnification)]
+        first, last = ([edge - start for edge, start in zip(edges, froms, strict=True)] for edges in (corner, ends))
+        result[_box(corner, ends, magnification)] = tile[_box(first, last, magnification)]
     if result is None:
         raise ValueError(f"the grid {tuple(grid)} is empty")
     return result

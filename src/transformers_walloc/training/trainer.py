@@ -192,7 +192,7 @@ class CodecTrainer(Trainer):
         subbands_suffice = self.log_floor is None and not hasattr(codec.decoder, "network")
         if model.training and subbands_suffice and self.progress < 1.0 - self.signal_fraction:
             with self.accelerator.autocast():  # which otherwise comes with the model's own forward
-                outputs = forward_with(subband_error, model, codec, inputs[codec.main_input_name])
+                outputs: Any = forward_with(subband_error, model, codec, inputs[codec.main_input_name])
         else:
             outputs = model(**inputs)
         loss = outputs.loss
