@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Train decoders of several shapes for the same time and compare them: PSNR, parameters, decode speed.
 
-    python -m research.sweep_decoders 64x8 96x8 128x8 64x4x5 --minutes 10 --output runs/sweep --kind image \\
+    python -m research.sweep_decoders 64x8 64x4x5 32x3@2 64x3@4 --minutes 10 --output runs/sweep --kind image \\
         --latent_channels 12 --step 0.1 --statistics rgb.safetensors --train /data/photos --validation /data/kodak \\
         [more options of walloc train]
 
-A shape is WIDTHxBLOCKS or WIDTHxBLOCKSxKERNEL. All start at the closed form. A shape whose result lies in the output
-folder is not trained again. With --store the table goes to docs/results for report.py.
+A shape is WIDTHxBLOCKS or WIDTHxBLOCKSxKERNEL on the grid of the latents, or with @PIXELS a restoration network on the
+decoded picture, whose positions stand for so many pixels per axis. All start at the closed form. A shape whose result
+lies in the output folder is not trained again. With --store the table goes to docs/results for report.py.
 """
 
 import argparse
@@ -26,12 +27,20 @@ from transformers_walloc.training.recipe import parse_recipe, train_codec
 from transformers_walloc.training.trainer import last_checkpoint
 
 
-def parse_shape(text: str) -> tuple[int, int, int]:
-    numbers = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
-    if len(numbers) not in (2, 3) or not all(numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape; valid: WIDTHxBLOCKS[xKERNEL], as 64x8 or 64x4x5")
-    width, blocks, kernel = *numbers, *[3] * (3 - len(numbers))
-    return width, blocks, kernel
+def parse_shape(text: str) -> tuple[str, list[str]]:
+    """A name, and options of `train_codec.py`."""
+    body, at, pixels = text.partition("@")
+    numbers = [int(part) if part.isdecimal() else 0 for part in [*body.split("x"), *([pixels] if at else [])]]
+    if len(numbers) - bool(at) not in (2, 3) or not all(numbers):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape; valid: WIDTHxBLOCKS[xKERNEL][@PIXELS], as 64x8, 64x4x5 or 32x3@2"
+        )
+    options = [f"--decoder_type={'restoration' if at else 'residual'}"]
+    if at:
+        options.append(f"--decoder_downsampling={numbers.pop()}")
+    kernel = numbers[2] if len(numbers) == 3 else 3
+    options += [f"--decoder_hidden_size={numbers[0]}", f"--decoder_num_layers={numbers[1]}"]
+    return text, [*options, f"--decoder_kernel_size={kernel}"]
 
 
 @torch.inference_mode()
@@ -51,19 +60,16 @@ def decode_speed(model: WallocPreTrainedModel) -> float:
 
 def main(argv=None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="+", type=parse_shape, metavar="WIDTHxBLOCKS[xKERNEL]")
+    parser.add_argument("shapes", nargs="+", type=parse_shape, metavar="WIDTHxBLOCKS[xKERNEL][@PIXELS]")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder for each shape goes there")
     parser.add_argument("--store", action="store_true", help="keep the table in docs/results for report.py")
     args, training = parser.parse_known_args(argv)
     rows = []
-    for width, blocks, kernel in args.shapes:
-        name = f"{width}x{blocks}" if kernel == 3 else f"{width}x{blocks}x{kernel}"
+    for name, shape in args.shapes:
         output = Path(args.output) / name
         found = output / "metrics.json"
         if not found.exists():
-            options = [f"--decoder_hidden_size={width}", f"--decoder_num_layers={blocks}"]
-            options += [f"--decoder_kernel_size={kernel}", f"--output={output}"]
-            metrics = train_codec(parse_recipe([*training, *options]))
+            metrics = train_codec(parse_recipe([*training, *shape, f"--output={output}"]))
             write_atomically(found, json.dumps(metrics))
         model = AutoModel.from_pretrained(output / "model").eval()
         state = json.loads((Path(last_checkpoint(output)) / "trainer_state.json").read_text())

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-BUNDLED_NAMES = ("rgb-4x", "rgb-16x", "stereo-5x", "stereo-20x")
+BUNDLED_NAMES = ("rgb-4x", "rgb-16x", "rgb-16x-klt", "stereo-5x", "stereo-20x")
 NAMESPACE = "walloc"
 
 # A commit hash is 40 hexadecimal digits. These leading zeros tell ours from those of the Hub.
@@ -51,7 +51,7 @@ def bundled_path(name: str) -> Path:
     """The folder of a bundled checkpoint: a complete model folder for `from_pretrained`, with its model card.
 
     Args:
-        name: "rgb-4x", "rgb-16x", "stereo-5x" or "stereo-20x", with or without the leading "walloc/".
+        name: "rgb-4x", "rgb-16x", "rgb-16x-klt", "stereo-5x" or "stereo-20x", with or without the leading "walloc/".
 
     Raises:
         ValueError: no bundled checkpoint has this name.

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -257,6 +258,15 @@ def test_errors_of_audio(here, codecs, capsys):
     fails(capsys, ["compress", "song.wav", "--bpp", "1", "--model", codecs["audio"]], "use --kbps")
     fails(capsys, ["compare", "song.wav", "--output", "x.png", "--model", codecs["audio"]], "not for audio")
     assert files(here) == ["empty.wav", "photo.png", "song.wav", "surround.wav", "text.wav"]
+
+
+def test_files_of_a_codec_before_it_was_trained_further_open_without_an_option(here, capsys):
+    stored = Path(__file__).parents[1] / "data" / "rgb-16x.walloc"
+    assert main(["decompress", str(stored), "-o", "old.png"]) == 0
+    assert capsys.readouterr() == ("", "")
+    original = PIL.Image.open(stored.with_name("astronaut.png"))
+    expected = json.loads(stored.with_name("psnr.json").read_text())["rgb-16x"]
+    assert psnr(PIL.Image.open("old.png"), original) == pytest.approx(expected, abs=0.05)
 
 
 def test_errors_of_decompress(here, codecs, capsys):

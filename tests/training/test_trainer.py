@@ -407,7 +407,7 @@ def script_arguments(photos: Path, output: Path, *more: str) -> list[str]:
 
 
 def test_new_decoder_for_a_published_codec_reads_and_writes_its_files(photos, tmp_path, capsys):
-    published = bundled_path("rgb-16x")
+    published = bundled_path("rgb-16x-klt")
     arguments = ["--encoder_from", str(published), "--max_steps", "2", "--statistics", str(tmp_path / "statistics")]
     main(script_arguments(photos, tmp_path, *arguments))
     assert "trained: {'psnr': " in capsys.readouterr().out
@@ -428,16 +428,16 @@ def test_new_decoder_for_a_published_codec_reads_and_writes_its_files(photos, tm
     half = {name for name, value in stored.items() if value.dtype == torch.float16}
     assert half == {name for name in stored if name.startswith(("decoder.stem", "decoder.blocks", "decoder.head"))}
     recipe = json.loads((tmp_path / "model" / "recipe.json").read_text())
-    assert recipe["encoder_from"] == "rgb-16x"
+    assert recipe["encoder_from"] == "rgb-16x-klt"
     assert str(tmp_path) not in json.dumps(recipe)
 
 
 def test_network_of_a_new_decoder_starts_at_the_published_codec(photos, tmp_path):
-    published = WallocImageModel.from_pretrained(bundled_path("rgb-16x")).eval()
+    published = WallocImageModel.from_pretrained(bundled_path("rgb-16x-klt")).eval()
     published.decoder = LinearDecoder(published.config)  # what a network of another shape can start from
-    source = load_file(bundled_path("rgb-16x") / "model.safetensors")
+    source = load_file(bundled_path("rgb-16x-klt") / "model.safetensors")
     published.decoder.linear.load_state_dict({n: source[f"decoder.linear.{n}"] for n in ("weight", "bias")})
-    args = parse_recipe(script_arguments(photos, tmp_path, "--encoder_from", str(bundled_path("rgb-16x"))))
+    args = parse_recipe(script_arguments(photos, tmp_path, "--encoder_from", str(bundled_path("rgb-16x-klt"))))
     model = make_model(args, crops(photos)).eval()
     x = first_batches(crops(photos, "held"), 4, 1)[0]
     codes = published.quantize(published.encode(x).latents)
@@ -460,9 +460,9 @@ def test_decoder_of_the_same_shape_is_trained_on(photos, tmp_path):
 
 
 def test_a_wider_and_deeper_decoder_starts_as_the_one_that_the_codec_has(photos, tmp_path):
-    published = WallocImageModel.from_pretrained(bundled_path("rgb-16x")).eval()
+    published = WallocImageModel.from_pretrained(bundled_path("rgb-16x-klt")).eval()
     shape = ["--decoder_hidden_size", "80", "--decoder_num_layers", "10"]
-    args = script_arguments(photos, tmp_path, "--continue_from", str(bundled_path("rgb-16x")), *shape)
+    args = script_arguments(photos, tmp_path, "--continue_from", str(bundled_path("rgb-16x-klt")), *shape)
     torch.manual_seed(0)
     model = make_model(parse_recipe(args), crops(photos)).eval()
     assert (model.config.decoder_hidden_size, model.config.decoder_num_layers) == (80, 10)
@@ -538,16 +538,18 @@ def test_sweep_trains_every_shape_once_from_the_closed_form(photos, tmp_path, ca
     training = script_arguments(
         photos, tmp_path / "unused", "--latent_channels", "4", "--step", "0.1", "--max_steps", "1"
     )
-    arguments = ["8x1", "8x2x5", "--statistics", str(tmp_path / "statistics"), *training, "--output", str(tmp_path)]
+    shapes = ["8x1", "8x2x5", "8x1@2"]
+    arguments = [*shapes, "--statistics", str(tmp_path / "statistics"), *training, "--output", str(tmp_path)]
     first = sweep_decoders.main(arguments)
-    assert [row["shape"] for row in first] == ["8x1", "8x2x5"]
+    assert [row["shape"] for row in first] == shapes
     out = capsys.readouterr().out
-    assert out.count("closed form:") == 2
+    assert out.count("closed form:") == 3
     assert "| 8x2x5 |" in out
-    for row, name in zip(first, ("8x1", "8x2x5"), strict=True):
+    for row, name in zip(first, shapes, strict=True):
         decoder = WallocImageModel.from_pretrained(tmp_path / name / "model").decoder
         assert row["parameters"] == sum(p.numel() for p in decoder.parameters())
-        assert decoder.stem.kernel_size == ((5, 5) if name.endswith("x5") else (3, 3))
+        network = decoder.network if name.endswith("@2") else decoder
+        assert network.stem.kernel_size == ((5, 5) if name.endswith("x5") else (3, 3))
         assert row["psnr"] > 15
         assert row["decode"] > 0
     again = sweep_decoders.main(arguments)
@@ -592,7 +594,7 @@ def test_contradicting_options_are_refused(photos, tmp_path, capsys, arguments, 
 
 
 def test_another_number_of_channels_than_the_kept_encoder_has_is_refused(photos, tmp_path):
-    arguments = ["--encoder_from", str(bundled_path("rgb-16x")), "--latent_channels", "48"]
+    arguments = ["--encoder_from", str(bundled_path("rgb-16x-klt")), "--latent_channels", "48"]
     with pytest.raises(ValueError, match=r"latent_channels is 48; .* has 12"):
         make_model(parse_recipe(script_arguments(photos, tmp_path, *arguments)), crops(photos))
 

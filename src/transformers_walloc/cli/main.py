@@ -45,8 +45,8 @@ KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, WALLOC_SUFFIX)
 DEFAULT_CODECS = {"image": "rgb-16x", "audio": "stereo-20x"}
 
 _MODEL_HELP = (
-    "Hub id, local folder, or bundled name (rgb-4x, rgb-16x, stereo-5x, stereo-20x); by default rgb-16x for images and "
-    "stereo-20x for audio"
+    "Hub id, local folder, or bundled name (rgb-4x, rgb-16x, rgb-16x-klt, stereo-5x, stereo-20x); by default rgb-16x "
+    "for images and stereo-20x for audio"
 )
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from research.corpora.sources import AUDIO, FONTS, IMAGES
 from transformers_walloc.evaluation.report import MAIN_SIZE, TITLES, UNIT, cell, described, table, throughput
 
-KINDS = {"rgb-4x": "image", "rgb-16x": "image", "stereo-5x": "audio", "stereo-20x": "audio"}
+KINDS = {
+    "rgb-4x": "image",
+    "rgb-16x": "image",
+    "rgb-16x-klt": "image",
+    "stereo-5x": "audio",
+    "stereo-20x": "audio",
+}
 USAGE = {
     "image": """```python
 from transformers import AutoImageProcessor, AutoModel
@@ -166,7 +172,7 @@ def label(codec: str, name: str) -> str:
     if codec == name:
         return f"**{name}**"
     if codec == f"{name}@linear":
-        return "closed form (KLT) decoder, same file"
+        return "linear decoder, same file"
     form, _, _ = codec.partition("@like=")
     return f"{form.upper() if form in ('jpeg', 'mp3') else form.capitalize()}, same size"
 
@@ -176,7 +182,15 @@ def training(folder: Path, name: str, kind: str, config: dict) -> str:
         "Projection and linear synthesis are the Karhunen-Loeve transform of the training data in the wavelet packet "
         "domain, in closed form."
     ]
-    if config["decoder_type"] == "linear":
+    if config["decoder_type"] == "restoration":
+        blocks, width, size = (config[f"decoder_{key}"] for key in ("num_layers", "hidden_size", "downsampling"))
+        text[0] = (
+            "The projection starts at the Karhunen-Loeve transform of the training data in the wavelet packet domain "
+            f"and is trained together with the decoder: a linear synthesis, and a network ({blocks} residual blocks of "
+            f"width {width} on blocks of {size} x {size} pixels) that restores the picture it gives. Noise stands for "
+            "rounding, and the loss is the mean over crops of the logarithm of the squared error."
+        )
+    elif config["decoder_type"] == "linear":
         text[0] += " There is no network on top of them yet."
     else:
         text[0] += (
@@ -192,6 +206,7 @@ def training(folder: Path, name: str, kind: str, config: dict) -> str:
         if recipe.get("machine"):
             minutes = sum(run.get("minutes") or 0 for run in runs_of(recipe))
             text.append(f"{f'{minutes:g} minutes in all, on' if minutes else 'On'} {recipe['machine']}.")
+        text += [run["note"] for run in runs_of(recipe) if run.get("note")]
     if kind == "audio":
         names = ", ".join(f"`{source.package}` ({source.licence})" for source in AUDIO if source.validation)
         text.append(f"Validation music, never trained on: {names}.")
@@ -234,7 +249,7 @@ def commands_of(recipe: dict, name: str) -> str:
     for run in runs_of(recipe):
         if run.get("entropy_tables"):
             lines.append(command_of(f"python -m transformers_walloc.training.fit_tables {name}", run["entropy_tables"]))
-        others = ("sources", "machine", "entropy_tables", "earlier")
+        others = ("sources", "machine", "entropy_tables", "earlier", "note")
         options = {key: value for key, value in run.items() if key not in others}
         lines.append(command_of("python scripts/train_codec.py", options))
     lines.append("python -m research.corpora.prepare images audio documents --out corpus")
