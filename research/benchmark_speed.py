@@ -14,7 +14,6 @@ where the PyPI package `walloc` is installed (`pip install walloc==1.2.1 'setupt
 import argparse
 import json
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -30,7 +29,8 @@ from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImage
 from transformers_walloc.codec.bottleneck import compand
 from transformers_walloc.codec.wavelet_convolutions import analysis_bands, band_order, synthesis_bands
 from transformers_walloc.codec.wavelets import wavelet_packet_synthesis
-from transformers_walloc.evaluation.stand_ins import stand_ins
+from transformers_walloc.evaluation.neural import stand_ins
+from transformers_walloc.media import write_atomically
 from transformers_walloc.training.data import ImageCrops, MediaCache, list_media
 from transformers_walloc.training.losses import subband_error
 
@@ -234,14 +234,6 @@ TABLES = {
 }
 
 
-def write_json(path: str, document: dict) -> None:
-    """Write a file at once or not at all."""
-    folder = os.path.dirname(os.path.abspath(path))
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-        json.dump(document, file, indent=2)
-    os.replace(file.name, path)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="threads of torch on the CPU (default 2)")
@@ -283,7 +275,8 @@ def main(argv: list[str] | None = None) -> None:
                     amount = math.prod(size) * (2 if signal == "audio" else 1) / 1e6
                     report(f"{name}{latents}, {what}", rows, amount, arguments, results)
     if arguments.json:
-        write_json(arguments.json, {"torch": torch.__version__, "where": where, "results": results})
+        document = {"torch": torch.__version__, "where": where, "results": results}
+        write_atomically(arguments.json, json.dumps(document, indent=2))
 
 
 if __name__ == "__main__":

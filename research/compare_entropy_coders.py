@@ -34,15 +34,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from research.pages import RESULTS
+from research.report import coders_table
 from transformers_walloc.codec.entropy_coding import EntropyTables, decode_codes, encode_codes
-from transformers_walloc.evaluation.measure import STORE, machine, shown_command, versions, write_atomically
-from transformers_walloc.evaluation.report import coders_table
+from transformers_walloc.evaluation.machine import machine, shown_command, versions
 from transformers_walloc.latents.packing import (
     latents_from_bytes,
     latents_from_image,
     latents_to_bytes,
     latents_to_image,
 )
+from transformers_walloc.media import write_atomically
 from transformers_walloc.training.entropy_fitting import fit_entropy_tables
 from transformers_walloc.training.fit_tables import codes_of_folder, load_codec
 
@@ -185,14 +187,14 @@ def main(argv=None) -> int:
     if arguments.store:
         result = {
             "codec": codec,
-            "command": shown_command(argv, Path(__file__).name),
+            "command": shown_command("python -m research.compare_entropy_coders", argv),
             "data": {"name": arguments.data_name or Path(arguments.data).name, "items": len(items), "codes": count},
             "rows": sorted(rows, key=lambda row: -row["bytes"]),
             "machine": machine(1) | {"clock": "processor time"},
             "versions": versions(),
             "date": datetime.date.today().isoformat(),
         }
-        write_atomically(STORE / f"coders_{codec}.json", json.dumps(result, indent=1) + "\n")
+        write_atomically(RESULTS / f"coders_{codec}.json", json.dumps(result, indent=1) + "\n")
     return 0
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from research.pages import ROOT
 from transformers_walloc.evaluation import metrics, plots
-from transformers_walloc.evaluation.codecs import CodecUnavailableError, load_walloc, make_codec
-from transformers_walloc.evaluation.measure import MODELS, Signals, shown_spec
+from transformers_walloc.evaluation.codecs import CodecUnavailableError
+from transformers_walloc.evaluation.measure import MODELS
+from transformers_walloc.evaluation.signals import SAMPLING_RATE, Signals
+from transformers_walloc.evaluation.specs import make_codec, shown_spec
+from transformers_walloc.loading import load_codec
 
 CARD_DPI = 75  # cards travel with every installation
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_arguments(argv=None) -> argparse.Namespace:
@@ -40,8 +43,8 @@ def main(argv=None) -> None:
     for kind, folder, wanted in (("image", args.images, args.image), ("audio", args.audio, args.clip)):
         if not folder:
             continue
-        models = [model for model in args.models or MODELS[kind] if can_be_loaded(model, kind)]
-        signals = Signals(argparse.Namespace(kind=kind, data=folder, split="", files=None, seconds=args.seconds))
+        models = [model for model in args.models or MODELS[kind] if can_be_loaded(model)]
+        signals = Signals(folder, kind, seconds=args.seconds)
         chosen = [s for s in signals if any(part in s.name for part in wanted)] if wanted else [next(iter(signals))]
         if not chosen:
             raise SystemExit(f"no file of {folder} has {' or '.join(wanted)} in its name")
@@ -58,10 +61,10 @@ def main(argv=None) -> None:
             draw_latents(kind, model, chosen[0].array, args.out, args.cards)
 
 
-def can_be_loaded(model: str, kind: str) -> bool:
+def can_be_loaded(model: str) -> bool:
     try:
-        load_walloc(model, kind)
-    except CodecUnavailableError as error:
+        load_codec(model)
+    except OSError as error:
         print(f"{model} is left out: {error}")
         return False
     return True
@@ -71,7 +74,7 @@ def rivals(kind: str, model: str) -> list[str]:
     """A format at the same file size and, for images, resizing to as few numbers."""
     if kind == "audio":
         return [f"opus@like={model}"]
-    factor = round(load_walloc(model, kind)[0].config.dimensionality_reduction ** 0.5)
+    factor = round(load_codec(model)[0].config.dimensionality_reduction ** 0.5)
     return [f"resize@factor={factor}", f"webp@like={model}"]
 
 
@@ -91,19 +94,19 @@ def compare(kind: str, original: np.ndarray, specs: list[str]):
         name = spec if spec.startswith("resize") else shown_spec(spec).partition("@")[0]
         name = name.replace("resize@factor=", "resized by 1/")
         signals[f"{name}, CR {ratio:.1f}, {psnr:.2f} dB"] = decoded
-    return plots.reconstructions(signals) if kind == "image" else plots.waveforms(signals, 44100)
+    return plots.reconstructions(signals) if kind == "image" else plots.waveforms(signals, SAMPLING_RATE)
 
 
 def draw_latents(kind: str, spec: str, array: np.ndarray, out: Path, cards: Path) -> None:
     name = shown_spec(spec)
-    model, _ = load_walloc(spec, kind)
+    model, _ = load_codec(spec)
     with torch.inference_mode():
         codes = model.decompress_codes(make_codec(spec, kind).write(array))[0].numpy()
     atlas = plots.latent_atlas(model)
     plots.save(atlas, out / f"atlas_{name}", ["png"])
     if (cards / name).is_dir():
         plots.save(atlas, cards / name / "atlas", ["png"], dpi=CARD_DPI)
-    seconds = array.shape[-1] / 44100 if kind == "audio" else None
+    seconds = array.shape[-1] / SAMPLING_RATE if kind == "audio" else None
     plots.save(plots.channel_maps(codes, seconds), out / f"channels_{name}", ["png"])
     plots.save(plots.latent_histograms(codes), out / f"histograms_{name}", ["png"])
 

@@ -20,9 +20,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModel
 
+from research.pages import RESULTS
+from research.report import sweep_table
 from transformers_walloc import WallocPreTrainedModel
-from transformers_walloc.evaluation.measure import STORE, machine, shown_command, versions, write_atomically
-from transformers_walloc.evaluation.report import sweep_table
+from transformers_walloc.evaluation.machine import machine, shown_command, versions
+from transformers_walloc.media import write_atomically
 from transformers_walloc.training.recipe import parse_recipe, train_codec
 from transformers_walloc.training.trainer import last_checkpoint
 
@@ -83,7 +85,7 @@ def main(argv=None) -> list[dict]:
             }
         )
     result = {
-        "command": shown_command(argv, Path(__file__).name),
+        "command": shown_command("python -m research.sweep_decoders", argv),
         "rows": rows,
         "machine": machine(torch.get_num_threads()) | {"clock": "wall time"},
         "versions": versions(),
@@ -91,7 +93,7 @@ def main(argv=None) -> list[dict]:
     }
     print(sweep_table(result))
     if args.store:
-        write_atomically(STORE / "sweep_decoders.json", json.dumps(result, indent=1) + "\n")
+        write_atomically(RESULTS / "sweep_decoders.json", json.dumps(result, indent=1) + "\n")
     return rows
 
 

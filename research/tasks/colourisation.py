@@ -34,7 +34,7 @@ from transformers import Trainer, ViTConfig, ViTModel
 from research.tasks.runs import RunArguments, kept_array, run_task, training_arguments
 from transformers_walloc import WallocImageModel
 from transformers_walloc.codec.bottleneck import compand, companding_scale
-from transformers_walloc.evaluation.metrics import MetricUnavailableError, decibels, learned_metric, to_8bit
+from transformers_walloc.evaluation.metrics import MetricUnavailableError, decibels, learned_metric, to_images
 from transformers_walloc.latents.folding import latent_values
 from transformers_walloc.media import IMAGE_SUFFIXES, find_files
 
@@ -293,7 +293,7 @@ def evaluate(model: Colouriser, view: PixelView | LatentView, crops: torch.Tenso
         for name, value in (("model", estimate), ("grey", torch.zeros_like(truth)), ("bound", bound)):
             squares[name] += float((value - truth).double().square().mean((1, 2, 3)).sum())
         squares["output"] += float((255 * (output - x)).double().square().mean((1, 2, 3)).sum())
-        for reference, coloured in zip(batch, to_8bit(with_luma(estimate, x)), strict=True):
+        for reference, coloured in zip(batch, to_images(with_luma(estimate, x)), strict=True):
             reference = reference.permute(1, 2, 0).numpy()
             colours.append(colourfulness(coloured))
             errors.append(abs(colours[-1] - colourfulness(reference)))

@@ -26,8 +26,10 @@ import numpy as np
 import torch
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
-from transformers_walloc.evaluation.measure import machine, versions
-from transformers_walloc.evaluation.report import ROOT, between, table, write
+from research.pages import ROOT, between
+from transformers_walloc.evaluation.machine import machine, versions
+from transformers_walloc.evaluation.tables import table
+from transformers_walloc.media import atomic_file, write_atomically
 
 PAGE = ROOT / "docs" / "compressed_learning.md"
 PICTURE = ROOT / "docs" / "pictures" / "tasks.png"
@@ -139,7 +141,7 @@ def run_task(
             "machine": {**machine(arguments.threads), "device": arguments.device},
             "versions": versions(),
         }
-        write(path, json.dumps(record, indent=1) + "\n")
+        write_atomically(path, json.dumps(record, indent=1) + "\n")
         measured = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
         print(f"{path.name}: {measured}; {record['seconds']:.0f} s", flush=True)
     return list(paths.values())
@@ -184,11 +186,9 @@ def kept_array(folder: str, key: Any, make: Callable[[], np.ndarray]) -> np.ndar
         return make()
     path = Path(folder, hashlib.sha256(repr(key).encode()).hexdigest()[:24] + ".npy")
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        with partial.open("wb") as file:
-            np.save(file, make())
-        os.replace(partial, path)
+        array = make()
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.save(file, array)
     return np.load(path, mmap_mode="c")  # copy-on-write: more than fits into memory, and torch takes it
 
 
@@ -273,17 +273,15 @@ def plot(folder: Path, path: Path) -> None:
         axis.set_ylabel(METRICS[metric][0], fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.part{path.suffix}")
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
     pyplot.close(figure)
 
 
 def _command(arguments: RunArguments) -> str:
     """What to run again; the data are the reader's own."""
     config = f" --config research/tasks/configs/{Path(arguments.config).name}" if arguments.config else ""
-    return f"python scripts/{Path(sys.argv[0]).name}{config}"
+    return f"python -m research.tasks.{Path(sys.argv[0]).stem}{config}"
 
 
 def _by_condition(runs: list[dict]) -> dict[str, list[dict]]:
@@ -346,7 +344,7 @@ def main(argv=None) -> None:
         return
     text = summarise(folder) + f"\n\n![Resize against WaLLoC](pictures/{PICTURE.name})"
     plot(folder, PICTURE)
-    write(PAGE, between(PAGE.read_text(), "tasks", text))
+    write_atomically(PAGE, between(PAGE.read_text(), "tasks", text))
 
 
 if __name__ == "__main__":

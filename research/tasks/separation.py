@@ -30,7 +30,8 @@ from transformers import AutoModel, Trainer
 
 from research.tasks.runs import RunArguments, run_task, training_arguments
 from transformers_walloc import WallocForAudioSourceSeparation
-from transformers_walloc.evaluation.metrics import normalise_clip, psnr, si_sdr
+from transformers_walloc.codec.signals import normalise_clip
+from transformers_walloc.evaluation.metrics import psnr, si_sdr
 from transformers_walloc.latents.separation import LatentSeparator, separation_loss
 from transformers_walloc.media import write_bytes
 
@@ -192,8 +193,8 @@ def load(song: tuple[Path, ...]) -> torch.Tensor:
             raise ValueError(f"{path} has {samples.shape[1]} channels at {rate} Hz; valid: 2 at {RATE}")
         stems.append(samples.T)
     length = min(stem.shape[1] for stem in stems)
-    stacked = np.stack([stem[:, :length] for stem in stems])
-    return torch.from_numpy(stacked / np.float32(normalise_clip(stacked.sum(0))[1]))
+    stacked = torch.from_numpy(np.stack([stem[:, :length] for stem in stems]))
+    return stacked / normalise_clip(stacked.sum(0))[1]
 
 
 def measure(references, estimates, settings: Settings) -> tuple[dict, dict]:

@@ -94,10 +94,14 @@ def read_image(path: str, data: bytes) -> PIL.Image.Image:
     return _to_srgb(PIL.ImageOps.exif_transpose(image))
 
 
-def read_audio(path: str, data: bytes) -> tuple[np.ndarray, int]:
-    """(channels, length) float32 and the sampling rate in Hz."""
+def read_audio(path: str, data: bytes, seconds: float | None = None) -> tuple[np.ndarray, int]:
+    """(channels, length) float32 and the sampling rate in Hz, of the whole file or of so many seconds in its middle."""
     try:
-        samples, rate = _soundfile().read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with _soundfile().SoundFile(io.BytesIO(data)) as file:
+            wanted = -1 if seconds is None else round(seconds * file.samplerate)
+            if 0 <= wanted < file.frames:
+                file.seek((file.frames - wanted) // 2)
+            samples, rate = file.read(wanted, dtype="float32", always_2d=True), file.samplerate
     except (RuntimeError, TypeError) as error:
         raise MediaError(f"{path}: not audio that can be read: {error}") from error
     if not len(samples):

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -34,41 +33,24 @@ class Codec:
         import torch
         from huggingface_hub.utils import disable_progress_bars
         from huggingface_hub.utils import logging as hub_logging
-        from transformers import AutoConfig
         from transformers.utils import logging
 
-        from ..codec import modeling_walloc as modeling
-        from ..codec.configuration_walloc import WallocAudioConfig, WallocImageConfig
-        from ..codec.feature_extraction_walloc import WallocAudioFeatureExtractor
-        from ..codec.image_processing_walloc import WallocImageProcessor
+        from ..loading import load_codec
 
         disable_progress_bars()
         hub_logging.set_verbosity_error()  # its retries
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         torch.set_num_threads(max(1, torch.get_num_threads() // max(1, workers)))
-        path = _resolve(name)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            config = AutoConfig.from_pretrained(path)
-            if not isinstance(config, WallocImageConfig | WallocAudioConfig):
-                raise ValueError(f"--model {name}: a model of type {config.model_type!r} is no WaLLoC codec")
-            self.kind = "image" if config.num_dims == 2 else "audio"
-            part = "Encoder" if encoder_only else "Model"
-            model_class = getattr(modeling, f"Walloc{self.kind.capitalize()}{part}")
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            self.model = model_class.from_pretrained(path, dtype=getattr(torch, dtype)).to(device).eval()
-        except OSError as error:
-            raise ValueError(f"--model {name}: {error}") from error
+            self.model, self.processor = load_codec(name, encoder_only, getattr(torch, dtype), device)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--model {error if str(error).startswith(name) else f'{name}: {error}'}") from error
         except RuntimeError as error:
             raise ValueError(f"--model {name}: cannot be loaded on {device!r}: {error}") from error
         self.name = name
-        self.processor: Any
-        if self.kind == "image":
-            self.processor = WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
-        else:
-            self.processor = WallocAudioFeatureExtractor(
-                feature_size=config.num_channels, sampling_rate=config.sampling_rate, hop_length=config.patch_size
-            )
+        self.kind = "image" if self.model.config.num_dims == 2 else "audio"
 
     def inputs(self, source: str, data: bytes) -> tuple[dict[str, Any], tuple[int, int, int] | None]:
         """What the model takes, on its device, and (channels, rate, length) of audio that had to be converted."""
@@ -129,20 +111,6 @@ class Codec:
 
     def _to_device(self, batch) -> dict[str, Any]:
         return {name: value.to(self.model.device) for name, value in batch.items()}
-
-
-def _resolve(name: str) -> str:
-    """What `from_pretrained` takes for --model: a bundled folder, a local folder or a Hub id."""
-    from ..bundled import BUNDLED_NAMES, NAMESPACE, bundled_path
-
-    if name in BUNDLED_NAMES:
-        try:
-            return str(bundled_path(name))
-        except FileNotFoundError:
-            return f"{NAMESPACE}/{name}"
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        raise ValueError(f"--model {name}: the folder has no config.json")
-    return name
 
 
 def codec_of(header: Header) -> str:

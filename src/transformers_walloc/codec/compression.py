@@ -29,6 +29,7 @@ from .bitstream import (
 from .entropy_coding import EntropyTables, decode_codes, encode_codes
 from .identity import codec_name, tables_from_buffer
 from .rate_control import RateControl
+from .signals import to_8bit
 
 if TYPE_CHECKING:
     from .encoders import EncodingModel
@@ -241,7 +242,7 @@ def _psnr(model: Any, signal: torch.Tensor, codes: torch.Tensor, step: float, he
     decoded = _decode(model, codes, step, header.sizes).to(signal.device)
     signal = signal[(slice(None), *map(slice, header.sizes))].float()
     if header.kind == "image":
-        signal, decoded = (torch.round((x + 0.5).clamp(0, 1) * 255) / 255 for x in (signal, decoded))
+        signal, decoded = (to_8bit(x).float() / 255 for x in (signal, decoded))
     error = torch.mean((signal - decoded).double() ** 2).item()
     return math.inf if error == 0 else -10 * math.log10(error)
 

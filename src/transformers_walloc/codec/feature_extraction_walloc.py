@@ -13,6 +13,8 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, logging
 
+from .signals import normalise_clip
+
 logger = logging.get_logger(__name__)
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -150,7 +152,7 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
                         f"a clip has {samples.shape[1]} samples, more than max_length={max_length}; pass truncation"
                     )
                 samples = samples[:, :max_length]
-            samples, gain, offset = _normalise(samples) if do_normalize else (_check_level(samples), 1.0, 0.0)
+            samples, gain, offset = normalise_clip(samples) if do_normalize else (_check_level(samples), 1.0, 0.0)
             clips.append(samples)
             gains.append(gain)
             offsets.append(offset)
@@ -319,17 +321,6 @@ def _to_floats(clip, device) -> torch.Tensor:
     if not torch.isfinite(clip).all():
         raise ValueError("a clip holds NaN or infinite samples")
     return clip
-
-
-def _normalise(samples: torch.Tensor) -> tuple[torch.Tensor, float, float]:
-    offset = samples.mean().item()
-    centred = samples - offset
-    peak = centred.abs().max().item()
-    # What the rounding of the mean leaves of a constant clip is silence, too, and must not be amplified.
-    if peak <= max(1e-6 * abs(offset), torch.finfo(torch.float32).tiny):
-        return centred, 1.0, offset
-    gain = 2 * peak
-    return centred / gain, gain, offset
 
 
 def _check_level(samples: torch.Tensor) -> torch.Tensor:

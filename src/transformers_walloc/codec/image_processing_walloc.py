@@ -23,6 +23,8 @@ import PIL.ImageOps
 import torch
 from transformers import BaseImageProcessor, BatchFeature
 
+from .signals import to_8bit
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32)
 RANGES = {"num_channels": (1, 2**16), "patch_size": (1, 2**12)}
@@ -391,10 +393,9 @@ def _unbatch(pixels) -> list[torch.Tensor]:
 
 def _to_8_bits(pixels: torch.Tensor) -> PIL.Image.Image | np.ndarray:
     """(C, h, w) floats in [-0.5, 0.5] -> PIL image or (h, w, C) array."""
-    levels = pixels.detach().to(torch.float32).add(0.5).mul_(255).round_().clamp_(0, 255)
-    if torch.isnan(levels.sum()):
+    if torch.isnan(pixels).any():
         raise ValueError("the pixels hold NaN values; they cannot become an image")
-    planes = levels.to(torch.uint8).cpu().numpy()
+    planes = to_8bit(pixels).cpu().numpy()
     if len(planes) == 1:
         return PIL.Image.fromarray(planes[0])
     if len(planes) == 3:

@@ -1,37 +1,29 @@
 """A codec's file beside those of common formats at the same size."""
 
-import functools
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import PIL.features
 import PIL.Image
 import PIL.ImageDraw
-import torch
 
-from ..media import MediaError, encode_audio, encode_image, read_audio
-from .metrics import audio_psnr, psnr, si_sdr, ssim, to_8bit
+from ..media import MediaError, read_audio
+from .codecs import CodecUnavailableError
+from .metrics import (
+    MetricUnavailableError,
+    audio_psnr,
+    bits_per_pixel,
+    compression_ratio,
+    psnr,
+    si_sdr,
+    ssim,
+    to_images,
+)
+from .rivals import AUDIO_FORMATS, AudioFormat, ImageFormat
 
 PANEL_SIZE = 384  # pixels of the centre of each image that the picture shows
 CAPTION_HEIGHT = 28
-
-# At the slowest setting of each that takes seconds at most, and with the chroma subsampling of its default.
-_IMAGE_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "JPEG": (".jpg", {"optimize": True, "progressive": True}),
-    "WebP": (".webp", {"method": 6}),
-    "AVIF": (".avif", {"speed": 6}),
-}
-_IMAGE_QUALITIES = [{"quality": quality} for quality in range(1, 96)]
-_LEVELS = [{"compression_level": step / 64} for step in range(64, -1, -1)]
-# Variable bit rates do better but end at some 57 kb/s; libsndfile refuses the level 1.
-_MP3_LEVELS = [{"compression_level": level, "bitrate_mode": "CONSTANT"} for level in (0.99, 0.96, 0.93)]
-_AUDIO_ENCODERS: dict[str, tuple[str, list[dict[str, Any]]]] = {
-    "MP3": (".mp3", _MP3_LEVELS + _LEVELS[1:]),
-    "Vorbis": (".ogg", _LEVELS),
-    "Opus": (".opus", _LEVELS),
-}
+IMAGE_RIVALS = ("jpeg", "webp", "avif")
 
 
 def compare_image(codec, source: str, data: bytes, blob: bytes) -> tuple[list[dict[str, Any]], Callable]:
@@ -47,24 +39,18 @@ def compare_image(codec, source: str, data: bytes, blob: bytes) -> tuple[list[di
     """
     inputs, _ = codec.inputs(source, data)
     height, width = inputs["original_sizes"][0].tolist()
-    reference = to_8bit(inputs["pixel_values"][0, :, :height, :width])
+    reference = to_images(inputs["pixel_values"][0, :, :height, :width])
     (pixels,) = codec.model.decompress([blob], max_pixels=None)
-    results = [(f"WaLLoC {codec.name}", None, blob, to_8bit(pixels))]
+    results: list[tuple] = [(f"WaLLoC {codec.name}", None, blob, to_images(pixels))]
     if reference.shape[2] in (1, 3):
-        image = PIL.Image.fromarray(reference.squeeze(2) if reference.shape[2] == 1 else reference)
-        for name, (suffix, options) in _IMAGE_ENCODERS.items():
-            if name == "JPEG" or PIL.features.check(name.lower()):
-                encode = functools.partial(encode_image, image, f"-{suffix}", **options)
-                option, encoded = _at_size(encode, _IMAGE_QUALITIES, len(blob))
-                decoded = np.asarray(PIL.Image.open(io.BytesIO(encoded)).convert(image.mode))
-                results.append((name, option["quality"], encoded, decoded.reshape(reference.shape)))
+        results += formats_at_size(reference, len(blob), IMAGE_RIVALS)
     rows = [
         {
             "codec": name,
             "quality": quality,
             "bytes": len(encoded),
-            "ratio": reference.size / len(encoded),
-            "bpp": 8 * len(encoded) / (height * width),
+            "ratio": compression_ratio(reference.size, len(encoded), 8),
+            "bpp": bits_per_pixel(height, width, len(encoded)),
             "psnr": psnr(reference, decoded),
             "ssim": _ssim(reference, decoded),
         }
@@ -78,7 +64,6 @@ def compare_image(codec, source: str, data: bytes, blob: bytes) -> tuple[list[di
 def compare_audio(codec, source: str, data: bytes, blob: bytes) -> list[dict[str, Any]]:
     """The same for audio: rows of codec, level (libsndfile's, 0 is best), bytes, ratio, kbps, psnr, si_sdr."""
     from ..codec.bitstream import unpack
-    from ..codec.feature_extraction_walloc import resample
 
     reference, rate = read_audio(source, data)
     seconds = reference.shape[1] / rate
@@ -86,28 +71,41 @@ def compare_audio(codec, source: str, data: bytes, blob: bytes) -> list[dict[str
     decoded, _ = codec.waveform(blob, header, None)
     results = [(f"WaLLoC {codec.name}", None, blob, decoded)]
     peak = max(1.0, float(np.abs(reference).max()))
-    for name, (suffix, settings) in _AUDIO_ENCODERS.items():
-        encode = functools.partial(encode_audio, reference / peak, rate, f"-{suffix}")
+    for name, form in AUDIO_FORMATS.items():
+        rival = AudioFormat(name, rate)
         try:
-            option, encoded = _at_size(encode, settings, len(blob))
+            setting, encoded = rival.at_size(reference / peak, len(blob))
+            decoded = rival.read(encoded, reference / peak) * peak
         except MediaError:  # not in this build of libsndfile, or not at this sampling rate
             continue
-        decoded, decoded_rate = read_audio(source, encoded)
-        if decoded_rate != rate:
-            decoded = resample(torch.from_numpy(decoded), decoded_rate, rate).numpy()
-        results.append((name, option["compression_level"], encoded, _align(decoded, reference) * peak))
+        results.append((form.title, setting["compression_level"], encoded, decoded))
     return [
         {
             "codec": name,
             "level": level,
             "bytes": len(encoded),
-            "ratio": 2 * reference.size / len(encoded),
+            "ratio": compression_ratio(reference.size, len(encoded), 16),
             "kbps": len(encoded) / seconds / 125,
             "psnr": audio_psnr(reference, decoded),
             "si_sdr": si_sdr(reference, decoded) if np.ptp(reference, axis=1).all() else None,
         }
         for name, level, encoded, decoded in results
     ]
+
+
+def formats_at_size(
+    image: np.ndarray, size: int, names: Sequence[str]
+) -> list[tuple[str, int | None, bytes, np.ndarray]]:
+    """Title, quality, file and decoded pixels of each format that this Pillow has, by `ImageFormat.at_size`."""
+    found = []
+    for name in names:
+        try:
+            rival = ImageFormat(name)
+        except CodecUnavailableError:
+            continue
+        setting, blob = rival.at_size(image, size)
+        found.append((rival.form.title, setting["quality"], blob, rival.read(blob, image)))
+    return found
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
@@ -131,37 +129,8 @@ def _ssim(reference: np.ndarray, decoded: np.ndarray) -> float | None:
         return None
     try:
         return ssim(reference, decoded)
-    except ImportError:  # without the extra "eval"
+    except MetricUnavailableError:  # without the extra "eval"
         return None
-
-
-def _at_size(encode: Callable[..., bytes], settings: list[dict[str, Any]], size: int) -> tuple[dict[str, Any], bytes]:
-    """The best of the encoder's settings, which come worst first, whose file has at most `size` bytes, by bisection.
-
-    The worst if even its file is larger.
-    """
-    best = settings[0], encode(**settings[0])
-    low, high = 0, len(settings)
-    while high - low > 1:
-        middle = (low + high) // 2
-        encoded = encode(**settings[middle])
-        if len(encoded) <= size:
-            low, best = middle, (settings[middle], encoded)
-        else:
-            high = middle
-    return best
-
-
-def _align(decoded: np.ndarray, reference: np.ndarray, max_lag: int = 4096) -> np.ndarray:
-    """Undo the delay of codecs that do not do so themselves, and make the length that of the reference."""
-    length = min(2**20, reference.shape[1], decoded.shape[1])
-    spectra = [np.fft.rfft(x[:, :length].mean(0), 2 * length) for x in (decoded, reference)]
-    correlation = np.fft.irfft(spectra[0] * spectra[1].conj())
-    lags = np.arange(-min(max_lag, length - 1), min(max_lag, length - 1) + 1)
-    lag = int(lags[correlation[lags].argmax()])
-    decoded = np.pad(decoded, ((0, 0), (max(0, -lag), 0)))[:, max(0, lag) :]
-    missing = max(0, reference.shape[1] - decoded.shape[1])
-    return np.pad(decoded, ((0, 0), (0, missing)))[:, : reference.shape[1]]
 
 
 def _caption(row: dict[str, Any]) -> str:

@@ -1,15 +1,16 @@
 """`inspect`: what a codec makes of one file, as pictures."""
 
-import io
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..codec.bitstream import unpack
-from ..media import MediaError, encode_image, kind_of, read_audio, read_bytes, read_image
+from ..loading import make_processor
+from ..media import MediaError, kind_of, read_audio, read_bytes, read_image
+from .compare import formats_at_size
+from .metrics import bits_per_pixel, psnr, to_images
 
 MAX_SECONDS = 30.0  # of audio that is drawn
 
@@ -52,12 +53,12 @@ def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> li
     header = unpack(blob)[0]
     codes = model.decompress_codes(blob)[0].numpy()
     if kind == "image":
-        from .metrics import to_8bit
-
-        decoded = to_8bit(model.decompress(blob)[0])
+        decoded = to_images(model.decompress(blob)[0])
         images = {_caption("WaLLoC", None if original is None else original[0], decoded, blob): decoded}
         if original is not None:
-            images = {"original": original[0], **images, **_formats_of_size(original[0], len(blob))}
+            images = {"original": original[0], **images}
+            for name, _, rival, pixels in formats_at_size(original[0], len(blob), ("jpeg", "webp")):
+                images[_caption(name, original[0], pixels, rival)] = pixels
         written += plots.save(plots.reconstructions(images), output / "reconstruction", ["png"])
         written += plots.save(plots.channel_maps(codes), output / "channels", ["png"])
     else:
@@ -75,43 +76,19 @@ def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> li
 
 
 def _image(path: str, data: bytes, model) -> tuple[np.ndarray, dict]:
-    from ..codec.image_processing_walloc import WallocImageProcessor
-    from .metrics import to_8bit
-
-    processor = WallocImageProcessor(num_channels=model.config.num_channels, patch_size=model.config.patch_size)
-    inputs = processor(read_image(path, data), return_tensors="pt")
+    inputs = make_processor(model.config)(read_image(path, data), return_tensors="pt")
     height, width = inputs["original_sizes"][0].tolist()
-    return to_8bit(inputs["pixel_values"][0, :, :height, :width]), dict(inputs)
+    return to_images(inputs["pixel_values"][0, :, :height, :width]), dict(inputs)
 
 
 def _clip(path: str, data: bytes, model) -> tuple[np.ndarray, dict]:
-    from ..codec.feature_extraction_walloc import WallocAudioFeatureExtractor
-
-    config = model.config
-    extractor = WallocAudioFeatureExtractor(config.num_channels, config.sampling_rate, hop_length=config.patch_size)
+    extractor = make_processor(model.config)
     clip, rate = read_audio(path, data)
     inputs = extractor(clip[:, : round(MAX_SECONDS * rate)], sampling_rate=rate, return_tensors="pt")
     levels = {name: inputs[name] for name in ("padding_mask", "gain", "offset")}
     return extractor.post_process(inputs["input_values"], **levels)[0], dict(inputs)
 
 
-def _formats_of_size(original: np.ndarray, num_bytes: int) -> dict[str, np.ndarray]:
-    """The original as JPEG and WebP of about as many bytes (the smallest file that is no smaller)."""
-    found = {}
-    for suffix, name in ((".jpg", "JPEG"), (".webp", "WebP")):
-        low, high = 1, 100
-        while low < high:
-            middle = (low + high) // 2
-            enough = len(encode_image(Image.fromarray(original), f"x{suffix}", quality=middle)) >= num_bytes
-            low, high = (low, middle) if enough else (middle + 1, high)
-        blob = encode_image(Image.fromarray(original), f"x{suffix}", quality=low)
-        decoded = np.asarray(Image.open(io.BytesIO(blob)).convert("RGB"))
-        found[_caption(name, original, decoded, blob)] = decoded
-    return found
-
-
 def _caption(name: str, original: np.ndarray | None, decoded: np.ndarray, blob: bytes) -> str:
-    from .metrics import bits_per_pixel, psnr
-
     rate = f"{name}, {bits_per_pixel(decoded.shape[0], decoded.shape[1], len(blob)):.2f} bpp"
     return rate if original is None else f"{rate}, {psnr(original, decoded):.2f} dB"

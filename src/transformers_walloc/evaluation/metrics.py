@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ..codec.signals import normalise_clip, to_8bit
+
 # SSDR and SRDR of frames without any error, which would be infinite, count as this many dB.
 MAX_RATIO_DB = 100.0
 LEARNED_METRICS = ("lpips", "dists", "cdpam")
@@ -22,10 +24,9 @@ class MetricUnavailableError(RuntimeError):
     """A measure needs a package or network weights that this machine does not have; the message says which."""
 
 
-def to_8bit(pixel_values: torch.Tensor) -> np.ndarray:
-    """Tensors (..., C, H, W) in [-0.5, 0.5] as uint8 images (..., H, W, C): `round(clip(x + 0.5) * 255)`."""
-    scaled = ((pixel_values.detach().float() + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(scaled.movedim(-3, -1).cpu().numpy())
+def to_images(pixel_values: torch.Tensor) -> np.ndarray:
+    """Tensors (..., C, H, W) in [-0.5, 0.5] as uint8 images (..., H, W, C)."""
+    return np.ascontiguousarray(to_8bit(pixel_values).movedim(-3, -1).cpu().numpy())
 
 
 def decibels(distance: float) -> float:
@@ -48,22 +49,10 @@ def psnr(reference, estimate, data_range: float | None = None) -> float:
     return decibels(float(error) / data_range**2)
 
 
-def normalise_clip(waveform) -> tuple[np.ndarray, float, float]:
-    """A clip (channels, length) with zero mean and peak 0.5, and (gain, offset) so that x = gain * normalised + offset.
-
-    The mean and the peak are those of all channels together. Silence keeps its values, with gain 1.
-    """
-    x = np.asarray(waveform, dtype=np.float64)
-    offset = float(x.mean())
-    peak = float(np.abs(x - offset).max())
-    gain = 2 * peak if peak > 0 else 1.0
-    return (x - offset) / gain, gain, offset
-
-
 def audio_psnr(reference, estimate) -> float:
     """PSNR in dB of a clip that is normalised to zero mean and peak 0.5 and mapped to [0, 1] by adding 0.5."""
     reference, estimate = _pair(reference, estimate)
-    normalised, gain, offset = normalise_clip(reference)
+    normalised, gain, offset = _normalised(reference)
     return psnr(normalised, (np.asarray(estimate, dtype=np.float64) - offset) / gain, data_range=1.0)
 
 
@@ -186,7 +175,7 @@ def zimtohrli_mos(reference, estimate, sampling_rate: int) -> float:
         import zimtohrli
     except ImportError as error:
         raise MetricUnavailableError(f"Zimtohrli: {error}; pip install zimtohrli soxr") from error
-    normalised, gain, offset = normalise_clip(reference)
+    normalised, gain, offset = _normalised(reference)
     scores = []
     for x, y in zip(normalised, (np.asarray(estimate, dtype=np.float64) - offset) / gain, strict=True):
         x, y = (soxr.resample(2 * a, sampling_rate, 48000).clip(-1, 1).astype(np.float32) for a in (x, y))
@@ -213,6 +202,11 @@ def learned_metric(name: str) -> Callable[..., float]:
     except Exception as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise MetricUnavailableError(f"{name.upper()}: {first_line}") from error
+
+
+def learned(name: str, *signals) -> float:
+    """`learned_metric(name)` of two signals and, for audio, their sampling rate in Hz."""
+    return learned_metric(name)(*signals)
 
 
 def _piq_metric(name: str) -> Callable[..., float]:
@@ -299,6 +293,11 @@ def bd_rate(
         return math.nan
     anchor, curve = (PchipInterpolator(quality, rate).integrate(low, high) / (high - low) for quality, rate in curves)
     return float((np.exp(curve - anchor) - 1) * 100)
+
+
+def _normalised(waveform) -> tuple[np.ndarray, float, float]:
+    normalised, gain, offset = normalise_clip(torch.from_numpy(np.asarray(waveform, dtype=np.float64)))
+    return normalised.numpy(), gain, offset
 
 
 def _pair(reference, estimate) -> tuple[np.ndarray, np.ndarray]:

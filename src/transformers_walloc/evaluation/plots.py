@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
+from ..media import atomic_file
+
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
 FORMAT_STYLES = {
@@ -38,12 +40,10 @@ def save(
     paths = []
     for suffix in formats:
         path = Path(f"{os.fspath(stem)}.{suffix}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         # Without dates and random ids the same figure gives the same file.
         metadata = {"Date": None} if suffix == "svg" else {}
-        figure.savefig(partial, format=suffix, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=metadata)
-        os.replace(partial, path)
+        with atomic_file(path) as file:
+            figure.savefig(file, format=suffix, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=metadata)
         paths.append(path)
     return paths
 

@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from ..codec.bottleneck import compand, companding_scale, decompand
 from ..codec.configuration_walloc import WallocAudioConfig
 from ..codec.modeling_walloc import WallocAudioModel
+from ..codec.signals import normalise_clip
 
 # Latents that the network runs on at a time in `separate`: 95 s of `stereo-20x`.
 CHUNK_SIZE = 2**14
@@ -336,16 +337,15 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
             raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1 latent")
         x = waveform.reshape(-1, *waveform.shape[-2:]).float()
         length = x.shape[2]
-        offset = x.mean((1, 2), keepdim=True)
-        peak = (x - offset).abs().amax((1, 2), keepdim=True)
-        gain = torch.where(peak > 0, 2 * peak, 1.0)
-        values = self.encode(F.pad((x - offset) / gain, (0, -length % patch)))
+        clips, gains, _ = zip(*map(normalise_clip, x), strict=True)
+        values = self.encode(F.pad(torch.stack(clips), (0, -length % patch)))
         halo, parts = self.separator.receptive_field, []
         for start in range(0, values.shape[2], chunk_size):
             first = max(start - halo, 0)
             part = self.separator(values[:, :, first : start + chunk_size + halo])
             parts.append(part[..., start - first : start - first + chunk_size])
-        audio = self.decode(torch.cat(parts, 3))[..., :length] * gain[:, None]
+        audio = self.decode(torch.cat(parts, 3))[..., :length]
+        audio = audio * audio.new_tensor(gains)[:, None, None, None]
         return audio.reshape(*waveform.shape[:-2], *audio.shape[1:])
 
     def _silence(self) -> torch.Tensor:

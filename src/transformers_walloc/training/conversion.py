@@ -23,11 +23,10 @@ import numpy as np
 import torch
 
 from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
-from ..codec.feature_extraction_walloc import WallocAudioFeatureExtractor
-from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..codec.wavelets import wavelet_filters
 from ..files import atomic_folder
+from ..loading import make_processor
 
 ORIGINAL_POST_FILTER_SIZE = 129
 REQUIRED_KEYS = ("channels", "J", "Ne", "Nd", "latent_dim", "latent_bits", "lightweight_encode")
@@ -206,15 +205,6 @@ def save_model_folder(
         make_processor(model.config).save_pretrained(new)
         for name, text in (documents or {}).items():
             (new / name).write_text(text, encoding="utf-8")
-
-
-def make_processor(config: WallocConfig) -> WallocImageProcessor | WallocAudioFeatureExtractor:
-    """The processor whose output fits a model."""
-    if isinstance(config, WallocAudioConfig):
-        return WallocAudioFeatureExtractor(
-            feature_size=config.num_channels, hop_length=config.patch_size, sampling_rate=config.sampling_rate
-        )
-    return WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
 
 
 def _is_network(name: str) -> bool:

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ..codec.entropy_tables import EntropyTables
 from ..files import atomic_file, atomic_folder, write_atomically
+from ..loading import codec_path, load_codec
+from ..media import read_audio, read_image
 from .data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_media
 from .entropy_fitting import fit_entropy_tables
 
@@ -55,7 +56,8 @@ def fit_tables(
     Raises:
         ValueError: a folder without media, or a codec that is none.
     """
-    model, processor, kind = load_codec(str(codec))
+    model, processor = load_codec(codec)
+    kind = "image" if model.config.num_dims == 2 else "audio"
     codes = [
         item for step in code_steps for item in codes_of_folder(model, processor, kind, data, files, seconds, step)
     ]
@@ -69,27 +71,9 @@ def fit_tables(
         "steps": steps,
         "hidden": hidden,
     }
-    source = _folder_of(str(codec))
+    source = codec_path(codec)
     store_tables(model, source, out or source, settings)
     return tables
-
-
-def load_codec(name: str):
-    """Model, processor and kind of signal of a bundled name, a Hub id or a folder."""
-    from transformers import AutoConfig, AutoModel
-
-    from .conversion import make_processor
-
-    path = _folder_of(name)
-    model = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
-    kind = "image" if AutoConfig.from_pretrained(path).model_type == "walloc_image" else "audio"
-    return model, make_processor(model.config), kind
-
-
-def _folder_of(name: str) -> str:
-    from .. import bundled
-
-    return str(bundled.bundled_path(name)) if name in bundled.BUNDLED_NAMES else name
 
 
 def codes_of_folder(
@@ -110,21 +94,10 @@ def codes_of_folder(
 
 def _signal(processor, kind: str, file: Path, seconds: float) -> torch.Tensor:
     if kind == "image":
-        with Image.open(file) as image:
-            return processor([ImageOps.exif_transpose(image).convert("RGB")], return_tensors="pt")["pixel_values"]
-    import soundfile
-
-    with soundfile.SoundFile(file) as stream:
-        frames = min(len(stream), round(seconds * stream.samplerate))
-        stream.seek((len(stream) - frames) // 2)
-        audio, rate = stream.read(frames, dtype="float32", always_2d=True).T, stream.samplerate
-    channels = processor.feature_size
-    audio = np.repeat(audio[:1], channels, 0) if len(audio) < channels else audio[:channels]
-    if rate != processor.sampling_rate:
-        import soxr
-
-        audio = soxr.resample(audio.T, rate, processor.sampling_rate).T
-    return processor([audio], sampling_rate=processor.sampling_rate, return_tensors="pt")["input_values"]
+        image = read_image(str(file), file.read_bytes()).convert("RGB")
+        return processor(image, return_tensors="pt")["pixel_values"]
+    audio, rate = read_audio(str(file), file.read_bytes(), seconds)
+    return processor(audio[: processor.feature_size], sampling_rate=rate, return_tensors="pt")["input_values"]
 
 
 def store_tables(model, source: str | Path, out: str | Path, settings: dict) -> None:

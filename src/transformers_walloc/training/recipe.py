@@ -35,6 +35,7 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from ..codec.bottleneck import decompand
 from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
+from ..codec.signals import normalise_clip, to_8bit
 from .conversion import save_model_folder
 from .data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, AudioSegments, ImageCrops, MediaCache, RandomPieces, list_media
 from .growing import grow_from, revive
@@ -378,12 +379,10 @@ def validate(model, cache: MediaCache) -> dict[str, float]:
             x = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None].to(device).float() / 255 - 0.5
         else:
             array = array[: min(len(array), 30 * model.config.sampling_rate) // patch * patch]
-            x = torch.from_numpy(array.T.astype(np.float32))[None].to(device)
-            x = x - x.mean()
-            x = x * (0.5 / x.abs().max().clamp_min(1.0))
+            x = normalise_clip(torch.from_numpy(array.T.astype(np.float32)).to(device))[0][None]
         codes = model.quantize(model.encode(x)[0])
         y = model.decode(codes)[0]
-        error = torch.round(y * 255 + 127.5) / 255 - torch.round(x * 255 + 127.5) / 255 if image else y - x
+        error = (to_8bit(y).float() - to_8bit(x).float()) / 255 if image else y - x
         psnr.append(-10 * torch.log10(error.square().mean()).item())
         for channel in codes[0].flatten(1).cpu().numpy():
             counts = np.unique(channel, return_counts=True)[1]

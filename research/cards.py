@@ -1,0 +1,49 @@
+"""The cards of the bundled codecs: what the package's `write_card` cannot know of them."""
+
+import json
+from pathlib import Path
+
+from research import pages
+from research.corpora.sources import AUDIO, FONTS, IMAGES
+from transformers_walloc.bundled import BUNDLED_NAMES, NAMESPACE
+from transformers_walloc.evaluation import cards
+
+PREPARATION = "python -m research.corpora.prepare images audio documents --out corpus"
+
+
+def write_card(folder: Path) -> None:
+    """Write README.md and results.json of a bundled codec from docs/results."""
+    name = folder.resolve().name
+    if name not in BUNDLED_NAMES:
+        raise ValueError(f"{folder} is not one of our codecs; valid: {', '.join(BUNDLED_NAMES)}")
+    image = json.loads((folder / "config.json").read_text())["model_type"] == "walloc_image"
+    recipe_path = folder / "recipe.json"
+    cards.write_card(
+        folder,
+        pages.load("table1" if image else "table2"),
+        repo_id=f"{NAMESPACE}/{name}",
+        licence="apache-2.0",
+        licence_text="Code and weights: Apache-2.0.",
+        data=data_lines(json.loads(recipe_path.read_text()), image) if recipe_path.exists() else None,
+        preparation=[PREPARATION],
+        validation=validation_line(image),
+        bundled=True,
+    )
+
+
+def data_lines(recipe: dict, image: bool) -> list[str]:
+    """What a codec was trained on, with licences: the packages that the recipe names, or else all of the corpus."""
+    sources = {source.package: source for source in (IMAGES if image else AUDIO) if not source.validation}
+    used = next((run["sources"] for run in cards.runs_of(recipe) if run.get("sources")), list(sources))
+    lines = [f"`{name}` (Debian 12): {sources[name].licence}" if name in sources else name for name in used]
+    if any(entry.startswith("documents") for entry in recipe.get("train") or []):
+        fonts = ", ".join(f"`{source.package}` ({source.licence})" for source in FONTS)
+        lines.append(f"pages of text rendered with {fonts}")
+    return lines
+
+
+def validation_line(image: bool) -> str:
+    if image:
+        return "Validation: the 24 Kodak images, never trained on."
+    names = ", ".join(f"`{source.package}` ({source.licence})" for source in AUDIO if source.validation)
+    return f"Validation music, never trained on: {names}."

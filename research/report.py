@@ -1,0 +1,127 @@
+#!/usr/bin/env python
+"""The pages of this project with measured numbers: docs/results.md, the table of README.md, the bundled codecs' cards.
+
+    python -m research.report docs                  # docs/results/*.json -> docs/results.md and README.md
+    python -m research.report card model_cards/*    # docs/results/*.json -> README.md and results.json of each folder
+
+Nothing here measures: every number comes from a JSON file of docs/results.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from research import pages
+from research.cards import write_card
+from transformers_walloc.evaluation.tables import (
+    TITLES,
+    UNIT,
+    cell,
+    described,
+    table,
+    threads_of,
+    throughput,
+    to_markdown,
+)
+from transformers_walloc.media import write_atomically
+
+SECTIONS = {
+    "table1": "Images (Table 1 of the paper)",
+    "table2": "Stereo audio (Table 2 of the paper)",
+    "table2_all": "Stereo audio, longer clips of all validation files",
+    "curves_image": "Rate and distortion, images",
+    "curves_audio": "Rate and distortion, stereo audio",
+}
+README_TABLES = {
+    "table1": ("dimensionality_reduction", "compression_ratio", "psnr", "ms_ssim"),
+    "table2": ("dimensionality_reduction", "compression_ratio", "psnr", "ssdr", "srdr"),
+}
+
+
+def write_docs() -> None:
+    """Write docs/results.md and the table of README.md."""
+    write_atomically(pages.ROOT / "docs" / "results.md", results_page())
+    readme = pages.ROOT / "README.md"
+    if readme.exists():
+        write_atomically(readme, pages.between(readme.read_text(), "results", readme_table()))
+
+
+def results_page() -> str:
+    sections = []
+    for name, title in SECTIONS.items():
+        if (result := pages.load(name)) is not None:
+            pictures = [path.name for path in sorted(pages.RESULTS.glob(f"{name}_*.png"))]
+            sections.append({"title": title, "text": to_markdown(result).strip(), "pictures": pictures})
+    coders = [json.loads(path.read_text()) for path in sorted(pages.RESULTS.glob("coders_*.json"))]
+    sweep = pages.load("sweep_decoders")
+    if sweep is not None:
+        sweep |= {"table": sweep_table(sweep), "description": described(sweep)}
+    drawn = sorted((pages.ROOT / "docs" / "pictures").glob("*.png"))
+    return pages.render(
+        "results.md.jinja",
+        sections=sections,
+        coders=[coder | {"table": coders_table(coder["rows"])} for coder in coders],
+        sweep=sweep,
+        pictures=[{"title": path.stem.replace("_", " "), "name": path.name} for path in drawn],
+    )
+
+
+def readme_table() -> str:
+    """Our codecs, their closed form, the formats at the same size and the original: what a reader wants first."""
+    parts, machine = [], None
+    for name, columns in README_TABLES.items():
+        result = pages.load(name)
+        if result is None:
+            continue
+        kind, machine = result["kind"], machine or result["machine"]
+        header = ["", *(TITLES[c][0] for c in columns), f"encode {UNIT[kind]}", f"decode {UNIT[kind]}"]
+        lines = []
+        for row in result["rows"]:
+            if not row["codec"].startswith(("rgb-", "stereo-", "original-")) and "@like=" not in row["codec"]:
+                continue
+            known = [cell(row, c) for c in columns]
+            speed = [throughput(row, kind, ("encode",)), throughput(row, kind, ("decode",))]
+            lines.append([f"`{row['codec']}`", *known, *speed])
+        parts += [f"{result['data']['name']}, {len(result['data']['files'])} files:", table(header, lines)]
+    if machine is not None:
+        parts.append(f"{machine['processor']}, {threads_of(machine)}. All tables: [docs/results.md](docs/results.md).")
+    return "\n\n".join(parts)
+
+
+def coders_table(rows: list[dict]) -> str:
+    """Lossless coders of the same codes, largest first, sizes relative to lossless WebP in the original's packing."""
+    webp = next(row["bytes"] for row in rows if row["coder"] == "webp")
+    lines = []
+    for row in sorted(rows, key=lambda row: -row["bytes"]):
+        line = [row["coder"], f"{row['bytes']:.0f}", f"{row['bits_per_code']:.4f}", f"{row['bytes'] / webp - 1:+.1%}"]
+        for name in ("encode_mega_codes_per_s", "decode_mega_codes_per_s"):
+            line.append(f"{row[name]:.2f}" if name in row else "")
+        lines.append(line)
+    return table(["coder", "bytes", "bits/code", "against WebP", "encode Mcodes/s", "decode Mcodes/s"], lines)
+
+
+def sweep_table(result: dict) -> str:
+    """Decoders of several shapes, trained for the same time."""
+    lines = []
+    for row in result["rows"]:
+        parameters, numbers = f"{row['parameters'] / 1e6:.2f} M", (f"{row['psnr']:.2f}", f"{row['decode']:.3g}")
+        lines.append([row["shape"], parameters, str(row["steps"]), *numbers])
+    return table(["width x blocks (x kernel)", "parameters", "steps", "PSNR dB", "decode megapixel/s"], lines)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("docs", help="write docs/results.md and the table of README.md")
+    card = commands.add_parser("card", help="write model cards")
+    card.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="model_cards/NAME")
+    args = parser.parse_args(argv)
+    if args.command == "docs":
+        write_docs()
+    else:
+        for folder in args.folders:
+            write_card(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Codecs by name: a model and its processor from a bundled name, a Hub id or a folder."""
+
+import os
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from .bundled import BUNDLED_NAMES, NAMESPACE, bundled_path
+from .codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
+from .codec.image_processing_walloc import WallocImageProcessor
+from .codec.modeling_walloc import WallocAudioEncoder, WallocAudioModel, WallocImageEncoder, WallocImageModel
+
+
+def load_codec(
+    name: str | os.PathLike,
+    encoder_only: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+) -> tuple[Any, Any]:
+    """A codec's model in evaluation mode, and the processor for what goes in and comes out.
+
+    The processor is made from the model's configuration, so that a checkpoint in the making, which has no file for it,
+    can be used too.
+
+    Args:
+        name: a bundled name (`rgb-16x`), a Hub id, or a folder with a config.json.
+        encoder_only: load the model without its decoder.
+
+    Raises:
+        ValueError: the model is not a WaLLoC codec, or the folder has no config.json.
+        OSError: there is no such model, or it is not to be had without a network.
+    """
+    path = codec_path(name)
+    config = AutoConfig.from_pretrained(path)
+    if isinstance(config, WallocImageConfig):
+        model_class: Any = WallocImageEncoder if encoder_only else WallocImageModel
+    elif isinstance(config, WallocAudioConfig):
+        model_class = WallocAudioEncoder if encoder_only else WallocAudioModel
+    else:
+        raise ValueError(f"{name}: a model of type {config.model_type!r} is no WaLLoC codec")
+    model = model_class.from_pretrained(path, dtype=dtype).eval()
+    return (model if device is None else model.to(device)), make_processor(config)
+
+
+def make_processor(config: WallocConfig) -> Any:
+    """The image processor or feature extractor that suits a codec's configuration."""
+    if isinstance(config, WallocImageConfig):
+        return WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
+    if not isinstance(config, WallocAudioConfig):
+        raise TypeError(f"config must be one of a WaLLoC codec, got {type(config).__name__}")
+    return WallocAudioFeatureExtractor(
+        feature_size=config.num_channels, sampling_rate=config.sampling_rate, hop_length=config.patch_size
+    )
+
+
+def codec_path(name: str | os.PathLike) -> str:
+    """What `from_pretrained` takes for a codec's name: a bundled folder, a local folder or a Hub id."""
+    name = os.fspath(name)
+    if name in BUNDLED_NAMES:
+        try:
+            return str(bundled_path(name))
+        except FileNotFoundError:
+            return f"{NAMESPACE}/{name}"
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise ValueError(f"{name}: the folder has no config.json")
+    return name
