@@ -1,4 +1,4 @@
-"""The evaluation scripts on tiny codecs and signals."""
+"""Evaluation on tiny codecs and signals."""
 
 import json
 
@@ -49,7 +49,7 @@ def run(*arguments):
 
 
 def test_tables_of_images(image_codec, images, tmp_path):
-    from transformers_walloc.evaluation.codecs import make_codec
+    from transformers_walloc.evaluation.specs import make_codec
 
     specs = [image_codec, f"{image_codec}@linear", f"jpeg@like={image_codec}", "webp@quality=50", "resize@factor=4"]
     command = ["tables", "--data", images, "--out", tmp_path, "--codecs", *specs, "--threads", 1]
@@ -83,8 +83,7 @@ def test_tables_of_images(image_codec, images, tmp_path):
 
 
 def test_a_stopped_run_goes_on(image_codec, images, tmp_path, monkeypatch):
-    from transformers_walloc.evaluation import codecs as codec_adapters
-    from transformers_walloc.evaluation import measure as evaluate_codec
+    from transformers_walloc.evaluation.codecs import WallocCodec
 
     command = ["tables", "--data", images, "--out", tmp_path, "--codecs", image_codec, "--no_speed", "--threads", 1]
     first = run(*command)
@@ -93,15 +92,8 @@ def test_a_stopped_run_goes_on(image_codec, images, tmp_path, monkeypatch):
     # As if the power had failed in the middle of the second line.
     (tmp_path / "files.jsonl").write_text(lines[0] + "\n" + lines[1][:25])
     measured = []
-    make = codec_adapters.make_codec
-
-    def counting(*args, **kwargs):
-        codec = make(*args, **kwargs)
-        write = codec.write
-        codec.write = lambda signal: measured.append(1) or write(signal)
-        return codec
-
-    monkeypatch.setattr(evaluate_codec, "make_codec", counting)
+    write = WallocCodec.write
+    monkeypatch.setattr(WallocCodec, "write", lambda codec, signal: measured.append(1) or write(codec, signal))
     assert run(*command)["rows"] == first["rows"]
     assert len(measured) == 1
     assert run(*command)["rows"] == first["rows"]
@@ -159,8 +151,9 @@ def test_neural_codecs_without_weights_are_timed_only(tmp_path):
 def test_what_cannot_be_had_is_named(images, tmp_path, capsys):
     result = run("tables", "--data", images, "--out", tmp_path, "--codecs", tmp_path / "nothing", "--no_speed")
     assert not result["rows"] and len(result["codecs_unavailable"]) == 1
-    with pytest.raises(ValueError, match="unknown option"):
+    with pytest.raises(SystemExit):
         run("tables", "--data", images, "--out", tmp_path, "--codecs", "jpeg@speed=3")
+    assert "unknown option speed in 'jpeg@speed=3'; valid: quality, like" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("tables", "--data", images, "--out", tmp_path, "--metrics", "vmaf")
     assert "unknown metric 'vmaf'" in capsys.readouterr().err
@@ -169,7 +162,7 @@ def test_what_cannot_be_had_is_named(images, tmp_path, capsys):
 def test_reports_and_cards_are_made_from_stored_results(image_codec, images, tmp_path, monkeypatch):
     import shutil
 
-    from transformers_walloc.evaluation import report
+    from research import pages, report
 
     folder = tmp_path / "model_cards" / "rgb-16x"
     shutil.copytree(image_codec, folder)
@@ -179,8 +172,8 @@ def test_reports_and_cards_are_made_from_stored_results(image_codec, images, tmp
     (folder / "recipe.json").write_text(json.dumps(last))
     specs = [folder, f"{folder}@linear", f"jpeg@like={folder}"]
     result = run("tables", "--data", images, "--out", tmp_path / "out", "--codecs", *specs, "--no_speed")
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    monkeypatch.setattr(report, "RESULTS", tmp_path / "docs" / "results")
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "RESULTS", tmp_path / "docs" / "results")
     (tmp_path / "docs" / "results").mkdir(parents=True)
     (tmp_path / "docs" / "results" / "table1.json").write_text(json.dumps(result))
     (tmp_path / "README.md").write_text("# Title\n<!-- results:begin -->\nold\n<!-- results:end -->\nrest\n")
@@ -193,8 +186,8 @@ def test_reports_and_cards_are_made_from_stored_results(image_codec, images, tmp
     card = (folder / "README.md").read_text()
     front = card.split("---")[1]
     assert "library_name: transformers" in front and f"value: {psnr}" in front
-    assert psnr in card and "python scripts/train_codec.py --kind image --train photos:0.9 --step 0.1 --cpu" in card
-    assert card.count("python scripts/train_codec.py") == 3
+    assert psnr in card and "walloc train --kind image --train photos:0.9 --step 0.1 --cpu" in card
+    assert card.count("walloc train") == 3
     assert "* holiday pictures\n" in card and "29.5 minutes in all, on a box." in card
     assert json.loads((folder / "results.json").read_text())["rows"] == result["rows"]
 

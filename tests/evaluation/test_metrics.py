@@ -36,7 +36,7 @@ def test_psnr_of_a_constant_error():
 
 def test_8bit_rounding():
     x = torch.tensor([-0.6, -0.5, 0.0, 0.5, 0.7]).reshape(1, 1, 5)
-    assert metrics.to_8bit(x).ravel().tolist() == [0, 0, 128, 255, 255]
+    assert metrics.to_images(x).ravel().tolist() == [0, 0, 128, 255, 255]
 
 
 def test_audio_psnr_is_that_of_the_normalised_clip():

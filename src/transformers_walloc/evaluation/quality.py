@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from . import metrics
 from .cache import FileCache
 from .codecs import Codec
-from .signals import Signals
+from .signals import SAMPLING_RATE, Signals
 
 # What is measured, by the names of what each function gives. Functions for audio take the sampling rate, too.
 _MEASURES: dict[str, dict[tuple[str, ...], Callable]] = {
@@ -40,7 +40,7 @@ class Quality:
         cache: of what was measured before.
 
     Attributes:
-        unavailable: metrics that this machine cannot compute, with the reason; filled as they are needed.
+        unavailable: metrics that this machine cannot compute, with the reason.
 
     Raises:
         ValueError: an unknown metric.
@@ -52,6 +52,9 @@ class Quality:
             raise ValueError(f"unknown metric {unknown[0]!r} of {signals.kind}; valid: {', '.join(known)}")
         self.signals, self.names, self.cache = signals, list(names or known), cache
         self.unavailable: dict[str, str] = {}
+        # Something to measure, so that what is not installed is known before the first file.
+        noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+        self.measure(self.names, *[noise if signals.kind == "image" else _clip_of_noise()] * 2)
 
     def of(self, codec: Codec) -> dict:
         """Compression ratio, bpp or kbps over all files together, and the mean of each metric over files."""
@@ -64,20 +67,19 @@ class Quality:
         ratio = metrics.compression_ratio(values, total, 8 if image else 16)
         row: dict = {"files": len(lines), "compression_ratio": ratio}
         row |= {"bpp": 24 / ratio} if image else {"kbps": 2 * 16 * self.signals.sampling_rate / 1000 / ratio}
-        for name in self._available():
+        for name in self.names:
+            if name in self.unavailable:
+                continue
             known = [line[name] for line in lines if line[name] is not None]
             row[name] = float(np.mean(known)) if known else None
             if known and len(known) < len(lines):
                 row[f"{name}_files"] = len(known)
         return row
 
-    def _available(self) -> list[str]:
-        return [name for name in self.names if name not in self.unavailable]
-
     def _line(self, codec: Codec, signal) -> dict:
         key = f"{codec.name} {codec.identity} {signal.fingerprint}"
         line = self.cache.get(key) or {}
-        absent = [name for name in self._available() if name not in line]
+        absent = [name for name in self.names if name not in self.unavailable and name not in line]
         if absent or "bytes" not in line:
             blob = codec.write(signal.array)
             decoded = codec.read(blob, signal.array)
@@ -103,6 +105,10 @@ class Quality:
                 values = [None] * len(given)
             found |= {name: value for name, value in zip(given, values, strict=True) if name in wanted}
         return found
+
+
+def _clip_of_noise() -> np.ndarray:
+    return (0.1 * np.random.default_rng(0).standard_normal((2, SAMPLING_RATE))).astype(np.float32)
 
 
 def bd_rates(rows: Sequence[dict], curve_of: Callable[[dict], str | None], formats: Sequence[str]) -> dict:
