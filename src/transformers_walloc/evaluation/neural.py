@@ -1,10 +1,5 @@
 """Neural codecs of others. Their weights come from the Hub; without them the true architecture can be timed."""
 
-import contextlib
-import importlib.abc
-import importlib.machinery
-import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +10,7 @@ import torch
 from ..codec.feature_extraction_walloc import resample
 from ..codec.signals import to_8bit
 from .codecs import Clock, Codec, CodecUnavailableError
+from .stand_ins import stand_ins
 
 NEURAL = {
     "image": ("original-4x", "original-16x", "cheng2020", "sd3-vae"),
@@ -266,35 +262,3 @@ def _audio_codec(name: str, trained: bool) -> Network:
         multiple=1920,
         note="channel by channel, 32 codebooks, 24 kHz",
     )
-
-
-@contextlib.contextmanager
-def stand_ins(*packages: str):
-    """Empty modules for packages that are imported but not used, while they are not installed."""
-
-    class Nothing(types.ModuleType):
-        def __getattr__(self, name):
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return type(name, (), {}) if name[0].isupper() else lambda *args, **kwargs: lambda target: target
-
-    class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] in packages:
-                return importlib.machinery.ModuleSpec(name, self, is_package=True)
-            return None
-
-        def create_module(self, spec):
-            return Nothing(spec.name)
-
-        def exec_module(self, module):
-            pass
-
-    finder = Finder()
-    sys.meta_path.append(finder)  # after the real ones
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        for name in [n for n, module in sys.modules.items() if isinstance(module, Nothing)]:
-            del sys.modules[name]
