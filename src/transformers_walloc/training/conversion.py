@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+from ..codec.configuration_walloc import WallocAudioConfig, WallocImageConfig
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..codec.wavelets import wavelet_filters
 from ..files import atomic_folder
