@@ -27,5 +27,5 @@ evaluate curves --data "$images" --metrics psnr --out runs/curves_image --store 
 evaluate curves --kind audio --data "$audio" --data_name "$audio_name" --files 6 --seconds 15 --metrics psnr \
     --out runs/curves_audio --store curves_audio "${@}"
 "$python" -W ignore -m research.make_pictures --images "$images" --audio "$audio"
-"$python" -m transformers_walloc.evaluation.report docs
-"$python" -m transformers_walloc.evaluation.report card model_cards/*/
+"$python" -m research.report docs
+"$python" -m research.report card model_cards/*/

@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
     """The recipe that a command line stands for; exits with a message where it is none."""
     parser = HfArgumentParser(
-        Recipe, prog="walloc train", description=__doc__, formatter_class=_Formatter, allow_abbrev=False
+        [Recipe], prog="walloc train", description=__doc__, formatter_class=_Formatter, allow_abbrev=False
     )
     try:
         (recipe,) = parser.parse_args_into_dataclasses(None if argv is None else list(argv))
@@ -301,8 +301,8 @@ def make_model(recipe: Recipe, pieces: RandomPieces, fit: bool = True) -> Walloc
     config_class = WallocImageConfig if recipe.is_image else WallocAudioConfig
     shape = {name: value for name in _SHAPE if (value := getattr(recipe, name)) is not None}
     if not recipe.source:
-        model = model_class(config_class(**shape))
-        if fit:
+        model: Any = model_class(config_class(**shape))
+        if fit and recipe.step is not None:
             fit_klt(model, collect_statistics(recipe, model.config, pieces), recipe.step)
         return model
 
