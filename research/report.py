@@ -56,12 +56,16 @@ def results_page() -> str:
     sweep = pages.load("sweep_decoders")
     if sweep is not None:
         sweep |= {"table": sweep_table(sweep), "description": described(sweep)}
+    field = pages.load("field")
+    if field is not None:
+        field |= {"table": field_table(field, pages.load("table1"))}
     drawn = sorted((pages.ROOT / "docs" / "pictures").glob("*.png"))
     return pages.render(
         "results.md.jinja",
         sections=sections,
         coders=[coder | {"table": coders_table(coder["rows"])} for coder in coders],
         sweep=sweep,
+        field=field,
         pictures=[{"title": path.stem.replace("_", " "), "name": path.name} for path in drawn],
     )
 
@@ -86,6 +90,19 @@ def readme_table() -> str:
     if machine is not None:
         parts.append(f"{machine['processor']}, {threads_of(machine)}. All tables: [docs/results.md](docs/results.md).")
     return "\n\n".join(parts)
+
+
+def field_table(field: dict, measured: dict | None) -> str:
+    """Published figures with their sources, and ours of the same images, measured here, below them."""
+    columns = ["dimensionality_reduction", "bpp", "psnr", "lpips_db", "dists_db"]
+    lines = [
+        [row["codec"], *(cell(row, c) for c in columns), field["sources"][row["source"]]]
+        for row in sorted(field["rows"], key=lambda row: row["bpp"])
+    ]
+    if measured is not None:
+        ours = [row for row in measured["rows"] if row["codec"].startswith("rgb-") and "@" not in row["codec"]]
+        lines += [[f"`{row['codec']}`", *(cell(row, c) for c in columns), "measured here"] for row in ours]
+    return table(["codec", *(TITLES[c][0] for c in columns), "source"], lines)
 
 
 def coders_table(rows: list[dict]) -> str:
