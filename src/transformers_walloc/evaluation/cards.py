@@ -83,6 +83,7 @@ def model_card(
         commands=[*preparation, *commands_of(runs, name)] if runs else [],
         minutes=sum(run.get("minutes") or 0 for run in runs),
         machine=runs[0].get("machine") if runs else None,
+        notes=[run["note"] for run in runs if run.get("note")],
         validation=validation,
         weights=_stored_as(folder / "model.safetensors"),
         licence=licence_text,
@@ -141,7 +142,7 @@ def _label(codec: str, name: str) -> str:
     if codec == name:
         return f"**{name}**"
     if codec == f"{name}@linear":
-        return "closed form (KLT) decoder, same file"
+        return "linear decoder, same file"
     form, _, other = codec.partition("@like=")
     formats = IMAGE_FORMATS | AUDIO_FORMATS
     return f"{formats[form].title}, same size" if other and form in formats else codec
@@ -159,7 +160,7 @@ def commands_of(runs: Sequence[dict], name: str) -> list[str]:
     """The command lines that runs stand for, oldest first, folders by their last name."""
     lines = []
     for run in reversed(runs):
-        others = ("sources", "machine", "entropy_tables", "earlier")
+        others = ("sources", "machine", "entropy_tables", "earlier", "note")
         lines.append(_command("walloc train", {key: value for key, value in run.items() if key not in others}))
         if run.get("entropy_tables"):
             lines.append(_command(f"walloc fit-tables {name}", run["entropy_tables"]))
