@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import _CACHED_NO_EXIST, constants, scan_cache_dir, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, constants, scan_cache_dir, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from transformers_walloc import bundled
 
@@ -28,7 +29,7 @@ def write_checkpoints(root: Path, text: str) -> Path:
     for name in bundled.BUNDLED_NAMES:
         (root / name).mkdir(parents=True)
         (root / name / "config.json").write_text(json.dumps({"text": text, "name": name}))
-        (root / name / "model.safetensors").write_bytes(text.encode() * 10_000)
+        (root / name / "model.safetensors").write_bytes(text.encode() * 100_000)
         (root / name / ".hidden").write_text("not part of the checkpoint")
     return root
 
@@ -71,15 +72,22 @@ def test_missing_folder_is_named(package):
         bundled.bundled_path("rgb-4x")
 
 
-def test_linked_files_are_the_package_files(package):
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_weights_are_those_of_the_package_and_small_files_are_copied(package, monkeypatch, hard_links):
+    if not hard_links:  # another file system
+        monkeypatch.setattr(os, "link", no_links)
     bundled.link_bundled_checkpoints()
     for name in bundled.BUNDLED_NAMES:
-        for filename in ("config.json", "model.safetensors"):
-            assert os.path.samefile(cached(filename, name), package / name / filename)
+        assert os.path.samefile(cached("model.safetensors", name), package / name / "model.safetensors")
+        assert Path(cached("config.json", name)).read_text() == (package / name / "config.json").read_text()
+        assert not os.path.samefile(cached("config.json", name), package / name / "config.json")
         assert cached(".hidden", name) is None
         assert cached("adapter_config.json", name) is _CACHED_NO_EXIST
-    copied = [path for path in Path(constants.HF_HUB_CACHE).rglob("*") if path.is_file() and not path.is_symlink()]
-    assert sum(path.stat().st_size for path in copied) < 1000
+        assert Path(cached("model.safetensors", name)).is_symlink() is not hard_links
+
+
+def no_links(*_, **__):
+    raise OSError("links are not possible here")
 
 
 def test_second_call_changes_nothing(package):
@@ -108,6 +116,10 @@ def test_newer_hub_commit_takes_over_for_good(package):
     assert Path(cached()).read_text() == "from the Hub"
     assert snapshots() == [HUB_COMMIT]
     assert os.listdir(repository() / "blobs") == ["etag"]
+    assert bundled.unlink_bundled_checkpoints() == [
+        repository(name) for name in bundled.BUNDLED_NAMES if name != "rgb-16x"
+    ]
+    assert Path(cached()).read_text() == "from the Hub"
 
 
 def test_pinned_hub_commit_survives_an_upgrade_of_ours(package):
@@ -122,12 +134,13 @@ def test_pinned_hub_commit_survives_an_upgrade_of_ours(package):
 
 
 def test_moved_package_is_linked_again(package, monkeypatch):
+    monkeypatch.setattr(os, "link", no_links)
     bundled.link_bundled_checkpoints()
     moved = package.rename(package.with_name("moved"))
     monkeypatch.setattr(bundled, "_bundled_root", lambda: moved)
-    assert cached() is None
+    assert cached("model.safetensors") is None
     bundled.link_bundled_checkpoints()
-    assert os.path.samefile(cached(), moved / "rgb-16x" / "config.json")
+    assert os.path.samefile(cached("model.safetensors"), moved / "rgb-16x" / "model.safetensors")
 
 
 def test_upgrade_replaces_the_old_revision(package):
@@ -139,15 +152,28 @@ def test_upgrade_replaces_the_old_revision(package):
     assert len(snapshots()) == 1 and snapshots() != before
 
 
-def test_two_installations_share_a_cache(package, tmp_path, monkeypatch):
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_two_installations_share_a_cache(package, tmp_path, monkeypatch, hard_links):
+    """Of equal size and time, and different only in the middle of the weights."""
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_links)
+    other = write_checkpoints(tmp_path / "other", "first")
+    weights = (package / "rgb-16x" / "model.safetensors").read_bytes()
+    half = len(weights) // 2
+    (other / "rgb-16x" / "model.safetensors").write_bytes(weights[:half] + b"?" + weights[half + 1 :])
+    for path in (package, other):
+        os.utime(path / "rgb-16x" / "model.safetensors", (10**9, 10**9))
     bundled.link_bundled_checkpoints()
     first = (repository() / "refs" / "main").read_text()
-    other = write_checkpoints(tmp_path / "other", "second")
     monkeypatch.setattr(bundled, "_bundled_root", lambda: other)
     bundled.link_bundled_checkpoints()
-    assert os.path.samefile(cached(), other / "rgb-16x" / "config.json")
+    assert os.path.samefile(cached("model.safetensors"), other / "rgb-16x" / "model.safetensors")
     # A process of the first installation may be loading this very moment.
-    assert os.path.samefile(cached(revision=first), package / "rgb-16x" / "config.json")
+    pinned = cached("model.safetensors", revision=first)
+    assert os.path.samefile(pinned, package / "rgb-16x" / "model.safetensors")
+    monkeypatch.setattr(bundled, "_bundled_root", lambda: package)
+    bundled.link_bundled_checkpoints()
+    assert os.path.samefile(cached("model.safetensors"), package / "rgb-16x" / "model.safetensors")
 
 
 def test_switched_off(package, monkeypatch):
@@ -156,17 +182,52 @@ def test_switched_off(package, monkeypatch):
     assert not Path(constants.HF_HUB_CACHE).exists()
 
 
-def test_unusable_cache_is_no_error(package, tmp_path, monkeypatch):
+def test_an_unusable_cache_is_said(package, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
-    bundled.link_bundled_checkpoints()
+    with pytest.warns(UserWarning, match=r"walloc/rgb-16x.*bundled_path\('rgb-4x'\)"):
+        bundled.link_bundled_checkpoints()
 
 
-def test_damaged_reference_is_no_error(package):
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"main", "pipe"])
+@pytest.mark.skipif(os.name == "nt", reason="pipes")
+def test_a_reference_that_cannot_be_read_is_repaired(package, content):
     add_hub_commit()
-    (repository() / "refs" / "main").write_bytes(b"\xff\xfe")
+    path = repository() / "refs" / "main"
+    path.unlink()
+    if content == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
     bundled.link_bundled_checkpoints()
-    assert (repository() / "refs" / "main").read_bytes() == b"\xff\xfe"
+    assert os.path.samefile(cached("model.safetensors"), package / "rgb-16x" / "model.safetensors")
+    assert Path(cached(revision=HUB_COMMIT)).read_text() == "from the Hub"
+
+
+@pytest.mark.parametrize("part", ["", "snapshots", "refs", "blobs", ".no_exist"])
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
+def test_links_to_foreign_folders_are_not_followed(package, tmp_path, part):
+    bundled.link_bundled_checkpoints()
+    foreign = tmp_path / "foreign"
+    (repository() / part).rename(foreign)
+    (repository() / part).symlink_to(foreign)
+    (package / "rgb-16x" / "config.json").write_text("upgraded")
+    before = sorted(foreign.rglob("*"))
+    bundled.link_bundled_checkpoints()
+    bundled.unlink_bundled_checkpoints()
+    assert sorted(foreign.rglob("*")) == before
+
+
+def test_the_package_is_removed(package, monkeypatch):
+    """Hard links outlive it; `unlink` leaves nothing behind, not even a repository that looks complete."""
+    bundled.link_bundled_checkpoints()
+    weights = (package / "rgb-16x" / "model.safetensors").read_bytes()
+    for path in sorted(package.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert Path(cached("model.safetensors")).read_bytes() == weights
+    assert bundled.unlink_bundled_checkpoints() == [repository(name) for name in bundled.BUNDLED_NAMES]
+    with pytest.raises(LocalEntryNotFoundError):
+        snapshot_download("walloc/rgb-16x", cache_dir=constants.HF_HUB_CACHE, local_files_only=True)
 
 
 def test_missing_checkpoint_leaves_no_trace(package):
@@ -175,45 +236,46 @@ def test_missing_checkpoint_leaves_no_trace(package):
     assert not repository().exists() and repository("rgb-4x").exists()
 
 
-def test_without_symbolic_links(package, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True, raising=False)
+def test_without_links_of_any_kind(package, monkeypatch):
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "symlink", no_links)
     bundled.link_bundled_checkpoints()
     assert not any(path.is_symlink() for path in repository().rglob("*"))
-    assert Path(cached()).read_bytes() == (package / "rgb-16x" / "config.json").read_bytes()
-    (package / "rgb-16x" / "config.json").unlink()
-    (package / "rgb-16x" / "config.json").write_text("upgraded")
+    weights = package / "rgb-16x" / "model.safetensors"
+    assert Path(cached("model.safetensors")).read_bytes() == weights.read_bytes()
+    size = weights.stat().st_size
+    weights.unlink()
+    weights.write_bytes(b"n" * size)
     bundled.link_bundled_checkpoints()
-    assert Path(cached()).read_text() == "upgraded" and len(snapshots()) == 1
+    assert Path(cached("model.safetensors")).read_bytes() == weights.read_bytes() and len(snapshots()) == 1
 
 
 def test_killed_half_way_leaves_no_repository(package, monkeypatch):
-    create = bundled._create
+    write = bundled.write_atomically
 
-    def die(path, write):
-        if path.name == "main":
+    def die(path, data):
+        if path.name.endswith(".linked"):
             raise KeyboardInterrupt
-        create(path, write)
+        write(path, data)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(bundled, "_create", die)
+        patch.setattr(bundled, "write_atomically", die)
         bundled.link_bundled_checkpoints()
     assert not repository("rgb-4x").exists()
     bundled.link_bundled_checkpoints()
-    assert os.path.samefile(cached(), package / "rgb-16x" / "config.json")
+    assert os.path.samefile(cached("model.safetensors"), package / "rgb-16x" / "model.safetensors")
 
 
 def test_many_processes_at_once(package):
     code = (
-        "import importlib.util, pathlib, sys\n"
-        "spec = importlib.util.spec_from_file_location('bundled', sys.argv[1])\n"
-        "module = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(module)\n"
-        "module._bundled_root = lambda: pathlib.Path(sys.argv[2])\n"
-        "module.link_bundled_checkpoints()\n"
+        "import pathlib, sys\n"
+        "from transformers_walloc import bundled\n"
+        "bundled._bundled_root = lambda: pathlib.Path(sys.argv[1])\n"
+        "del bundled.os.environ['WALLOC_NO_BUNDLED']\n"
+        "bundled.link_bundled_checkpoints()\n"
     )
-    environment = {**os.environ, "HF_HUB_CACHE": constants.HF_HUB_CACHE}
-    command = [sys.executable, "-c", code, bundled.__file__, str(package)]
-    processes = [subprocess.Popen(command, env=environment) for _ in range(4)]
+    environment = {**os.environ, "HF_HUB_CACHE": constants.HF_HUB_CACHE, "WALLOC_NO_BUNDLED": "1"}
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(package)], env=environment) for _ in range(4)]
     assert [process.wait() for process in processes] == [0] * 4
     assert len(snapshots()) == 1
     for name in bundled.BUNDLED_NAMES:
@@ -221,7 +283,10 @@ def test_many_processes_at_once(package):
     assert os.listdir(Path(constants.HF_HUB_CACHE) / ".locks") == []
 
 
-def test_cache_tools_accept_it_and_deleting_spares_the_package(package, tmp_path, monkeypatch):
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_cache_tools_accept_it_and_deleting_spares_the_package(package, tmp_path, monkeypatch, hard_links):
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_links)
     bundled.link_bundled_checkpoints()
     other = write_checkpoints(tmp_path / "other", "second")
     first = (repository() / "refs" / "main").read_text()

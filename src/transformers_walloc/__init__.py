@@ -1,47 +1,32 @@
-"""WaLLoC (Wavelet Learned Lossy Compression) as Hugging Face models; the import registers the Auto classes."""
+"""WaLLoC (Wavelet Learned Lossy Compression) as Hugging Face models; the import registers the Auto classes.
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
+Names are loaded when they are first used (PEP 562), so that a program that needs none of torch starts quickly.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from .bundled import bundled_path, link_bundled_checkpoints
-from .codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
-from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
-from .codec.image_processing_walloc import WallocImageProcessor
-from .codec.modeling_walloc import (
-    WallocAudioEncoder,
-    WallocAudioModel,
-    WallocImageEncoder,
-    WallocImageModel,
-    WallocPreTrainedModel,
-)
-from .latents.datasets import latent_transform
-from .latents.folding import latent_values, latent_windows, latents_to_pixels, load_on_latents
-from .latents.image_processing import WallocLatentImageProcessor
-from .latents.modeling import WallocLatentConfig, WallocLatentModel
-from .latents.separation import WallocForAudioSourceSeparation, WallocSeparationConfig
+from .registration import register_when_needed
+
+if TYPE_CHECKING:
+    from .codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+    from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
+    from .codec.image_processing_walloc import WallocImageProcessor
+    from .codec.modeling_walloc import (
+        WallocAudioEncoder,
+        WallocAudioModel,
+        WallocImageEncoder,
+        WallocImageModel,
+        WallocPreTrainedModel,
+    )
+    from .latents.datasets import latent_transform
+    from .latents.folding import latent_values, latent_windows, latents_to_pixels, load_on_latents
+    from .latents.image_processing import WallocLatentImageProcessor
+    from .latents.modeling import WallocLatentConfig, WallocLatentModel
+    from .latents.separation import WallocForAudioSourceSeparation, WallocSeparationConfig
 
 __version__ = "0.1.0"
-
-AutoConfig.register("walloc_image", WallocImageConfig, exist_ok=True)
-AutoConfig.register("walloc_audio", WallocAudioConfig, exist_ok=True)
-AutoModel.register(WallocImageConfig, WallocImageModel, exist_ok=True)
-AutoModel.register(WallocAudioConfig, WallocAudioModel, exist_ok=True)
-AutoImageProcessor.register(
-    WallocImageConfig,
-    image_processor_classes={"pil": WallocImageProcessor, "torchvision": WallocImageProcessor},
-    exist_ok=True,
-)
-AutoConfig.register("walloc_latent", WallocLatentConfig, exist_ok=True)
-AutoModel.register(WallocLatentConfig, WallocLatentModel, exist_ok=True)
-AutoImageProcessor.register(
-    WallocLatentConfig,
-    image_processor_classes={"pil": WallocLatentImageProcessor, "torchvision": WallocLatentImageProcessor},
-    exist_ok=True,
-)
-AutoFeatureExtractor.register(WallocAudioConfig, WallocAudioFeatureExtractor, exist_ok=True)
-AutoConfig.register("walloc_separation", WallocSeparationConfig, exist_ok=True)
-AutoModel.register(WallocSeparationConfig, WallocForAudioSourceSeparation, exist_ok=True)
-AutoFeatureExtractor.register(WallocSeparationConfig, WallocAudioFeatureExtractor, exist_ok=True)
-link_bundled_checkpoints()
 
 __all__ = [
     "WallocAudioConfig",
@@ -66,3 +51,39 @@ __all__ = [
     "latents_to_pixels",
     "load_on_latents",
 ]
+
+# Where the names above are; tests hold this against the imports for type checkers.
+_MODULES = {
+    "codec.configuration_walloc": ("WallocAudioConfig", "WallocConfig", "WallocImageConfig"),
+    "codec.feature_extraction_walloc": ("WallocAudioFeatureExtractor",),
+    "codec.image_processing_walloc": ("WallocImageProcessor",),
+    "codec.modeling_walloc": (
+        "WallocAudioEncoder",
+        "WallocAudioModel",
+        "WallocImageEncoder",
+        "WallocImageModel",
+        "WallocPreTrainedModel",
+    ),
+    "latents.datasets": ("latent_transform",),
+    "latents.folding": ("latent_values", "latent_windows", "latents_to_pixels", "load_on_latents"),
+    "latents.image_processing": ("WallocLatentImageProcessor",),
+    "latents.modeling": ("WallocLatentConfig", "WallocLatentModel"),
+    "latents.separation": ("WallocForAudioSourceSeparation", "WallocSeparationConfig"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{module}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_needed()
+link_bundled_checkpoints()

@@ -5,28 +5,41 @@ bundled folders into that cache makes the ids work on a machine that never had a
 still wins where there is one; transformers itself is not patched. A linked repository looks like a downloaded one:
 
     models--walloc--rgb-16x/
-      refs/main                              the commit that "main" stands for
-      snapshots/<commit>/config.json         -> ../../blobs/<commit>-config.json
-      blobs/<commit>-config.json             -> <package>/model_cards/rgb-16x/config.json
-      .no_exist/<commit>/adapter_config.json files known to be missing, so that nobody asks the network for them
+      refs/main                               the commit that "main" stands for, here a hash of the whole content
+      snapshots/<commit>/config.json          a copy: small files outlive the package
+      snapshots/<commit>/model.safetensors    the same file as the package's (a hard link), else
+                                              -> ../../blobs/<commit>-model.safetensors -> <package>/model_cards/...
+      blobs/<commit>-.linked                  what was linked, so that the content is hashed only when it has changed
+      .no_exist/<commit>/adapter_config.json  files known to be missing, so that nobody asks the network for them
 
-The second hop keeps the package safe: deleting a cached revision deletes what its snapshot points to, a mere link.
+Two hops of links keep the package safe: deleting a cached revision deletes what its snapshot points to, a mere link.
+Such links, of a cache on another file system, point nowhere once the package is removed: `walloc unlink` before that.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
+import warnings
 from pathlib import Path
 
 from huggingface_hub import constants
+
+from .files import atomic_file, write_atomically
 
 BUNDLED_NAMES = ("rgb-4x", "rgb-16x", "rgb-16x-klt", "stereo-5x", "stereo-20x")
 NAMESPACE = "walloc"
 
 # A commit hash is 40 hexadecimal digits. These leading zeros tell ours from those of the Hub.
 _COMMIT_PREFIX = "0" * 12
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+# Larger files are linked, not copied.
+_COPIED_BYTES = 2**18
 
 # What the Auto classes look for beside the files that we ship. Unless the cache knows that a file does not exist,
 # loading without a network retries for half a minute before it goes on without it.
@@ -91,18 +104,58 @@ def bundled_reader(codec: str, fingerprint: str) -> str | None:
 def link_bundled_checkpoints() -> None:
     """Link the bundled checkpoints into the Hub cache where it has no repository of the same id yet.
 
-    Called by `import transformers_walloc`. A repository downloaded by the Hub client is never touched; links of ours
-    that a moved or upgraded package left behind are renewed. Without a writable cache nothing happens. The environment
-    variable `WALLOC_NO_BUNDLED=1` switches it off.
+    Called by `import transformers_walloc`. What the Hub client downloaded is never touched; links of ours that a moved
+    or upgraded package left behind are renewed. The environment variable `WALLOC_NO_BUNDLED=1` switches it off.
+
+    Warns:
+        UserWarning: the cache can neither be written nor has the ids, so that they do not work without a network.
     """
     if os.environ.get("WALLOC_NO_BUNDLED", "").upper() in constants.ENV_VARS_TRUE_VALUES:
         return
-    cache, root = Path(constants.HF_HUB_CACHE), _bundled_root()
+    root, unlinked = _bundled_root(), []
     for name in BUNDLED_NAMES:
-        try:
-            _link_repository(root / name, cache / f"models--{NAMESPACE}--{name}")
-        except OSError:  # a missing folder, a read-only or full cache: the package works without the links
+        if not (root / name / "config.json").is_file():  # an installation without this checkpoint
             continue
+        repository = _repository(name)
+        try:
+            _link_repository(root / name, repository)
+        except OSError:
+            if _reference(repository) is None:
+                unlinked.append(name)
+    if unlinked:
+        warnings.warn(
+            f"the Hub cache {constants.HF_HUB_CACHE} cannot be written, so from_pretrained does not find "
+            f"{', '.join(f'{NAMESPACE}/{name}' for name in unlinked)} without a network: set HF_HOME to a folder that "
+            f"can be written, or load from transformers_walloc.bundled_path({unlinked[0]!r})",
+            stacklevel=2,
+        )
+
+
+def unlink_bundled_checkpoints() -> list[Path]:
+    """Take the bundled checkpoints out of the Hub cache again; what the Hub client downloaded stays.
+
+    Returns:
+        The folders that were removed: repositories, or revisions of repositories that hold downloaded ones too.
+    """
+    removed = []
+    for name in BUNDLED_NAMES:
+        repository = _repository(name)
+        if not _is_plain(repository):
+            continue
+        main, snapshots = _reference(repository), repository / "snapshots"
+        others = [path for path in snapshots.glob("*") if not path.name.startswith(_COMMIT_PREFIX)]
+        if not others and main and main.startswith(_COMMIT_PREFIX):
+            shutil.rmtree(repository)
+            removed.append(repository)
+            continue
+        removed += [snapshots / commit for commit in _remove_snapshots(repository, None)]
+        if main and main.startswith(_COMMIT_PREFIX):
+            (repository / "refs" / "main").unlink()
+    return removed
+
+
+def _repository(name: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / f"models--{NAMESPACE}--{name}"
 
 
 def _bundled_root() -> Path:
@@ -111,107 +164,166 @@ def _bundled_root() -> Path:
 
 
 def _link_repository(folder: Path, repository: Path) -> None:
-    files = _files(folder)
-    commit = _commit_hash(folder, files)
-    try:
-        main = (repository / "refs" / "main").read_text(errors="replace").strip()
-    except FileNotFoundError:
-        main = None
-    if main is None:
-        if repository.exists():  # the Hub client's, for example of a single pinned revision
-            return
+    if not os.path.lexists(repository):
         # Complete before it is visible. The folder of locks is the one that tools listing the cache skip.
         scratch = repository.parent / ".locks"
         scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="walloc-", dir=scratch, ignore_cleanup_errors=True) as temporary:
-            _write_repository(Path(temporary) / "repository", folder, files, commit)
-            os.rename(Path(temporary) / "repository", repository)  # fails where another process was faster
+            _write_revision(Path(temporary) / "repository", folder, _commit_hash(folder))
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                _rename_new(Path(temporary) / "repository", repository)
         return
-    if not main.startswith(_COMMIT_PREFIX):  # a newer commit from the Hub took over
-        _remove_snapshots(repository, folder, keep=None)
+    if not _is_plain(repository):  # whoever made links of these folders wants them to be left alone
         return
-    if main != commit or not all((repository / "snapshots" / commit / name).exists() for name in files):
-        _write_repository(repository, folder, files, commit)
-        _remove_snapshots(repository, folder, keep=commit)
+    main = _reference(repository)
+    if main is None and not os.path.lexists(repository / "refs" / "main"):  # of a single revision that was asked for
+        return
+    if main is not None and not main.startswith(_COMMIT_PREFIX):  # a newer commit from the Hub took over
+        _remove_snapshots(repository, None)
+        return
+    if main is None or not _is_current(repository, folder, main):
+        commit = _commit_hash(folder)
+        _write_revision(repository, folder, commit)
+        _remove_snapshots(repository, commit)
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """Rename a folder to a name that nobody has. `os.rename` alone would do, but for an empty folder on POSIX."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if os.path.lexists(target):
+            raise FileExistsError(str(target)) from error
+        raise
+
+
+def _is_plain(repository: Path) -> bool:
+    """Whether the folders of a repository are folders where they exist, and not links to somewhere else."""
+    paths = [repository, *(repository / name for name in ("refs", "snapshots", "blobs", ".no_exist"))]
+    return os.path.isdir(repository) and all(p.is_dir() and not p.is_symlink() for p in paths if os.path.lexists(p))
+
+
+def _reference(repository: Path) -> str | None:
+    """The commit of `main`; None where there is none that can be read. A pipe in its place is not waited for."""
+    path = repository / "refs" / "main"
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        text = path.read_bytes()[:100].decode(errors="replace").strip()
+    except OSError:
+        return None
+    return text if _COMMIT.fullmatch(text) else None
 
 
 def _files(folder: Path) -> list[str]:
-    """Relative names of the files of a bundled folder, hidden ones left out; OSError where there is no checkpoint."""
+    """Relative names of the files of a bundled folder, hidden ones left out."""
     names = []
     for base, subfolders, found in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith((".", "__"))]
         relative = os.path.relpath(base, folder)
         names += [os.path.normpath(os.path.join(relative, name)) for name in found if not name.startswith(".")]
-    if "config.json" not in names:
-        raise FileNotFoundError(f"{folder} holds no checkpoint")
     return sorted(names)
 
 
-def _commit_hash(folder: Path, files: list[str]) -> str:
-    """40 hexadecimal digits that differ between checkpoints, from the first and last 4 KiB of every file.
-
-    Reading the weights in full would slow every import down, and the links always show the current content anyway.
-    """
+def _commit_hash(folder: Path) -> str:
+    """40 hexadecimal digits over names and content of all files."""
     digest = hashlib.sha256()
-    for name in files:
-        with open(folder / name, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 4096))
-            tail = file.read(4096)
-            file.seek(0)
-            digest.update(f"{name}\0{size}\0".encode() + file.read(4096) + tail)
+    for name in _files(folder):
+        content = (folder / name).read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return _COMMIT_PREFIX + digest.hexdigest()[: 40 - len(_COMMIT_PREFIX)]
 
 
-def _write_repository(repository: Path, folder: Path, files: list[str], commit: str) -> None:
+def _state(folder: Path) -> dict:
+    """What changes whenever a file of the folder is written anew or replaced."""
+    states = {name: os.stat(folder / name) for name in _files(folder)}
+    return {
+        "folder": str(folder),
+        "files": {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in states.items()},
+    }
+
+
+def _record_path(repository: Path, commit: str) -> Path:
+    return repository / "blobs" / f"{commit}-.linked"
+
+
+def _record(repository: Path, commit: str) -> dict:
+    try:
+        record = json.loads(_record_path(repository, commit).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_current(repository: Path, folder: Path, commit: str) -> bool:
+    """Whether a revision is that of the folder as it is now, and complete."""
+    snapshot = repository / "snapshots" / commit
+    state = _state(folder)
+    return _record(repository, commit) == state and all((snapshot / name).exists() for name in state["files"])
+
+
+def _write_revision(repository: Path, folder: Path, commit: str) -> None:
     """Write one revision, every entry in one step, and let `main` point to it at the very end."""
     snapshot, missing = repository / "snapshots" / commit, repository / ".no_exist" / commit
+    files = _files(folder)
     for name in files:
-        blob = repository / "blobs" / f"{commit}-{name.replace(os.sep, '--')}"
-        try:
-            if getattr(constants, "HF_HUB_DISABLE_SYMLINKS", False):  # not in huggingface_hub before 1.10
-                raise OSError("symbolic links are switched off")
-            _create(blob, lambda path: os.symlink(folder / name, path))  # noqa: B023 (called at once)
-            relative = os.path.relpath(blob, (snapshot / name).parent)
-            _create(snapshot / name, lambda path: os.symlink(relative, path))  # noqa: B023
-        except OSError:  # Windows without the privilege: as the Hub client does, the file itself
-            _create(snapshot / name, lambda path: _link_or_copy(folder / name, path))  # noqa: B023
+        if os.path.getsize(folder / name) <= _COPIED_BYTES:
+            write_atomically(snapshot / name, (folder / name).read_bytes())
+        else:
+            _link(folder / name, snapshot / name, repository / "blobs" / f"{commit}-{name.replace(os.sep, '--')}")
     if _PROCESSOR_FILE not in files:
-        _create(snapshot / _PROCESSOR_FILE, lambda path: Path(path).write_text(_EMPTY_PROCESSOR))
+        write_atomically(snapshot / _PROCESSOR_FILE, _EMPTY_PROCESSOR)
     for name in set(_OPTIONAL_FILES) - set(files):
         missing.mkdir(parents=True, exist_ok=True)
         (missing / name).touch()
-    _create(repository / "refs" / "main", lambda path: Path(path).write_text(commit))
+    write_atomically(_record_path(repository, commit), json.dumps(_state(folder)))  # a hard link changes the ctime
+    with atomic_file(repository / "refs" / "main", follow_links=False) as partial:
+        partial.write_text(commit)
 
 
-def _create(path: Path, write) -> None:
-    """Let `write` make a temporary entry beside `path`, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
+def _link(source: Path, target: Path, blob: Path) -> None:
+    """Make `target` the same file as `source`: a hard link, two symbolic ones, or a copy where neither can be."""
+    if os.path.lexists(target) and target.exists() and os.path.samefile(source, target):
+        return
+    symbolic = not getattr(constants, "HF_HUB_DISABLE_SYMLINKS", False)  # not in huggingface_hub before 1.10
+    relative = os.path.relpath(blob, target.parent)
+    if _make(target, lambda path: os.link(source, path)):
+        return
+    if symbolic and _make(blob, lambda path: os.symlink(source, path)):
+        if _make(target, lambda path: os.symlink(relative, path)):
+            return
+        blob.unlink()
+    with atomic_file(target, follow_links=False) as partial:
+        shutil.copyfile(source, partial)
+
+
+def _make(path: Path, link) -> bool:
+    """Put a link there in one step; False where the system does not allow it."""
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        raise
-
-
-def _link_or_copy(source: Path, target: str) -> None:
-    try:
-        os.link(source, target)
+        with atomic_file(path, follow_links=False) as partial:
+            partial.unlink()
+            link(partial)
     except OSError:
-        shutil.copyfile(source, target)
+        return False
+    return True
 
 
-def _remove_snapshots(repository: Path, folder: Path, keep: str | None) -> None:
-    """Remove our own revisions but `keep`. Those linked by another, living installation stay while `keep` is given."""
+def _remove_snapshots(repository: Path, keep: str | None) -> list[str]:
+    """Remove our own revisions but `keep`; with that, those of another installation that is still there stay, too.
+
+    Returns:
+        The commits that were removed.
+    """
+    removed = []
     for snapshot in (repository / "snapshots").glob(_COMMIT_PREFIX + "*"):
-        blobs = list((repository / "blobs").glob(f"{snapshot.name}-*"))
-        foreign = blobs and all(blob.exists() and folder not in Path(os.readlink(blob)).parents for blob in blobs)
-        if snapshot.name == keep or (keep and foreign):
+        commit = snapshot.name
+        owner = _record(repository, commit).get("folder")
+        mine = _record(repository, keep).get("folder") if keep else None
+        if commit == keep or (keep and owner != mine and owner and os.path.isdir(owner)):
             continue
-        for path in (snapshot, repository / ".no_exist" / snapshot.name):
+        for path in (snapshot, repository / ".no_exist" / commit):
             shutil.rmtree(path, ignore_errors=True)
-        for blob in blobs:
+        for blob in (repository / "blobs").glob(f"{commit}-*"):
             blob.unlink(missing_ok=True)
+        removed.append(commit)
+    return removed

@@ -52,12 +52,13 @@ def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike, follow_links: bool = True) -> Iterator[Path]:
     """A path in the same folder that becomes `path` when the block ends without an exception.
 
-    The file behind it exists, empty. Its name has no telling suffix: tell the writer the format.
+    The file behind it exists, empty. Its name has no telling suffix: tell the writer the format. Where `path` is a
+    link, what it points to is written, or with `follow_links` false the link is replaced.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path) if follow_links else os.path.abspath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target.parent)
     partial = _partial(target)
@@ -66,9 +67,11 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         mode = os.fstat(file.fileno()).st_mode
     try:
         yield partial
-        with contextlib.suppress(FileNotFoundError):
-            mode = target.stat().st_mode
-        os.chmod(partial, stat.S_IMODE(mode))
+        if follow_links:
+            with contextlib.suppress(FileNotFoundError):
+                mode = target.stat().st_mode
+        if not partial.is_symlink() and partial.stat().st_nlink == 1:  # it is not ours alone otherwise
+            os.chmod(partial, stat.S_IMODE(mode))
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
@@ -109,32 +112,56 @@ def find_files(names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[st
 
     Args:
         names: as on the command line; "-" stands for the standard input.
-        suffixes: files of a folder or a pattern's folders with other suffixes are left out. Named files never are.
+        suffixes: files of a folder or a pattern's folders with other suffixes are left out, and hidden ones. Named
+            files never are.
 
     Returns:
-        (path, path relative to the folder that it was found in) of each file, in order, without repetition.
+        (path, relative path for a folder of results) of each file, in order, without repetition. It is relative to the
+        folder that was named, to the part of a pattern in front of its first wildcard, or for files that were named
+        themselves to the folder that all of them share.
+
+    Raises:
+        MediaError: nothing there, or nothing with these suffixes.
     """
     found: dict[str, str] = {}
+    names = list(names)
+    named = [os.path.abspath(name) for name in names if name != STANDARD_STREAM and os.path.isfile(name)]
+    shared = ""
+    with contextlib.suppress(ValueError):  # none, or on different drives
+        shared = os.path.commonpath([os.path.dirname(path) for path in named])
     for name in names:
-        if name != STANDARD_STREAM and not os.path.exists(name) and glob.has_magic(name):
+        if name == STANDARD_STREAM:
+            found.setdefault(name, name)
+        elif os.path.isdir(name):
+            inside = _inside(name, suffixes)
+            if not inside:
+                raise MediaError(f"{name}: the folder has no file of type {', '.join(suffixes)}")
+            found.update((path, os.path.relpath(path, name)) for path in inside if path not in found)
+        elif os.path.exists(name):
+            found.setdefault(name, os.path.relpath(os.path.abspath(name), shared) if shared else os.path.basename(name))
+        elif glob.has_magic(name):
+            root = _root(name)
             entries = sorted(glob.glob(name, recursive=True))
-            if not entries:
+            paths = [path for e in entries for path in (_inside(e, suffixes) if os.path.isdir(e) else [e])]
+            if not paths:
                 raise MediaError(f"{name}: no file matches this pattern")
+            found.update((path, os.path.relpath(path, root)) for path in paths if path not in found)
         else:
-            entries = [name]
-        for entry in entries:
-            if entry == STANDARD_STREAM:
-                found.setdefault(entry, entry)
-            elif os.path.isdir(entry):
-                inside = sorted(p for p in Path(entry).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-                if not inside and len(entries) == 1:
-                    raise MediaError(f"{entry}: the folder has no file of type {', '.join(suffixes)}")
-                found.update((str(p), str(p.relative_to(entry))) for p in inside if str(p) not in found)
-            elif os.path.exists(entry):
-                found.setdefault(entry, os.path.basename(entry))
-            else:
-                raise MediaError(f"{entry}: no such file or folder")
+            raise MediaError(f"{name}: no such file or folder")
     return list(found.items())
+
+
+def _inside(folder: str, suffixes: tuple[str, ...]) -> list[str]:
+    paths = (p for p in Path(folder).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    return sorted(str(p) for p in paths if not p.name.startswith("."))
+
+
+def _root(pattern: str) -> str:
+    """The folder in front of the first wildcard."""
+    folder = os.path.dirname(pattern)
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder)
+    return folder or os.curdir
 
 
 def read_bytes(path: str) -> bytes:

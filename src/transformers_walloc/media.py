@@ -1,10 +1,12 @@
 """Images and audio in files: what the command line reads and writes.
 
 Images go through Pillow, audio through soundfile; every file is written in one step, so that a reader never sees half.
+What a conversion cannot keep it says, as a `MediaWarning`; what is too large it refuses before it allocates.
 """
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,7 @@ __all__ = [
     "STANDARD_STREAM",
     "WALLOC_SUFFIX",
     "MediaError",
+    "MediaWarning",
     "atomic_file",
     "atomic_folder",
     "encode_audio",
@@ -43,9 +46,16 @@ __all__ = [
     "read_audio",
     "read_bytes",
     "read_image",
+    "sample_format",
     "write_atomically",
     "write_bytes",
 ]
+
+# Larger signals are refused before they are decoded unless the caller says otherwise: encoding takes up to 40 bytes of
+# memory for a pixel, or for a sample of every channel, so about 2.5 GB. 67 megapixels, 25 minutes at 44.1 kHz.
+MAX_PIXELS = MAX_SAMPLES = 2**26
+# Outside of these a file is damaged or hostile: a header that states 1 Hz makes 44,100 samples of each at 44.1 kHz.
+SAMPLING_RATES = (1000, 768_000)  # Hz
 
 # Decoded images are stored without further loss where the format allows it, and nearly so otherwise.
 _IMAGE_OPTIONS: dict[str, dict] = {
@@ -56,6 +66,19 @@ _IMAGE_OPTIONS: dict[str, dict] = {
 }
 _AUDIO_FORMATS = {".opus": ("OGG", "OPUS"), ".ogg": ("OGG", "VORBIS"), ".aif": ("AIFF", None)}
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+# What a .walloc file calls the samples of its source, by the names of libsndfile, the best that a format has first.
+_SUBTYPES = {
+    "8-bit": ("PCM_U8", "PCM_S8"),
+    "24-bit": ("PCM_24",),
+    "32-bit": ("PCM_32", "PCM_24"),
+    "float": ("FLOAT", "PCM_24", "DOUBLE"),
+}
+# How the common audio files begin: to know them where soundfile is not installed.
+_AUDIO_STARTS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"FORM", b"caff", b".snd")
+
+
+class MediaWarning(UserWarning):
+    """Something of a file that the result does not keep."""
 
 
 def kind_of(path: str, data: bytes) -> str:
@@ -76,37 +99,116 @@ def kind_of(path: str, data: bytes) -> str:
         raise MediaError(f"{path}: {error}") from error
     except (OSError, SyntaxError, ValueError):
         pass
-    try:
+    if data.startswith(_AUDIO_STARTS):
+        return "audio"
+    with contextlib.suppress(MediaError, RuntimeError, TypeError):  # without soundfile it is not audio that can be read
         _soundfile().info(io.BytesIO(data))
         return "audio"
-    except (RuntimeError, TypeError) as error:
-        raise MediaError(f"{path}: neither an image nor audio that can be read") from error
+    raise MediaError(f"{path}: neither an image nor audio that can be read")
 
 
-def read_image(path: str, data: bytes) -> PIL.Image.Image:
-    """A decoded image: upright, and in sRGB if it states another colour space."""
+def read_image(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> PIL.Image.Image:
+    """A decoded image: upright, and in sRGB if it states another colour space.
+
+    Args:
+        path: the name for messages.
+        data: the file.
+        max_pixels: refuse larger images before they are decoded; None for no limit but Pillow's.
+
+    Raises:
+        MediaError: not an image that can be read, or too large.
+
+    Warns:
+        MediaWarning: frames, transparency, colour spaces or bits that the result does not have.
+    """
     try:
         image = PIL.Image.open(io.BytesIO(data))
+        pixels = image.width * image.height
+        if max_pixels is not None and pixels > max_pixels:
+            raise MediaError(
+                f"{path}: {image.width} x {image.height} pixels, more than the limit of {max_pixels}; raise max_pixels "
+                f"if there are {40 * pixels / 1e9:.1f} GB of memory"
+            )
         image.load()
+    except MediaError:
+        raise
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         reason = "not an image that can be read" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise MediaError(f"{path}: {reason}") from error
-    return _to_srgb(PIL.ImageOps.exif_transpose(image))
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a photograph with its preview
+        _warn(path, f"only the first of {frames} frames is kept")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16") or (image.format == "PNG" and data[24] > 8):
+        _warn(path, "samples of more than 8 bits are kept with 8 bits")
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        _warn(path, "transparent parts become white")
+    return _to_srgb(path, PIL.ImageOps.exif_transpose(image))
 
 
-def read_audio(path: str, data: bytes, seconds: float | None = None) -> tuple[np.ndarray, int]:
-    """(channels, length) float32 and the sampling rate in Hz, of the whole file or of so many seconds in its middle."""
+def read_audio(
+    path: str, data: bytes, seconds: float | None = None, max_samples: int | None = MAX_SAMPLES
+) -> tuple[np.ndarray, int]:
+    """(channels, length) float32 and the sampling rate in Hz.
+
+    Args:
+        path: the name for messages.
+        data: the file.
+        seconds: read so many from the middle of the file; all by default.
+        max_samples: refuse longer clips (in samples of one channel, counted as if they were two channels at 44.1 kHz
+            if that is more) before they are decoded; None for no limit.
+
+    Raises:
+        MediaError: not audio that can be read, empty, too long, or of an absurd sampling rate.
+    """
     try:
         with _soundfile().SoundFile(io.BytesIO(data)) as file:
-            wanted = -1 if seconds is None else round(seconds * file.samplerate)
-            if 0 <= wanted < file.frames:
-                file.seek((file.frames - wanted) // 2)
-            samples, rate = file.read(wanted, dtype="float32", always_2d=True), file.samplerate
+            rate, length = file.samplerate, file.frames
+            if not SAMPLING_RATES[0] <= rate <= SAMPLING_RATES[1]:
+                raise MediaError(f"{path}: the sampling rate is {rate} Hz; valid: {SAMPLING_RATES[0]} to 768000")
+            wanted = length if seconds is None else min(length, round(seconds * rate))
+            samples = round(wanted * max(1, 44_100 / rate) * max(1, file.channels / 2))
+            if max_samples is not None and samples > max_samples:
+                raise MediaError(
+                    f"{path}: {samples} samples per channel, more than the limit of {max_samples}; raise max_samples "
+                    f"if there are {40 * samples / 1e9:.1f} GB of memory"
+                )
+            file.seek((length - wanted) // 2)
+            clip = file.read(wanted, dtype="float32", always_2d=True)
     except (RuntimeError, TypeError) as error:
         raise MediaError(f"{path}: not audio that can be read: {error}") from error
-    if not len(samples):
+    if not len(clip):
         raise MediaError(f"{path}: the audio is empty")
-    return np.ascontiguousarray(samples.T), int(rate)
+    return np.ascontiguousarray(clip.T), int(rate)
+
+
+def downmix(samples: np.ndarray) -> np.ndarray:
+    """(channels, length) in the order of WAV files to stereo, (2, length), no louder than before.
+
+    Centre and rear channels count 3 dB less (ITU-R BS.775); the low-frequency channel is left out, as there. Other
+    numbers of channels than 3 to 8 are averaged.
+    """
+    half = 0.5**0.5
+    left, right, both = [1, 0], [0, 1], [half, half]
+    back_left, back_right = [half, 0], [0, half]
+    layouts = {
+        3: [left, right, both],
+        4: [left, right, back_left, back_right],
+        5: [left, right, both, back_left, back_right],
+        6: [left, right, both, [0, 0], back_left, back_right],
+        7: [left, right, both, [0, 0], both, back_left, back_right],
+        8: [left, right, both, [0, 0], back_left, back_right, back_left, back_right],
+    }
+    weights = np.array(layouts.get(len(samples), [[1, 1]] * len(samples)), np.float32)
+    return (weights / weights.sum(axis=0)).T @ samples
+
+
+def sample_format(data: bytes, kind: str) -> str:
+    """What a .walloc file states about the samples of its source, see `bitstream.SAMPLE_FORMATS`."""
+    if kind == "image":
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            return "gray" if image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16") else ""
+    subtype = _soundfile().info(io.BytesIO(data)).subtype
+    return next((name for name, subtypes in _SUBTYPES.items() if subtype in subtypes), "")
 
 
 def encode_image(image: PIL.Image.Image, path: str, **options) -> bytes:
@@ -126,8 +228,22 @@ def encode_image(image: PIL.Image.Image, path: str, **options) -> bytes:
     return file.getvalue()
 
 
-def encode_audio(samples: np.ndarray, rate: int, path: str, **options) -> bytes:
-    """(channels, length) floats in [-1, 1] as the bytes of a file; the suffix names the format, WAV for "-"."""
+def encode_audio(samples: np.ndarray, rate: int, path: str, sample_format: str = "", **options) -> bytes:
+    """(channels, length) floats in [-1, 1] as the bytes of a file.
+
+    Args:
+        samples: louder ones are clipped, but in files of floats.
+        rate: in Hz.
+        path: the suffix names the format, WAV for "-".
+        sample_format: as a .walloc file states it; the nearest that the format has is written, 16 bits by default.
+        **options: of `soundfile.SoundFile`.
+
+    Raises:
+        MediaError: samples that are not finite, or a format that does not take them.
+
+    Warns:
+        MediaWarning: samples were clipped.
+    """
     soundfile = _soundfile()
     suffix = ".wav" if path == STANDARD_STREAM else Path(path).suffix.lower()
     audio_format, subtype = _AUDIO_FORMATS.get(suffix, (suffix.lstrip(".").upper(), None))
@@ -135,6 +251,15 @@ def encode_audio(samples: np.ndarray, rate: int, path: str, **options) -> bytes:
         raise MediaError(
             f"{path}: cannot write audio as {suffix or 'a file without suffix'!r}; {_valid_suffixes('audio')}"
         )
+    if not np.isfinite(samples).all():
+        raise MediaError(f"{path}: the samples are not finite")
+    for better in _SUBTYPES.get(sample_format, ()) if subtype is None else ():
+        if soundfile.check_format(audio_format, better):
+            subtype = better
+            break
+    limit = np.inf if subtype in ("FLOAT", "DOUBLE") else 1
+    if clipped := np.count_nonzero(np.abs(samples) > limit):
+        _warn(path, f"{clipped} of {samples.size} samples were louder than full scale and are clipped")
     if subtype == "OPUS" and rate not in _OPUS_RATES:
         import torch
 
@@ -147,7 +272,7 @@ def encode_audio(samples: np.ndarray, rate: int, path: str, **options) -> bytes:
         with soundfile.SoundFile(file, "w", rate, len(samples), subtype, format=audio_format, **options) as sound:
             # In one piece, Vorbis overflows the stack of libsndfile.
             for start in range(0, samples.shape[1], 2**16):
-                sound.write(samples[:, start : start + 2**16].clip(-1, 1).T)
+                sound.write(samples[:, start : start + 2**16].clip(-limit, limit).T)
     except (RuntimeError, TypeError, ValueError) as error:
         raise MediaError(f"{path}: cannot write the audio as {audio_format}: {error}") from error
     return file.getvalue()
@@ -165,22 +290,29 @@ def naming(source: str) -> Iterator[None]:
         raise MediaError(f"{source}: {message}") from error
 
 
-def _to_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
+def _warn(path: str, text: str) -> None:
+    warnings.warn(MediaWarning(f"{path}: {text}"), stacklevel=3)
+
+
+def _to_srgb(path: str, image: PIL.Image.Image) -> PIL.Image.Image:
     """Colours of phones and cameras are often not sRGB, which decoded images are: their files have no profile."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
     try:
         source = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in PIL.ImageCms.getProfileDescription(source):
+        name = PIL.ImageCms.getProfileDescription(source).strip()
+        if "sRGB" in name:
             return image
         srgb = PIL.ImageCms.createProfile("sRGB")
         colours = image.convert("RGB") if image.mode == "RGBA" else image
         converted = PIL.ImageCms.profileToProfile(colours, source, srgb, outputMode="RGB")
-    except (OSError, PIL.ImageCms.PyCMSError):  # a damaged profile says nothing
-        return image
+    except (OSError, PIL.ImageCms.PyCMSError):
+        converted = None
     if converted is None:
+        _warn(path, "its colour profile is damaged and not used")
         return image
+    _warn(path, f"colours are converted from {name or 'its colour profile'} to sRGB")
     if image.mode == "RGBA":
         converted.putalpha(image.getchannel("A"))
     return converted

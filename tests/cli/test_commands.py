@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
+import PIL.ImageFile
 import pytest
 import soundfile
 from codec_fixtures import audio_model, image_model, pictures, sound
 
-import transformers_walloc.cli.main as cli
-from transformers_walloc.cli.main import main
+import transformers_walloc.cli.compress
+import transformers_walloc.cli.file_codec
+from transformers_walloc.cli.main import COMMANDS, main
 from transformers_walloc.codec.bitstream import unpack
 from transformers_walloc.evaluation.metrics import MetricUnavailableError
 
@@ -175,7 +177,7 @@ def test_a_folder_with_subfolders_and_workers(here, codecs, capsys):
     assert main(["decompress", "small", "-o", "out/", "--model", codecs["image"], "--format", "webp"]) == 0
     assert files(here / "out") == [*(f"deep/{i}.webp" for i in range(5)), "top.webp"]
     assert PIL.Image.open("out/deep/3.webp").size == (200, 98)
-    assert capsys.readouterr() == ("", "")  # the progress bar is for terminals
+    assert capsys.readouterr() == ("", "walloc: 6 files: 6 written\n" * 2)  # the progress bar is for terminals
 
 
 def test_patterns_that_the_shell_left_alone(here, codecs):
@@ -186,7 +188,7 @@ def test_patterns_that_the_shell_left_alone(here, codecs):
 
 
 def test_the_codec_that_fits_is_chosen(here, codecs, monkeypatch):
-    monkeypatch.setattr(cli, "DEFAULT_CODECS", codecs)
+    monkeypatch.setattr(transformers_walloc.cli.compress, "DEFAULT_CODECS", codecs)
     assert main(["compress", "photo.png", "song.wav"]) == 0
     kinds = [unpack((here / name).read_bytes())[0].kind for name in ("photo.walloc", "song.walloc")]
     assert kinds == ["image", "audio"]
@@ -196,24 +198,146 @@ def test_one_bad_file_does_not_stop_the_others(here, codecs, capsys):
     (here / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
     assert main(["compress", "bad.png", "photo.png", "-o", "out/", "--model", codecs["image"]]) == 1
     err = capsys.readouterr().err
-    assert "bad.png" in err and "1 of 2 files failed" in err and err.count("\n") == 2
+    assert "bad.png" in err and "2 files: 1 written, 1 failed" in err and err.count("\n") == 2
     assert files(here / "out") == ["photo.walloc"]
 
 
 def test_nothing_is_overwritten_unless_forced(here, codecs, capsys):
     (here / "photo.walloc").write_text("precious")
     fails(capsys, ["compress", "photo.png", "--model", codecs["image"]], "photo.walloc: exists already; --force")
-    assert (here / "photo.walloc").read_text() == "precious"
+    assert main(["compress", "photo.png", "--skip-existing", "--model", codecs["image"]]) == 0
+    assert (here / "photo.walloc").read_text() == "precious" and capsys.readouterr() == ("", "")
     assert main(["compress", "photo.png", "--force", "--model", codecs["image"]]) == 0
     assert unpack((here / "photo.walloc").read_bytes())
 
 
-def test_outputs_that_collide(here, codecs, capsys):
+def test_a_job_goes_on_past_outputs_that_exist(here, codecs, capsys):
+    for name in ("a", "b", "c"):
+        PIL.Image.fromarray(pictures()[1]).save(f"{name}.png")
+    (here / "b.walloc").write_text("precious")
+    arguments = ["compress", "a.png", "b.png", "c.png", "--model", codecs["image"]]
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert "b.walloc: exists already" in err and err.endswith("walloc: 3 files: 2 written, 1 failed\n")
+    os.remove("c.walloc")
+    assert main([*arguments, "--skip-existing"]) == 0
+    assert capsys.readouterr().err == "walloc: 3 files: 1 written, 2 skipped\n"
+    assert (here / "b.walloc").read_text() == "precious"
+
+
+def test_names_that_differ_in_their_suffix_only(here, codecs, capsys):
     PIL.Image.fromarray(pictures()[1]).save("photo.jpg")
-    fails(
-        capsys, ["compress", "photo.png", "photo.jpg"], "photo.png and photo.jpg would both be written to photo.walloc"
-    )
+    PIL.Image.fromarray(pictures()[1]).save("other.jpg")
+    assert main(["compress", "photo.png", "photo.jpg", "other.jpg", "-o", "out/", "--model", codecs["image"]]) == 0
+    assert files(here / "out") == ["other.walloc", "photo.jpg.walloc", "photo.png.walloc"]
+    assert main(["decompress", "out", "-o", "back", "--model", codecs["image"]]) == 0
+    assert files(here / "back") == ["other.png", "photo.jpg.png", "photo.png"]
+    capsys.readouterr()
     fails(capsys, ["compress", "photo.png", "song.wav", "-o", "one.walloc"], "2 input files need a folder")
+
+
+def test_folders_are_kept(here, codecs, capsys):
+    for name in ("in/a/1.png", "in/b/1.png", "in/b/deep/2.png", "in/.hidden.png"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(pictures()[1][:40, :40]).save(name)
+    model = ["--model", codecs["image"]]
+    assert main(["compress", "in/*/1.png", "-o", "pattern/", *model]) == 0
+    assert main(["compress", "in/*", "-o", "folders/", *model]) == 0
+    assert main(["compress", "in/a/1.png", "in/b/1.png", "-o", "named/", *model]) == 0
+    assert main(["compress", "in/**/2.png", "in/a/1.png", "-o", "mixed/", *model]) == 0
+    assert files(here / "pattern") == files(here / "named") == ["a/1.walloc", "b/1.walloc"]
+    assert files(here / "folders") == ["a/1.walloc", "b/1.walloc", "b/deep/2.walloc"]
+    assert files(here / "mixed") == ["1.walloc", "b/deep/2.walloc"]
+
+
+# Nothing changes silently
+
+
+def test_what_an_image_loses_is_said(here, codecs, capsys):
+    image = PIL.Image.fromarray(pictures()[1])
+    image.save("moving.gif", save_all=True, append_images=[image.transpose(PIL.Image.Transpose.ROTATE_180)])
+    glass = image.convert("RGBA")
+    glass.putalpha(128)
+    glass.save("glass.png")
+    image.convert("RGBA").save("opaque.png")
+    PIL.Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save("deep.png")
+    names = ("moving.gif", "glass.png", "opaque.png", "deep.png")
+    assert main(["compress", *names, "-o", "out/", "--model", codecs["image"]]) == 0
+    notes = sorted(capsys.readouterr().err.splitlines())
+    assert notes == [
+        "walloc: 4 files: 4 written",
+        "walloc: note: deep.png: samples of more than 8 bits are kept with 8 bits",
+        "walloc: note: glass.png: transparent parts become white",
+        "walloc: note: moving.gif: only the first of 2 frames is kept",
+    ]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "RGB"])
+def test_gray_stays_gray(here, codecs, mode):
+    PIL.Image.fromarray(pictures()[1]).convert(mode).save("in.png")
+    assert main(["compress", "in.png", "--model", codecs["image"]]) == 0
+    assert main(["decompress", "in.walloc", "-o", "out.png", "--model", codecs["image"]]) == 0
+    with PIL.Image.open("out.png") as back:
+        assert back.mode == ("RGB" if mode == "RGB" else "L")
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_audio_returns_at_its_depth(here, codecs, capsys, suffix, subtype):
+    if not soundfile.check_format(suffix.upper(), subtype):
+        pytest.skip(f"{suffix} has no {subtype}")
+    loud = 1.5 if subtype in ("FLOAT", "DOUBLE") else 0.5
+    soundfile.write(f"in.{suffix}", loud * sound(0.2).T, 44100, subtype=subtype)
+    model = ["--model", codecs["audio"]]
+    assert main(["compress", f"in.{suffix}", *model]) == 0
+    assert main(["decompress", "in.walloc", "-o", f"out.{suffix}", *model]) == 0
+    assert soundfile.info(f"out.{suffix}").subtype == {"DOUBLE": "FLOAT"}.get(subtype, subtype)
+    assert capsys.readouterr() == ("", "")
+    if loud > 1:  # where the samples cannot be kept it is said
+        assert np.abs(soundfile.read(f"out.{suffix}")[0]).max() > 1
+        assert main(["decompress", "in.walloc", "-o", "out.mp3", *model]) == 0
+        assert "out.mp3: " in (err := capsys.readouterr().err) and "are clipped" in err
+
+
+def test_more_channels_are_mixed_when_told(here, codecs, capsys):
+    clip = sound(0.3)
+    silence = 0 * clip[0]
+    # Left, right, centre, low frequencies, back left, back right.
+    soundfile.write("surround.wav", np.stack([clip[0], clip[1], silence, clip[0], silence, silence], axis=1), 44100)
+    fails(capsys, ["compress", "surround.wav", "--model", codecs["audio"]], "6 channels")
+    assert main(["compress", "surround.wav", "--downmix", "--model", codecs["audio"]]) == 0
+    assert main(["decompress", "surround.walloc", "-o", "back.wav", "--model", codecs["audio"]]) == 0
+    back, _ = soundfile.read("back.wav")
+    assert np.abs(back.T - clip / (1 + 2**0.5)).max() < 0.05
+
+
+# Files made to harm
+
+
+def test_the_sampling_rate_of_a_header_is_no_bomb(here, codecs, capsys):
+    """4 kB that state 1 Hz would become 44 million samples; 8 kHz is a telephone."""
+    soundfile.write("bomb.wav", np.zeros((1000, 2)), 1)
+    fails(capsys, ["compress", "bomb.wav", "--model", codecs["audio"]], "bomb.wav: the sampling rate is 1 Hz; valid")
+    soundfile.write("telephone.wav", sound(0.1, 1, 8000).T, 8000)
+    assert main(["compress", "telephone.wav", "--model", codecs["audio"]]) == 0
+
+
+def test_long_and_large_files_are_refused_before_they_are_decoded(here, codecs, capsys, monkeypatch):
+    with soundfile.SoundFile("silence.flac", "w", 44100, 2) as file:
+        for _ in range(70):
+            file.write(np.zeros((2**20, 2), np.int16))
+    assert os.path.getsize("silence.flac") < 2**20
+    PIL.Image.new("1", (13000, 13000)).save("white.png")
+    assert os.path.getsize("white.png") < 2**16
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", None)
+    monkeypatch.setattr(soundfile.SoundFile, "read", None)
+    for name, kind, message in (
+        ("silence.flac", "audio", f"silence.flac: {70 * 2**20} samples per channel, more than the limit of {2**26}"),
+        ("white.png", "image", f"white.png: 13000 x 13000 pixels, more than the limit of {2**26}"),
+    ):
+        fails(capsys, ["compress", name, "--model", codecs[kind]], message)
+    option = ["--max-samples", "1000"]
+    fails(capsys, ["compress", "song.wav", *option, "--model", codecs["audio"]], "more than the limit of 1000")
 
 
 # Errors
@@ -227,6 +351,8 @@ def test_outputs_that_collide(here, codecs, capsys):
         (["compress", "empty"], "the folder has no file"),
         (["compress", "text.txt"], "text.txt: neither an image nor audio"),
         (["compress", "text.png"], "text.png: not an image"),
+        (["compress", "photo.png", "-o", "text.txt/x.walloc"], "text.txt: is not a folder, so text.txt/x.walloc"),
+        (["compress", "photo.png", "-o", "text.txt/"], "text.txt: is not a folder"),
         (["compress", "photo.png", "--model", "empty"], "empty: the folder has no config.json"),
         (["compress", "photo.png", "--kbps", "9"], "--kbps is not for image; use --bpp"),
         (["compress", "song.wav"], "is for image and the file is audio"),
@@ -293,7 +419,47 @@ def test_wrong_usage_has_status_2(arguments, capsys):
     assert error.value.code == 2 and "usage" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["compress", "decompress", "info", "compare"])
+def test_a_text_is_refused_by_name_without_soundfile(here, codecs, capsys, monkeypatch):
+    (here / "text.txt").write_text("words")
+    (here / "song").write_bytes((here / "song.wav").read_bytes())
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    fails(capsys, ["compress", "text.txt", "--model", codecs["image"]], "text.txt: neither an image nor audio")
+    fails(capsys, ["compress", "song", "--model", codecs["audio"]], "audio files need soundfile: pip install")
+
+
+def test_what_fails_fails_before_the_heavy_imports(here):
+    (here / "photo.walloc").write_text("precious")
+    code = (
+        "import sys\n"
+        "from transformers_walloc.cli.main import main\n"
+        "for arguments in (['compress', 'photo.png'], ['compress', 'nothing.png'], ['info', 'photo.walloc'],\n"
+        "                  ['compress', 'photo.png', '-o', 'photo.png/x'],\n"
+        "                  ['decompress', 'photo.walloc', '-o', 'x.y']):\n"
+        "    assert main(arguments) == 1\n"
+        "for arguments in (['--help'], ['--version'], ['compress', '--help'], ['decompress', '--help']):\n"
+        "    try:\n"
+        "        main(arguments)\n"
+        "    except SystemExit as error:\n"
+        "        assert error.code == 0\n"
+        "print(sorted({'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\n[]\n") and "walloc 0." in done.stdout
+
+
+def test_every_command_explains_itself(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert error.value.code == 0 and all(f"  {name}" in out for name in COMMANDS)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as error:
+            main([name, "--help"])
+        out = capsys.readouterr().out
+        assert error.value.code == 0 and f"usage: walloc {name}" in out
+
+
+@pytest.mark.parametrize("command", ["compress", "decompress", "info", "compare", "inspect"])
 def test_help_teaches_with_examples(command, capsys):
     with pytest.raises(SystemExit) as error:
         main([command, "--help"])
@@ -308,7 +474,7 @@ def test_info_needs_no_model(here, codecs, capsys, monkeypatch):
     assert main(["compress", "photo.png", "song.wav", "-o", "out/", "--model", codecs["image"]]) == 1  # no song
     assert main(["compress", "song.wav", "-o", "out/", "--model", codecs["audio"]]) == 0
     capsys.readouterr()
-    monkeypatch.setattr(cli, "Codecs", None)
+    monkeypatch.setattr(transformers_walloc.cli.file_codec, "Codecs", None)
     assert main(["info", "out/", "--json"]) == 0
     photo, song = map(json.loads, capsys.readouterr().out.splitlines())
     size = os.path.getsize("out/photo.walloc")

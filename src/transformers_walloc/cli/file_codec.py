@@ -1,96 +1,159 @@
 """Codecs between the bytes of media files and those of .walloc files, as the command line needs them."""
 
-import argparse
+import contextlib
 import dataclasses
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..codec.bitstream import Header, pack, unpack
-from ..media import STANDARD_STREAM, encode_audio, encode_image, read_audio, read_image
+import PIL.Image
+
+from ..codec.bitstream import MAX_PIXELS, MAX_SAMPLES, Header, pack, unpack
+from ..media import MAX_PIXELS as MAX_ENCODED_PIXELS
+from ..media import MAX_SAMPLES as MAX_ENCODED_SAMPLES
+from ..media import STANDARD_STREAM, downmix, encode_audio, encode_image, read_audio, read_image, sample_format
 
 
 class Codecs:
-    """Codecs by name, each loaded once and shared between the workers."""
+    """Codecs by name, each loaded once and shared between the workers.
 
-    def __init__(self, options: argparse.Namespace, encoder_only: bool = False):
-        self.device, self.dtype, self.encoder_only = options.device, options.dtype, encoder_only
-        self.threads = getattr(options, "jobs", 1)
-        self.loaded: dict[str, Codec] = {}
-        self.lock = threading.Lock()
+    Args:
+        device: "cpu", "cuda", ...; a GPU if there is one by default.
+        dtype: of the weights, "float32", "bfloat16" or "float16".
+        encoder_only: load no decoders.
+        workers: how many threads will use the codecs at once; torch's own threads are divided between them.
+    """
 
-    def load(self, name: str) -> "Codec":
-        with self.lock:
-            if name not in self.loaded:
-                self.loaded[name] = Codec(name, self.device, self.dtype, self.encoder_only, self.threads)
-            return self.loaded[name]
-
-
-class Codec:
-    """A model with its processor, between the bytes of media files and those of .walloc files."""
-
-    def __init__(self, name: str, device: str | None, dtype: str, encoder_only: bool, workers: int):
+    def __init__(self, device: str | None = None, dtype: str = "float32", encoder_only: bool = False, workers: int = 1):
         import torch
         from huggingface_hub.utils import disable_progress_bars
         from huggingface_hub.utils import logging as hub_logging
         from transformers.utils import logging
-
-        from ..loading import load_codec
 
         disable_progress_bars()
         hub_logging.set_verbosity_error()  # its retries
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         torch.set_num_threads(max(1, torch.get_num_threads() // max(1, workers)))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype, self.encoder_only = getattr(torch, dtype), encoder_only
+        self.loaded: dict[str, FileCodec] = {}
+        self.lock = threading.Lock()
+
+    def load(self, name: str) -> "FileCodec":
+        """The codec of a Hub id, a folder or a bundled name; ValueError if there is none."""
+        with self.lock:
+            if name not in self.loaded:
+                self.loaded[name] = FileCodec(name, *self._load(name))
+            return self.loaded[name]
+
+    def of(self, header: Header) -> "FileCodec":
+        """The bundled codec that reads a file; ValueError if none does."""
+        return self.load(codec_of(header))
+
+    def _load(self, name: str) -> tuple[Any, Any]:
+        from ..loading import load_codec
+
         try:
-            self.model, self.processor = load_codec(name, encoder_only, getattr(torch, dtype), device)
+            return load_codec(name, self.encoder_only, self.dtype, self.device)
         except (OSError, ValueError) as error:
             raise ValueError(f"--model {error if str(error).startswith(name) else f'{name}: {error}'}") from error
         except RuntimeError as error:
-            raise ValueError(f"--model {name}: cannot be loaded on {device!r}: {error}") from error
-        self.name = name
-        self.kind = "image" if self.model.config.num_dims == 2 else "audio"
+            raise ValueError(f"--model {name}: cannot be loaded on {self.device!r}: {error}") from error
 
-    def inputs(self, source: str, data: bytes) -> tuple[dict[str, Any], tuple[int, int, int] | None]:
-        """What the model takes, on its device, and (channels, rate, length) of audio that had to be converted."""
+
+class FileCodec:
+    """A model with its processor, between the bytes of media files and those of .walloc files."""
+
+    def __init__(self, name: str, model: Any, processor: Any):
+        self.name, self.model, self.processor = name, model, processor
+        self.kind = "image" if model.config.num_dims == 2 else "audio"
+
+    def inputs(
+        self,
+        source: str,
+        data: bytes,
+        *,
+        mix: bool = False,
+        max_pixels: int | None = MAX_ENCODED_PIXELS,
+        max_samples: int | None = MAX_ENCODED_SAMPLES,
+    ) -> tuple[dict[str, Any], tuple[int, int, int] | None]:
+        """What the model takes, on its device, and (channels, rate, length) of audio that had to be converted.
+
+        Args:
+            source: name of the file, for messages.
+            data: its bytes.
+            mix: audio of more channels than the codec has to stereo, see `media.downmix`.
+            max_pixels, max_samples: refuse what is larger, before it is decoded; None for no limit.
+        """
         if self.kind == "image":
-            return self._to_device(self.processor(read_image(source, data), return_tensors="pt")), None
-        samples, rate = read_audio(source, data)
+            return self._to_device(self.processor(read_image(source, data, max_pixels), return_tensors="pt")), None
+        samples, rate = read_audio(source, data, max_samples=max_samples)
+        config = self.model.config
+        if len(samples) > config.num_channels:
+            if not mix:
+                raise ValueError(
+                    f"the audio has {len(samples)} channels and the codec {self.name!r} {config.num_channels}; "
+                    "--downmix mixes them"
+                )
+            samples = downmix(samples)[: config.num_channels]
         origin = (len(samples), rate, samples.shape[1])
         batch = self._to_device(self.processor(samples, sampling_rate=rate, return_tensors="pt"))
-        config = self.model.config
         converted = (len(samples), rate) != (config.num_channels, config.sampling_rate)
-        return batch, origin if converted and len(samples) <= config.num_channels else None
+        return batch, origin if converted else None
 
-    def compress(self, source: str, data: bytes, kind: str, options: argparse.Namespace) -> bytes:
+    def compress(
+        self,
+        source: str,
+        data: bytes,
+        kind: str,
+        *,
+        step: float = 1.0,
+        bpp: float | None = None,
+        kbps: float | None = None,
+        psnr: float | None = None,
+        channels: int | None = None,
+        downmix: bool = False,
+        max_pixels: int | None = MAX_ENCODED_PIXELS,
+        max_samples: int | None = MAX_ENCODED_SAMPLES,
+    ) -> bytes:
+        """A .walloc file of an image or audio file. `kind` is what the file is; the other arguments as in `inputs` and
+        in the model's `compress`. ValueError for what does not fit the codec."""
         if kind != self.kind:
             raise ValueError(
                 f"the codec {self.name!r} is for {self.kind} and the file is {kind}: choose another --model"
             )
-        unit = {"image": "bpp", "audio": "kbps"}
-        other = unit["audio" if kind == "image" else "image"]
-        if getattr(options, other) is not None:
-            raise ValueError(f"--{other} is not for {kind}; use --{unit[kind]}")
-        target = {unit[kind]: getattr(options, unit[kind]), "psnr": options.psnr}
-        inputs, origin = self.inputs(source, data)
-        (blob,) = self.model.compress(**inputs, step=options.step, num_channels=options.channels, **target)
-        if origin is None:
+        targets = {"bpp": bpp, "kbps": kbps}
+        unit, other = ("bpp", "kbps") if kind == "image" else ("kbps", "bpp")
+        if targets[other] is not None:
+            raise ValueError(f"--{other} is not for {kind}; use --{unit}")
+        inputs, origin = self.inputs(source, data, mix=downmix, max_pixels=max_pixels, max_samples=max_samples)
+        (blob,) = self.model.compress(**inputs, step=step, num_channels=channels, psnr=psnr, **{unit: targets[unit]})
+        found = sample_format(data, kind)
+        if origin is None and not found:
             return blob
         header, payload = unpack(blob, None, None)
-        return pack(dataclasses.replace(header, source=origin), payload)
+        return pack(dataclasses.replace(header, source=origin, sample_format=found), payload)
 
-    def decompress(self, data: bytes, header: Header, target: str, limits: dict[str, int | None]) -> bytes:
+    def decompress(
+        self,
+        data: bytes,
+        header: Header,
+        target: str,
+        max_pixels: int | None = MAX_PIXELS,
+        max_samples: int | None = MAX_SAMPLES,
+    ) -> bytes:
         """The bytes of an image or audio file; the suffix of `target` names the format."""
         name = target if Path(target).suffix else STANDARD_STREAM
         if self.kind == "image":
-            (pixels,) = self.model.decompress([data], max_pixels=limits["max_pixels"])
+            (pixels,) = self.model.decompress([data], max_pixels=max_pixels)
             (image,) = self.processor.post_process([pixels])
-            if not hasattr(image, "save"):
+            if not isinstance(image, PIL.Image.Image):
                 raise ValueError(f"images of {header.num_channels} channels cannot be written to a file")
-            return encode_image(image, name)
-        samples, rate = self.waveform(data, header, limits["max_samples"])
-        return encode_audio(samples, rate, name)
+            return encode_image(image.convert("L") if header.sample_format == "gray" else image, name)
+        samples, rate = self.waveform(data, header, max_samples)
+        return encode_audio(samples, rate, name, header.sample_format)
 
     def waveform(self, data: bytes, header: Header, max_samples: int | None) -> tuple[Any, int]:
         """(channels, length) and sampling rate of the decoded audio, converted back to those of the source."""
@@ -113,7 +176,18 @@ class Codec:
         return {name: value.to(self.model.device) for name, value in batch.items()}
 
 
+@contextlib.contextmanager
+def no_pillow_limit() -> Iterator[None]:
+    """Pillow refuses images of more than 179 megapixels; `read_image` has a limit of its own, which may be higher."""
+    before, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = before
+
+
 def codec_of(header: Header) -> str:
+    """Name of the bundled codec that reads a file; ValueError if none does."""
     from ..bundled import bundled_reader
 
     name = bundled_reader(header.codec, header.fingerprint)

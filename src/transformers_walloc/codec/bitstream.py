@@ -24,6 +24,8 @@ MAGIC = b"\x89WLC"
 VERSION = 1
 CODERS = {1: "range"}  # entropy_coding.py
 KINDS = {1: "image", 2: "audio"}
+# What the samples of a source were where it is not the usual three colours, or 16 bits of audio.
+SAMPLE_FORMATS = {"image": {1: "gray"}, "audio": {1: "8-bit", 2: "24-bit", 3: "32-bit", 4: "float"}}
 
 # Limits of what is decoded unless the caller says otherwise: positions after padding to whole patches. The first is
 # Pillow's against decompression bombs, the second three hours at 48 kHz.
@@ -36,7 +38,7 @@ _MAX_SIZE = 2**32 - 1
 _MAX_RATE = 2**24  # Hz
 # Magic, version, coder << 4 | kind, flags, fingerprint, tables, encoder_padding << 4 | num_levels, latent_bits.
 _FIXED = struct.Struct("<4sBBB8s4sBB")
-_HAS_STEP, _HAS_CODED_CHANNELS, _HAS_SOURCE = 1, 2, 4
+_HAS_STEP, _HAS_CODED_CHANNELS, _HAS_SOURCE, _HAS_SAMPLE_FORMAT = 1, 2, 4, 8
 
 
 class WallocFormatError(ValueError):
@@ -68,6 +70,8 @@ class Header:
         gain, offset: audio is `gain * decoded + offset`, of float32 precision.
         source: (channels, sampling rate in Hz, length in samples) of the recording that was converted to this audio, if
             they differ; what reads the file may convert back.
+        sample_format: what the samples of the source were, so that what reads the file may write the like: "gray" of an
+            image; "8-bit", "24-bit", "32-bit" or "float" of audio. Empty for the usual, colours and 16 bits.
         coder: entropy coder of the payload, "range".
 
     Raises:
@@ -90,6 +94,7 @@ class Header:
     gain: float = 1.0
     offset: float = 0.0
     source: tuple[int, int, int] | None = None
+    sample_format: str = ""
     coder: str = "range"
 
     def __post_init__(self):
@@ -119,6 +124,11 @@ class Header:
                 raise WallocFormatError(f"{name} must be {digits} hexadecimal digits, got {getattr(self, name)!r}")
         if len(self.codec.encode()) > MAX_CODEC_BYTES or not (self.codec + " ").isprintable():
             raise WallocFormatError(f"codec must be printable and at most {MAX_CODEC_BYTES} bytes, got {self.codec!r}")
+        formats = SAMPLE_FORMATS[self.kind].values()
+        if self.sample_format and self.sample_format not in formats:
+            raise WallocFormatError(
+                f"unknown sample format {self.sample_format!r} of {self.kind}; valid: {', '.join(formats)}"
+            )
         if self.kind == "audio":
             _check_range("sampling_rate", self.sampling_rate or 0, 1, _MAX_RATE)
             self._check_source()
@@ -177,6 +187,7 @@ def pack(header: Header, payload: bytes) -> bytes:
     coder, kind = _key(CODERS, header.coder), _key(KINDS, header.kind)
     partial = header.coded_channels != header.latent_channels
     flags = _HAS_STEP * (header.step != 1) | _HAS_CODED_CHANNELS * partial | _HAS_SOURCE * bool(header.source)
+    flags |= _HAS_SAMPLE_FORMAT * bool(header.sample_format)
     codec = header.codec.encode()
     parts = [
         _FIXED.pack(
@@ -198,6 +209,8 @@ def pack(header: Header, payload: bytes) -> bytes:
     if header.kind == "audio":
         parts += [_varint(header.sampling_rate or 0), struct.pack("<ff", header.gain, header.offset)]
         parts += [_varint(value) for value in header.source or ()]
+    if header.sample_format:
+        parts.append(_varint(_key(SAMPLE_FORMATS[header.kind], header.sample_format)))
     parts += [_varint(len(codec)), codec, payload]
     body = b"".join(parts)
     return body + struct.pack("<I", zlib.crc32(body))
@@ -291,7 +304,7 @@ def _read_header(data: bytes) -> tuple[Header, int]:
     kind, coder = KINDS.get(identity & 15), CODERS.get(identity >> 4)
     if kind is None or coder is None:
         raise WallocFormatError(f"unknown kind of signal {identity & 15} or entropy coder {identity >> 4}")
-    if flags & ~(_HAS_STEP | _HAS_CODED_CHANNELS | _HAS_SOURCE * (kind == "audio")):
+    if flags & ~(_HAS_STEP | _HAS_CODED_CHANNELS | _HAS_SOURCE * (kind == "audio") | _HAS_SAMPLE_FORMAT):
         raise WallocFormatError(f"unknown flags {flags:#04x} in the header")
     reader = _Reader(data, _FIXED.size, len(data) - 4)
     fields: dict[str, Any] = {
@@ -314,6 +327,11 @@ def _read_header(data: bytes) -> tuple[Header, int]:
         fields["gain"], fields["offset"] = reader.floats(2)
         if flags & _HAS_SOURCE:
             fields["source"] = (reader.varint(), reader.varint(), reader.varint())
+    if flags & _HAS_SAMPLE_FORMAT:
+        sample_format = reader.varint()
+        fields["sample_format"] = SAMPLE_FORMATS[kind].get(sample_format)
+        if fields["sample_format"] is None:
+            raise WallocFormatError(f"unknown sample format {sample_format} of {kind}")
     try:
         fields["codec"] = reader.take(reader.varint()).decode()
     except UnicodeDecodeError as error:

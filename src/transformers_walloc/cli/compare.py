@@ -1,0 +1,69 @@
+"""`walloc compare`."""
+
+import argparse
+import json as json_module
+import os
+
+from ..files import MediaError, read_bytes, write_bytes
+from .compress import DEFAULT_CODECS
+from .options import add_model, add_rate
+
+EXAMPLES = """\
+  walloc compare photo.png
+  walloc compare photo.png --model rgb-4x --bpp 1 --output side.png
+  walloc compare song.wav --kbps 32"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="FILE", help="an image or audio file, - for standard input")
+    parser.add_argument("--output", metavar="PICTURE", help="write the results side by side as an image")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite the picture")
+    add_model(parser)
+    add_rate(parser)
+
+
+def run(
+    input: str,
+    *,
+    output: str | None = None,
+    json: bool = False,
+    force: bool = False,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    step: float = 1.0,
+    bpp: float | None = None,
+    kbps: float | None = None,
+    psnr: float | None = None,
+    channels: int | None = None,
+) -> int:
+    """Print a codec's size and quality beside those of common formats at the same size.
+
+    Raises:
+        ValueError: a file that cannot be read, an option that does not fit it.
+    """
+    if output and os.path.exists(output) and not force:
+        raise MediaError(f"{output}: exists already; --force overwrites it")
+    data = read_bytes(input)
+    from ..media import encode_image, kind_of, naming
+
+    kind = kind_of(input, data)
+    if kind == "walloc":
+        raise MediaError(f"{input}: compare takes the original image or audio, not a .walloc file")
+    if kind == "audio" and output:
+        raise ValueError("--output draws images; it is not for audio")
+    from ..evaluation.compare import compare_audio, compare_image, format_table
+    from .file_codec import Codecs
+
+    codec = Codecs(device, dtype).load(model or DEFAULT_CODECS[kind])
+    with naming(input):
+        blob = codec.compress(input, data, kind, step=step, bpp=bpp, kbps=kbps, psnr=psnr, channels=channels)
+        if kind == "image":
+            rows, picture = compare_image(codec, input, data, blob)
+            if output:
+                write_bytes(output, encode_image(picture(), output))
+        else:
+            rows = compare_audio(codec, input, data, blob)
+    print(json_module.dumps(rows) if json else format_table(rows))
+    return 0

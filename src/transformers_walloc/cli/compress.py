@@ -1,0 +1,85 @@
+"""`walloc compress`."""
+
+import argparse
+from collections.abc import Sequence
+
+from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, WALLOC_SUFFIX, MediaError, find_files
+from .jobs import plan_outputs, run_jobs
+from .options import add_files, add_limits, add_model, add_rate
+
+DEFAULT_CODECS = {"image": "rgb-16x", "audio": "stereo-20x"}
+# Those of media.py, which needs Pillow and numpy.
+_MAX_PIXELS = _MAX_SAMPLES = 2**26
+
+EXAMPLES = """\
+  walloc compress photo.png                         photo.walloc, beside the photo
+  walloc compress photo.png -o out.walloc --bpp 0.4 at most 0.4 bits per pixel
+  walloc compress photos/ -o small/ -j 4            a folder with its subfolders, four files at a time
+  walloc compress photos/ -o small/ --skip-existing the same job again: only what is new
+  walloc compress '*.wav' --kbps 24 --force         overwrites what is there
+  walloc compress concert.flac --downmix            six channels to stereo
+  walloc compress - < photo.png > photo.walloc      between other programs
+
+Images are upright and in sRGB afterwards; metadata is not kept. What else a .walloc file does not keep (frames of an
+animation, transparency, more than 8 bits) is said. a.png and a.jpg in one job become a.png.walloc and a.jpg.walloc."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = "images (png jpg webp tiff avif), audio (wav flac ogg mp3), folders, patterns, - for standard input"
+    add_files(parser, what)
+    add_model(parser)
+    add_rate(parser)
+    parser.add_argument("--downmix", action="store_true", help="audio of more channels than the codec to stereo")
+    add_limits(parser, _MAX_PIXELS, _MAX_SAMPLES)
+
+
+def run(
+    inputs: Sequence[str],
+    output: str | None = None,
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    step: float = 1.0,
+    bpp: float | None = None,
+    kbps: float | None = None,
+    psnr: float | None = None,
+    channels: int | None = None,
+    downmix: bool = False,
+    max_pixels: int | None = _MAX_PIXELS,
+    max_samples: int | None = _MAX_SAMPLES,
+    force: bool = False,
+    skip_existing: bool = False,
+    jobs: int = 1,
+) -> int:
+    """Compress files, as `walloc compress --help` says; returns the exit status.
+
+    What goes wrong with one file is said on the standard error and does not keep the others from being done.
+
+    Raises:
+        ValueError: inputs that do not exist, an output that cannot be.
+    """
+    plan = plan_outputs(
+        find_files(inputs, IMAGE_SUFFIXES + AUDIO_SUFFIXES), output, lambda _: WALLOC_SUFFIX, force, skip_existing
+    )
+    if not plan.jobs:
+        return run_jobs(plan, lambda *_: None, 1)
+    from ..media import kind_of, naming, read_bytes, write_bytes
+    from .file_codec import Codecs, no_pillow_limit
+
+    codecs = Codecs(device, dtype, encoder_only=psnr is None, workers=jobs)
+    limits = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}
+    rate = {"step": step, "bpp": bpp, "kbps": kbps, "psnr": psnr, "channels": channels}
+
+    def compress(source: str, target: str) -> None:
+        data = read_bytes(source)
+        kind = kind_of(source, data)
+        if kind == "walloc":
+            raise MediaError(f"{source}: already a .walloc file")
+        codec = codecs.load(model or DEFAULT_CODECS[kind])
+        with naming(source):
+            blob = codec.compress(source, data, kind, downmix=downmix, **rate, **limits)
+        write_bytes(target, blob)
+
+    with no_pillow_limit():
+        return run_jobs(plan, compress, jobs)

@@ -1,0 +1,88 @@
+"""`walloc decompress`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, STANDARD_STREAM, WALLOC_SUFFIX, find_files, read_bytes, write_bytes
+from .jobs import plan_outputs, run_jobs
+from .options import add_files, add_limits, add_model
+
+# Those of codec/bitstream.py, which needs numpy.
+_MAX_PIXELS, _MAX_SAMPLES = 178_956_970, 2**29
+
+EXAMPLES = """\
+  walloc decompress photo.walloc                    photo.png beside it (audio: .wav)
+  walloc decompress photo.walloc -o photo.jpg       the suffix names the format
+  walloc decompress small/ -o full/ --format webp
+  walloc decompress song.walloc -o - --format flac | ffplay -
+
+Gray images come back gray, audio at its rate and channels and, where the format can, with its bits per sample."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_files(parser, ".walloc files, folders, patterns, - for standard input")
+    add_model(parser, "Hub id, local folder or bundled name; by default the bundled codec that the file names")
+    parser.add_argument("--format", help="png, jpg, webp, wav, flac, mp3, ... where the output's name does not say")
+    add_limits(parser, _MAX_PIXELS, _MAX_SAMPLES)
+
+
+def run(
+    inputs: Sequence[str],
+    output: str | None = None,
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    format: str | None = None,
+    max_pixels: int | None = _MAX_PIXELS,
+    max_samples: int | None = _MAX_SAMPLES,
+    force: bool = False,
+    skip_existing: bool = False,
+    jobs: int = 1,
+) -> int:
+    """Decompress files, as `walloc decompress --help` says; returns the exit status.
+
+    Raises:
+        ValueError: inputs that do not exist, an output or a format that cannot be.
+    """
+    valid = IMAGE_SUFFIXES + AUDIO_SUFFIXES
+    suffix = f".{format.lower().lstrip('.')}" if format else None
+    if suffix and suffix not in valid:
+        raise ValueError(f"unknown --format {format!r}; valid: {', '.join(valid)}")
+
+    def suffix_of(source: str) -> str:
+        return suffix or (".wav" if _kind(source) == "audio" else ".png")
+
+    plan = plan_outputs(find_files(inputs, (WALLOC_SUFFIX,)), output, suffix_of, force, skip_existing)
+    for _, target in plan.jobs:
+        if target != STANDARD_STREAM and Path(target).suffix.lower() not in valid:
+            raise ValueError(f"{target}: unknown suffix; valid: {', '.join(valid)}")
+    if not plan.jobs:
+        return run_jobs(plan, lambda *_: None, 1)
+    from ..codec.bitstream import unpack
+    from ..media import naming
+    from .file_codec import Codecs
+
+    codecs = Codecs(device, dtype, workers=jobs)
+    limits = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}
+
+    def decompress(source: str, target: str) -> None:
+        data = read_bytes(source)
+        with naming(source):
+            header, _ = unpack(data, **limits)
+            codec = codecs.load(model) if model else codecs.of(header)
+            name = f"-{suffix}" if target == STANDARD_STREAM and suffix else target
+            encoded = codec.decompress(data, header, name, **limits)
+        write_bytes(target, encoded)
+
+    return run_jobs(plan, decompress, jobs)
+
+
+def _kind(source: str) -> str | None:
+    from ..codec.bitstream import peek_kind
+
+    if source == STANDARD_STREAM:
+        return None
+    with open(source, "rb") as file:
+        return peek_kind(file.read(8))

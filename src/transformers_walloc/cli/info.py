@@ -1,0 +1,93 @@
+"""`walloc info`: needs no model, and no torch."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..codec.bitstream import WallocFormatError, unpack
+from ..files import WALLOC_SUFFIX, MediaError, find_files, read_bytes
+from .messages import complain
+
+EXAMPLES = """\
+  walloc info photo.walloc
+  walloc info --json small/ | jq .bits_per_pixel"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = ".walloc files, folders, patterns, - for standard input"
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help=what)
+    parser.add_argument("--json", action="store_true", help="one JSON object in each line")
+
+
+def run(inputs: Sequence[str], *, json: bool = False) -> int:
+    """Print what files contain; returns the exit status, 1 if one cannot be read."""
+    status = 0
+    for source, _ in find_files(inputs, (WALLOC_SUFFIX,)):
+        try:
+            facts = describe(source, read_bytes(source))
+        except ValueError as error:
+            complain(error)
+            status = 1
+            continue
+        print(_as_json(facts) if json else _as_text(facts))
+    return status
+
+
+def describe(source: str, data: bytes) -> dict[str, Any]:
+    """What a .walloc file says about itself, as a flat dict.
+
+    Raises:
+        MediaError: it is none; the message names `source`.
+    """
+    try:
+        header, payload = unpack(data, None, None)
+    except WallocFormatError as error:
+        raise MediaError(f"{source}: {error}") from error
+    count = math.prod(header.sizes)
+    facts: dict[str, Any] = {"file": source, "bytes": len(data), "codec": header.codec, "kind": header.kind}
+    if header.kind == "image":
+        channels = 1 if header.sample_format == "gray" else header.num_channels
+        facts |= {"height": header.sizes[0], "width": header.sizes[1]}
+        facts |= {"channels": channels, "bits_per_pixel": 8 * len(data) / count}
+        uncompressed = count * channels
+    else:
+        rate = header.sampling_rate or 1
+        facts |= {"samples": count, "channels": header.num_channels, "sampling_rate": rate, "seconds": count / rate}
+        facts |= {"gain": header.gain, "offset": header.offset, "kilobits_per_second": len(data) * rate / count / 125}
+        uncompressed = count * header.num_channels * 2
+        if header.source:
+            channels, rate, length = header.source
+            facts |= {"source_channels": channels, "source_sampling_rate": rate, "source_samples": length}
+            uncompressed = channels * length * 2
+    if header.sample_format:
+        facts["sample_format"] = header.sample_format
+    patch = header.patch_size**header.num_dims
+    return facts | {
+        "compression_ratio": uncompressed / len(data),
+        "dimensionality_reduction": header.num_channels * patch / header.latent_channels,
+        "latent_shape": list(header.latent_shape),
+        "coded_channels": header.coded_channels,
+        "latent_bits": header.latent_bits,
+        "step": header.step,
+        "patch_size": header.patch_size,
+        "header_bytes": len(data) - len(payload),
+        "coder": header.coder,
+        "fingerprint": header.fingerprint,
+        "entropy_tables": header.tables,
+    }
+
+
+def _as_json(facts: dict[str, Any]) -> str:
+    return json.dumps(facts)
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    def readable(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    width = max(map(len, facts))
+    return "".join(f"{name:{width}}  {readable(value)}\n" for name, value in facts.items())
