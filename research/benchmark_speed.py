@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,11 +127,15 @@ def image_synthesis_rows(original, device: str, batch: int, height: int, width: 
     return rows
 
 
+def on(device: str, model: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """The model in evaluation mode on a device."""
+    return model.to(device, dtype).eval()
+
+
 def image_encode_rows(original, device: str, batch: int, height: int, width: int, channels: int) -> Rows:
     x = torch.rand(batch, 3, height, width, device=device) - 0.5
-    model = WallocImageModel(WallocImageConfig(latent_channels=channels)).to(device).eval()
-    periodic = WallocImageModel(WallocImageConfig(latent_channels=channels, boundary="periodization"))
-    periodic = periodic.to(device).eval()
+    model = on(device, WallocImageModel(WallocImageConfig(latent_channels=channels)))
+    periodic = on(device, WallocImageModel(WallocImageConfig(latent_channels=channels, boundary="periodization")))
     patches = nn.Conv2d(3, channels, 8, stride=8, device=device)
     rows: Rows = {}
     if original:
@@ -146,8 +151,8 @@ def image_encode_rows(original, device: str, batch: int, height: int, width: int
 
 def image_decode_rows(original, device: str, batch: int, height: int, width: int, channels: int) -> Rows:
     config = WallocImageConfig(latent_channels=channels)
-    model = WallocImageModel(config).to(device).eval()
-    half = WallocImageModel(config).to(device, torch.bfloat16).eval()
+    model = on(device, WallocImageModel(config))
+    half = on(device, WallocImageModel(config), torch.bfloat16)
     codes = torch.randint(-20, 20, (batch, channels, height // 8, width // 8), device=device).to(torch.int8)
     rows: Rows = {}
     if original and batch * height * width <= MAX_ORIGINAL_DECODE_PIXELS:
@@ -171,7 +176,7 @@ def audio_synthesis_rows(original, device: str, batch: int, length: int, channel
 
 def audio_encode_rows(original, device: str, batch: int, length: int, channels: int) -> Rows:
     x = torch.rand(batch, 2, length, device=device) - 0.5
-    model = WallocAudioModel(WallocAudioConfig(latent_channels=channels)).to(device).eval()
+    model = on(device, WallocAudioModel(WallocAudioConfig(latent_channels=channels)))
     rows: Rows = {}
     if original:
         codec = original.Codec1D(2, 8, 4 * channels, 4 * channels, channels, 8, True, False).to(device).eval()
@@ -184,8 +189,8 @@ def audio_encode_rows(original, device: str, batch: int, length: int, channels: 
 
 def audio_decode_rows(original, device: str, batch: int, length: int, channels: int) -> Rows:
     config = WallocAudioConfig(latent_channels=channels)
-    model = WallocAudioModel(config).to(device).eval()
-    half = WallocAudioModel(config).to(device, torch.bfloat16).eval()
+    model = on(device, WallocAudioModel(config))
+    half = on(device, WallocAudioModel(config), torch.bfloat16)
     codes = torch.randint(-20, 20, (batch, channels, length // 256), device=device).to(torch.int8)
     rows: Rows = {}
     if original:
@@ -203,7 +208,8 @@ def audio_decode_rows(original, device: str, batch: int, length: int, channels: 
 @torch.inference_mode(False)
 def train_rows(original, device: str, batch: int, height: int, width: int, channels: int) -> Rows:
     """A batch of random crops by one process of the loader, and a training step of the default decoder on it."""
-    model = WallocImageModel(WallocImageConfig(latent_channels=channels)).to(device, memory_format=torch.channels_last)
+    model = on(device, WallocImageModel(WallocImageConfig(latent_channels=channels)))
+    model.to(memory_format=torch.channels_last)
     model.train().encoder.requires_grad_(False)
     x = torch.rand(batch, 3, height, width, device=device) - 0.5
 
@@ -223,7 +229,7 @@ def train_rows(original, device: str, batch: int, height: int, width: int, chann
     return {"crops, one loader process": lambda: next(batches), "training step, bfloat16 autocast": step}
 
 
-TABLES = {
+TABLES: dict[tuple[str, str], tuple[str, Callable[..., Rows], tuple[int, ...]]] = {
     ("encode", "image"): ("Encoder", image_encode_rows, (12, 48)),
     ("encode", "audio"): ("Encoder", audio_encode_rows, (27, 108)),
     ("synthesis", "image"): ("Inverse wavelet packet transform", image_synthesis_rows, (0,)),

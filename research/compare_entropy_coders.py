@@ -44,9 +44,10 @@ from transformers_walloc.latents.packing import (
     latents_to_bytes,
     latents_to_image,
 )
+from transformers_walloc.loading import load_codec
 from transformers_walloc.media import write_atomically
 from transformers_walloc.training.entropy_fitting import fit_entropy_tables
-from transformers_walloc.training.fit_tables import codes_of_folder, load_codec
+from transformers_walloc.training.fit_tables import codes_of_folder
 
 Coder = tuple[Callable[[np.ndarray], bytes], Callable[[bytes, tuple[int, ...]], np.ndarray]]
 
@@ -169,7 +170,8 @@ def main(argv=None) -> int:
     parser.add_argument("--data_name", metavar="NAME", help="what to call the data; default: the folder's name")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    model, processor, kind = load_codec(arguments.codec)
+    model, processor = load_codec(arguments.codec)
+    kind = "image" if model.config.num_dims == 2 else "audio"
     items = list(
         codes_of_folder(model, processor, kind, arguments.data, arguments.files, arguments.seconds, arguments.code_step)
     )

@@ -15,6 +15,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ MAX_SAMPLES = 2**18
 def valid_files(seed: int) -> list[tuple[torch.nn.Module, bytes]]:
     """Codecs with random weights, without and with entropy tables of their own, and small files of theirs."""
     torch.manual_seed(seed)
-    small = {"latent_channels": 4, "decoder_type": "linear"}
+    small: dict[str, Any] = {"latent_channels": 4, "decoder_type": "linear"}
     image = WallocImageModel(WallocImageConfig(num_levels=2, **small)).eval()
     audio = WallocAudioModel(WallocAudioConfig(num_levels=3, **small)).eval()
     pixels, samples = torch.rand(1, 3, 32, 48) - 0.5, torch.rand(1, 2, 512) - 0.5

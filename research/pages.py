@@ -19,7 +19,8 @@ _TEMPLATES = jinja2.Environment(
 
 def render(template: str, **values) -> str:
     """A template of research/templates with values filled in; a name without a value is an error."""
-    return _TEMPLATES.get_template(template).render(values)
+    text = _TEMPLATES.get_template(template).render(values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def load(name: str) -> dict | None:

@@ -16,13 +16,13 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel
 
 from research.pages import RESULTS
 from research.report import sweep_table
-from transformers_walloc import WallocPreTrainedModel
 from transformers_walloc.evaluation.machine import machine, shown_command, versions
 from transformers_walloc.media import write_atomically
 from transformers_walloc.training.recipe import parse_recipe, train_codec
@@ -46,7 +46,7 @@ def parse_shape(text: str) -> tuple[str, list[str]]:
 
 
 @torch.inference_mode()
-def decode_speed(model: WallocPreTrainedModel) -> float:
+def decode_speed(model: Any) -> float:
     """Mega-positions per second of decoding 768 x 512 pixels or 5 seconds, median of ten runs."""
     config = model.config
     image = config.num_dims == 2
@@ -74,7 +74,7 @@ def main(argv=None) -> list[dict]:
             metrics = train_codec(parse_recipe([*training, *shape, f"--output={output}"]))
             write_atomically(found, json.dumps(metrics))
         model = AutoModel.from_pretrained(output / "model").eval()
-        state = json.loads((Path(last_checkpoint(output)) / "trainer_state.json").read_text())
+        state = json.loads((Path(str(last_checkpoint(output))) / "trainer_state.json").read_text())
         rows.append(
             {
                 "shape": name,

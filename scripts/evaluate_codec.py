@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """Measure codecs: the same as `walloc evaluate`; `python scripts/evaluate_codec.py --help`."""
 
-import sys
-
 from transformers_walloc.evaluation.measure import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,6 +18,8 @@ if [ ! -e "$STAMP" ]; then
     # imports pkg_resources, which newer setuptools no longer have.
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps walloc==1.2.1 pytorch-wavelets==1.3.0
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check 'setuptools<80'
+    # Measures of images; of torchvision, which it asks for, the ones without weights need nothing.
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps piq==0.8.0
   fi
   touch "$STAMP"
 fi

@@ -224,7 +224,8 @@ def excerpt_of_role(events: Sequence[tuple], role: str, start: float, end: float
 
 def render_all(scores: dict[Scores, Path], fonts: dict[str, Path], args: argparse.Namespace) -> None:
     """Renders every song that is not there yet; a record in its folder says with what."""
-    jobs, seen = [], set()
+    jobs: list[tuple] = []
+    seen: set[str] = set()
     for source, folder in scores.items():
         train = source.split == "train"
         seconds, wanted = (args.seconds, args.songs) if train else (args.test_seconds, args.test_songs)

@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -216,7 +217,7 @@ def inputs(condition: str, settings: Settings, device: str) -> dict:
     s = settings
     train, train_labels, test, test_labels, names = read_images(s)
     codec = WallocImageEncoder.from_pretrained(CODECS[condition]).config if condition in CODECS else None
-    split = (s.data, s.image_column, s.label_column, s.train_split, s.test_split)
+    split: tuple = (s.data, s.image_column, s.label_column, s.train_split, s.test_split)
     split += (s.test_fraction, s.split_seed, s.max_per_class)
 
     def prepared(items: list, part: str, *options) -> torch.Tensor:
@@ -257,7 +258,8 @@ def value_of(codec: WallocImageConfig | None) -> Callable[[torch.Tensor], torch.
 def make_model(settings: Settings, channels: int, size: int, names: list[str]) -> PreTrainedModel:
     """The model of a condition: patches of size / tokens a side, and all behind them the same."""
     labels = dict(enumerate(names))
-    shape = {"num_channels": channels, "image_size": size, "patch_size": size // settings.tokens, "id2label": labels}
+    side = size // settings.tokens
+    shape: dict[str, Any] = {"num_channels": channels, "image_size": size, "patch_size": side, "id2label": labels}
     if settings.model == "vit":
         config = ViTConfig(
             hidden_size=settings.width,
@@ -290,7 +292,7 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
         args,
         train_dataset=found["train"],
         eval_dataset=found["test"],
-        compute_metrics=lambda p: {"accuracy": 100 * float((p.predictions.argmax(-1) == p.label_ids).mean())},
+        compute_metrics=lambda p: {"accuracy": 100 * np.mean(np.argmax(p.predictions, -1) == p.label_ids)},
     )
     loss = trainer.train().training_loss
     return {

@@ -34,7 +34,8 @@ from transformers import Trainer, ViTConfig, ViTModel
 from research.tasks.runs import RunArguments, kept_array, run_task, training_arguments
 from transformers_walloc import WallocImageModel
 from transformers_walloc.codec.bottleneck import compand, companding_scale
-from transformers_walloc.evaluation.metrics import MetricUnavailableError, decibels, learned_metric, to_images
+from transformers_walloc.evaluation.metrics import MetricUnavailableError, decibels, to_images
+from transformers_walloc.evaluation.perceptual import learned_metric
 from transformers_walloc.latents.folding import latent_values
 from transformers_walloc.media import IMAGE_SUFFIXES, find_files
 
@@ -110,6 +111,9 @@ class Colouriser(nn.Module):
         scale: of the view and of what colour adds to it, each (channels,); the model works on numbers of about 1.
     """
 
+    in_scale: torch.Tensor
+    out_scale: torch.Tensor
+
     def __init__(self, channels: int, settings: Settings, scale: tuple[torch.Tensor, torch.Tensor]):
         super().__init__()
         patch, local = 4, settings.local_width
@@ -125,11 +129,10 @@ class Colouriser(nn.Module):
         self.context = ViTModel(config, add_pooling_layer=False)
         self.spread = nn.Linear(settings.width, local * patch**2)
         self.local = nn.Sequential(nn.Conv2d(channels, local, 3, padding=1), nn.GELU())
-        self.head = nn.Sequential(
-            nn.Conv2d(2 * local, local, 3, padding=1), nn.GELU(), nn.Conv2d(local, channels, 3, padding=1)
-        )
-        nn.init.zeros_(self.head[-1].weight)  # so that training starts at grey
-        nn.init.zeros_(self.head[-1].bias)
+        last = nn.Conv2d(local, channels, 3, padding=1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)  # so that training starts at grey
+        self.head = nn.Sequential(nn.Conv2d(2 * local, local, 3, padding=1), nn.GELU(), last)
         for name, value in zip(("in_scale", "out_scale"), scale, strict=True):
             self.register_buffer(name, value[:, None, None])
 
@@ -206,7 +209,7 @@ def _cut(source, column, split, count, min_scale, limit, seed, test: bool) -> np
     return np.stack(crops)
 
 
-def _photographs(source: str, column: str, split: str, limit: int) -> list:
+def _photographs(source: str, column: str, split: str, limit: int) -> "_Opened":
     """Something with a length that opens one photograph after the other."""
     if Path(source).exists():
         files = [path for path, _ in find_files([source], IMAGE_SUFFIXES)]
@@ -266,7 +269,8 @@ class Pairs(torch.utils.data.Dataset):
         grey, colour = self.grey[part].float(), self.colour[part].float()
         squares = (x.square().mean((0, 2, 3)) for x in (grey, colour - grey))
         # A floor: luma leaves nothing in latents that hold colour, and what is nothing must not be blown up.
-        return tuple((s + 0.01 * s.mean()).sqrt() for s in squares)
+        of_grey, of_colour = ((s + 0.01 * s.mean()).sqrt() for s in squares)
+        return of_grey, of_colour
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -294,7 +295,12 @@ def make_model(settings: Settings, channels: int, rows: int, columns: int) -> Vi
         num_hidden_layers=settings.layers,
         num_attention_heads=width // 32,
     )
-    special = {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END, "decoder_start_token_id": START}
+    special: dict[str, Any] = {
+        "pad_token_id": PAD,
+        "bos_token_id": START,
+        "eos_token_id": END,
+        "decoder_start_token_id": START,
+    }
     decoder = TrOCRConfig(
         vocab_size=len(CHARACTERS) + 4,
         d_model=width,

@@ -310,8 +310,8 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
     s = settings
     found = inputs(condition, s)
     torch.manual_seed(seed)  # after the preparation, which only the first seed does
-    shape = found["train"][0]["pixel_values"].shape
-    model = LineReader(*shape, s.width, s.layers)
+    channels, rows, columns = found["train"][0]["pixel_values"].shape
+    model = LineReader(channels, rows, columns, s.width, s.layers)
     options = training_arguments(seed, arguments, s.steps, s.batch_size, s.learning_rate, bf16=s.bf16)
     trainer = Trainer(model, options, train_dataset=found["train"], data_collator=collate)
     loss = trainer.train().training_loss

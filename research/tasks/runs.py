@@ -151,8 +151,9 @@ def parse_arguments(
     description: str, settings_class: type, conditions: dict[str, str], argv: Sequence[str] | None = None
 ) -> tuple[RunArguments, Any]:
     """Options over the file of `--config` over the defaults of the dataclasses; see `run_task`."""
+    classes: list[Any] = [RunArguments, settings_class]
     parser = HfArgumentParser(
-        [RunArguments, settings_class],
+        classes,
         description=description + "\nConditions:\n" + "\n".join(f"  {n:16} {t}" for n, t in conditions.items()),
         formatter_class=_HelpFormatter,
     )

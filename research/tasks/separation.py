@@ -18,6 +18,7 @@ import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -132,7 +133,7 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
         shares = [song.sum(0, keepdim=True).expand_as(song) / len(song) for song in map(load, songs)]
         metrics, by_source = measure(map(load, songs), shares, settings)
         return {"metrics": metrics, "sources": by_source, "model_inputs": 0}
-    model = make_model(condition, settings)
+    model: Any = make_model(condition, settings)
     training = encoded_songs(condition, "train", settings)
     model.separator.scale.copy_(_deviation(training))
     batches = Remixes(training, settings, seed)
@@ -174,7 +175,7 @@ def song_folders(settings: Settings, split: str) -> list[tuple[Path, ...]]:
         raise ValueError(f"{folder} has no folders of songs; make them with research.corpora.multitracks")
     found = []
     for song in songs:
-        stems = [next((p for s in (".flac", ".wav") if (p := song / f"{name}{s}").is_file()), None)
+        stems: list[Any] = [next((p for s in (".flac", ".wav") if (p := song / f"{name}{s}").is_file()), None)
                  for name in settings.sources]  # fmt: skip
         if None in stems:
             missing = settings.sources[stems.index(None)]
@@ -213,7 +214,7 @@ def measure(references, estimates, settings: Settings) -> tuple[dict, dict]:
 @functools.cache
 def _bound(condition: str, key: str, songs: tuple, sources: tuple) -> dict:
     settings = Settings(data="", sources=list(sources))
-    model = make_model(condition, settings).eval()
+    model: Any = make_model(condition, settings).eval()
     with torch.no_grad():
         passed = (model.decode(model.encode(_padded(load(song))))[..., : load(song).shape[-1]] for song in songs)
         return measure(map(load, songs), passed, settings)[0]
@@ -239,7 +240,7 @@ def encoded_songs(condition: str, split: str, settings: Settings) -> list[np.nda
 
 @functools.cache
 def _encoded(condition: str, songs: tuple, sources: tuple, cache: str) -> list[np.ndarray]:
-    model = make_model(condition, Settings(data="", sources=list(sources))).eval()
+    model: Any = make_model(condition, Settings(data="", sources=list(sources))).eval()
     facts = [condition, *((str(p), p.stat().st_size, p.stat().st_mtime_ns) for song in songs for p in song)]
     if condition in CODECS:
         facts.append(model.codec.fingerprint())

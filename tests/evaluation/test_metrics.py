@@ -199,19 +199,6 @@ def test_decibels():
         metrics.decibels(-1)
 
 
-@pytest.mark.parametrize("name", metrics.LEARNED_METRICS)
-def test_learned_metrics_never_make_a_number_up(name):
-    package = "cdpam" if name == "cdpam" else "piq"
-    try:
-        assert callable(metrics.learned_metric(name))
-    except metrics.MetricUnavailableError as error:
-        assert str(error).startswith(name.upper())
-    else:
-        assert importlib.util.find_spec(package)
-    with pytest.raises(ValueError, match="lpips, dists, cdpam"):
-        metrics.learned_metric("vmaf")
-
-
 @pytest.mark.skipif(not importlib.util.find_spec("zimtohrli"), reason="no wheel for this platform")
 def test_zimtohrli_prefers_less_noise(stereo):
     noise = np.random.default_rng(5).standard_normal(stereo.shape)

@@ -5,13 +5,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from ..media import write_atomically
 from .tables import MAIN_SIZE, TITLES, UNIT, cell, described, shape_of, table, throughput
 
-TEMPLATE = Path(__file__).with_name("card.md.jinja")
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 def write_card(folder: str | Path, result: dict | None = None, **facts) -> None:
@@ -62,9 +69,8 @@ def model_card(
     rate = "" if image else f"{config.sampling_rate / 1000:g} kHz"
     channels = {1: "grey" if image else "mono", 2: "stereo", 3: "RGB"}.get(config.num_channels)
     kind = "images" if image else f"audio at {rate}"
-    return ModelCard.from_template(
-        card_data(name, image, result, licence),
-        template_path=str(TEMPLATE),
+    text = _TEMPLATES.get_template("card.md.jinja").render(
+        card_data=card_data(name, image, result, licence).to_yaml(),
         name=name,
         repo_id=repo_id or name,
         image=image,
@@ -88,6 +94,7 @@ def model_card(
         weights=_stored_as(folder / "model.safetensors"),
         licence=licence_text,
     )
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
 
 
 def card_data(name: str, image: bool, result: dict | None, licence: str | None) -> ModelCardData:

@@ -1,14 +1,13 @@
 """Measures of quality and rate, as pure functions on arrays.
 
-Images are uint8 (height, width, channels), waveforms float (channels, length). Measures of networks whose weights
-have to be downloaded raise [`MetricUnavailableError`] where they cannot be had: no number is better than a wrong one.
+Images are uint8 (height, width, channels), waveforms float (channels, length). What needs a package that is not there
+raises [`MetricUnavailableError`]: no number is better than a wrong one. Measures of perception are in perceptual.py.
 
 Needs `pip install 'transformers-walloc[eval]'` for all but PSNR, the rates and SI-SDR.
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from ..codec.signals import normalise_clip, to_8bit
 
 # SSDR and SRDR of frames without any error, which would be infinite, count as this many dB.
 MAX_RATIO_DB = 100.0
-LEARNED_METRICS = ("lpips", "dists", "cdpam")
 
 
 class MetricUnavailableError(RuntimeError):
@@ -42,7 +40,7 @@ def psnr(reference, estimate, data_range: float | None = None) -> float:
     Args:
         data_range: largest possible difference; 255 for uint8 arrays and 1 for floats unless given.
     """
-    reference, estimate = _pair(reference, estimate)
+    reference, estimate = pair(reference, estimate)
     if data_range is None:
         data_range = 255.0 if reference.dtype == np.uint8 else 1.0
     error = np.mean((reference.astype(np.float64) - estimate.astype(np.float64)) ** 2)
@@ -51,7 +49,7 @@ def psnr(reference, estimate, data_range: float | None = None) -> float:
 
 def audio_psnr(reference, estimate) -> float:
     """PSNR in dB of a clip that is normalised to zero mean and peak 0.5 and mapped to [0, 1] by adding 0.5."""
-    reference, estimate = _pair(reference, estimate)
+    reference, estimate = pair(reference, estimate)
     normalised, gain, offset = _normalised(reference)
     return psnr(normalised, (np.asarray(estimate, dtype=np.float64) - offset) / gain, data_range=1.0)
 
@@ -71,13 +69,13 @@ def _structural_similarity(name: str, reference, estimate, smallest: int) -> flo
         import pytorch_msssim
     except ImportError as error:
         raise MetricUnavailableError(f"{name}: {error}; pip install 'transformers-walloc[eval]'") from error
-    x, y = _image_pair(reference, estimate, smallest)
+    x, y = image_pair(reference, estimate, smallest)
     return float(getattr(pytorch_msssim, name)(y, x, data_range=255.0))
 
 
 def si_sdr(reference, estimate) -> float:
     """Scale-invariant signal-to-distortion ratio in dB, mean over channels (Le Roux et al. 2019, zero-mean signals)."""
-    x, y = (np.atleast_2d(np.asarray(a, dtype=np.float64)) for a in _pair(reference, estimate))
+    x, y = (np.atleast_2d(np.asarray(a, dtype=np.float64)) for a in pair(reference, estimate))
     x, y = (a - a.mean(axis=-1, keepdims=True) for a in (x, y))
     energy = (x**2).sum(axis=-1, keepdims=True)
     if not energy.all():
@@ -115,7 +113,7 @@ def spatial_ratios(
     Raises:
         ValueError: one channel only, different shapes, or a silent reference.
     """
-    reference, estimate = (np.asarray(a, dtype=np.float64) for a in _pair(reference, estimate))
+    reference, estimate = (np.asarray(a, dtype=np.float64) for a in pair(reference, estimate))
     if reference.ndim != 2 or len(reference) < 2:
         raise ValueError(f"waveforms must be (channels, length) with at least 2 channels, got {reference.shape}")
     length = reference.shape[1]
@@ -183,63 +181,6 @@ def zimtohrli_mos(reference, estimate, sampling_rate: int) -> float:
     return float(np.mean(scores))
 
 
-@functools.cache
-def learned_metric(name: str) -> Callable[..., float]:
-    """A measure by a trained network, in dB: `-10 log10` of its distance.
-
-    Args:
-        name: `lpips` or `dists` for two uint8 images (package piq), `cdpam` for two waveforms and their sampling rate
-            (package cdpam, mean over channels).
-
-    Raises:
-        MetricUnavailableError: the package or the weights, which it downloads on first use, are not to be had.
-    """
-    if name not in LEARNED_METRICS:
-        raise ValueError(f"unknown metric {name!r}; valid: {', '.join(LEARNED_METRICS)}")
-    try:
-        return _cdpam() if name == "cdpam" else _piq_metric(name)
-    # No common base: absent package, absent network, a package built for another torch, a pickle that torch refuses.
-    except Exception as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MetricUnavailableError(f"{name.upper()}: {first_line}") from error
-
-
-def learned(name: str, *signals) -> float:
-    """`learned_metric(name)` of two signals and, for audio, their sampling rate in Hz."""
-    return learned_metric(name)(*signals)
-
-
-def _piq_metric(name: str) -> Callable[..., float]:
-    import piq
-
-    network = piq.LPIPS() if name == "lpips" else piq.DISTS()
-
-    @torch.inference_mode()
-    def measure(reference, estimate) -> float:
-        x, y = (image / 255.0 for image in _image_pair(reference, estimate, smallest=32))
-        return decibels(max(float(network(y, x)), 0.0))
-
-    return measure
-
-
-def _cdpam() -> Callable[..., float]:
-    import cdpam
-    import soxr
-
-    network = cdpam.CDPAM()
-
-    @torch.inference_mode()
-    def measure(reference, estimate, sampling_rate: int) -> float:
-        distances = []
-        for x, y in zip(*_pair(reference, estimate), strict=True):
-            # 22,050 Hz and the range of 16-bit integers are what the network was trained on.
-            x, y = (np.round(soxr.resample(a, sampling_rate, 22050) * 32768).astype(np.float32)[None] for a in (x, y))
-            distances.append(float(network.forward(x, y)))
-        return decibels(float(np.mean(distances)))
-
-    return measure
-
-
 def compression_ratio(num_values: int, num_bytes: int, bits_per_value: int) -> float:
     """Size of the raw signal over the size of the finished file, header included.
 
@@ -300,7 +241,8 @@ def _normalised(waveform) -> tuple[np.ndarray, float, float]:
     return normalised.numpy(), gain, offset
 
 
-def _pair(reference, estimate) -> tuple[np.ndarray, np.ndarray]:
+def pair(reference, estimate) -> tuple[np.ndarray, np.ndarray]:
+    """Two signals as arrays of one shape, or ValueError."""
     reference, estimate = (a.numpy(force=True) if isinstance(a, torch.Tensor) else a for a in (reference, estimate))
     reference, estimate = np.asarray(reference), np.asarray(estimate)
     if reference.shape != estimate.shape or not reference.size:
@@ -308,8 +250,9 @@ def _pair(reference, estimate) -> tuple[np.ndarray, np.ndarray]:
     return reference, estimate
 
 
-def _image_pair(reference, estimate, smallest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    reference, estimate = _pair(reference, estimate)
+def image_pair(reference, estimate, smallest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two uint8 images with sides of at least `smallest` as floats (1, C, H, W) in 0..255, or ValueError, TypeError."""
+    reference, estimate = pair(reference, estimate)
     if reference.dtype != np.uint8 or estimate.dtype != np.uint8:
         raise TypeError(f"images must be uint8, got {reference.dtype} and {estimate.dtype}")
     if reference.ndim != 3 or min(reference.shape[:2]) < smallest:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from tqdm.auto import tqdm
 
-from . import metrics
+from . import metrics, perceptual
 from .cache import FileCache
 from .codecs import Codec
 from .signals import SAMPLING_RATE, Signals
@@ -18,15 +18,17 @@ _MEASURES: dict[str, dict[tuple[str, ...], Callable]] = {
         ("psnr",): metrics.psnr,
         ("ssim",): metrics.ssim,
         ("ms_ssim",): metrics.ms_ssim,
-        ("lpips_db",): partial(metrics.learned, "lpips"),
-        ("dists_db",): partial(metrics.learned, "dists"),
+        **{(name,): partial(perceptual.similarity, name) for name in perceptual.PIQ_METRICS},
+        ("ssimulacra2",): perceptual.ssimulacra2,
+        ("lpips_db",): partial(perceptual.learned, "lpips"),
+        ("dists_db",): partial(perceptual.learned, "dists"),
     },
     "audio": {
         ("psnr",): lambda reference, decoded, rate: metrics.audio_psnr(reference, decoded),
         ("ssdr", "srdr"): metrics.spatial_ratios,
         ("si_sdr",): lambda reference, decoded, rate: metrics.si_sdr(reference, decoded),
         ("zimtohrli_mos",): metrics.zimtohrli_mos,
-        ("cdpam_db",): partial(metrics.learned, "cdpam"),
+        ("cdpam_db",): partial(perceptual.learned, "cdpam"),
     },
 }
 METRICS = {kind: tuple(name for names in measures for name in names) for kind, measures in _MEASURES.items()}

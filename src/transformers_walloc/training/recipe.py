@@ -154,8 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
     """The recipe that a command line stands for; exits with a message where it is none."""
+    recipe_class: Any = Recipe
     parser = HfArgumentParser(
-        [Recipe], prog="walloc train", description=__doc__, formatter_class=_Formatter, allow_abbrev=False
+        recipe_class, prog="walloc train", description=__doc__, formatter_class=_Formatter, allow_abbrev=False
     )
     try:
         (recipe,) = parser.parse_args_into_dataclasses(None if argv is None else list(argv))
