@@ -216,7 +216,7 @@ def train_rows(original, device: str, batch: int, height: int, width: int, chann
     @torch.inference_mode(False)
     def step():
         with torch.autocast(device, torch.bfloat16):
-            loss = subband_error(model, x).loss
+            loss: Any = subband_error(model, x).loss
         loss.backward()
         model.zero_grad()
 

@@ -333,7 +333,7 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
             "character_errors": 100 * errors / sum(len(line.text) for _, line in test.lines),
             "train_loss": loss,
         },
-        "model_inputs": int(np.prod(shape)),
+        "model_inputs": channels * rows * columns,
         "tokens": TOKENS,
         "parameters": sum(p.numel() for p in model.parameters()),
         "examples": {"training lines": len(found["train"]), "test lines": len(test), "real pages": pages},
