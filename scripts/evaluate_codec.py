@@ -4,4 +4,4 @@
 from transformers_walloc.evaluation.measure import main
 
 if __name__ == "__main__":
-    main()
+    main(program="python scripts/evaluate_codec.py")

@@ -140,7 +140,7 @@ def read_image(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> P
         _warn(path, f"only the first of {frames} frames is kept")
     if image.mode in ("I", "F") or image.mode.startswith("I;16") or (image.format == "PNG" and data[24] > 8):
         _warn(path, "samples of more than 8 bits are kept with 8 bits")
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    if image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
         _warn(path, "transparent parts become white")
     return _to_srgb(path, PIL.ImageOps.exif_transpose(image))
 

@@ -51,7 +51,7 @@ def register() -> None:
     image_processors = {WallocImageConfig: WallocImageProcessor, WallocLatentConfig: WallocLatentImageProcessor}
     for config, processor in image_processors.items():
         # Ours needs no torchvision, so it serves as either backend.
-        classes = {"pil": processor, "torchvision": processor}
+        classes: dict[str, type] = {"pil": processor, "torchvision": processor}
         AutoImageProcessor.register(config, image_processor_classes=classes, exist_ok=True)
     for config in (WallocAudioConfig, WallocSeparationConfig):
         AutoFeatureExtractor.register(config, WallocAudioFeatureExtractor, exist_ok=True)

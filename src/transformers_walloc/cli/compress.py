@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, WALLOC_SUFFIX, MediaError, find_files
 from .jobs import plan_outputs, run_jobs
@@ -68,8 +69,8 @@ def run(
     from .file_codec import Codecs, no_pillow_limit
 
     codecs = Codecs(device, dtype, encoder_only=psnr is None, workers=jobs)
-    limits = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}
-    rate = {"step": step, "bpp": bpp, "kbps": kbps, "psnr": psnr, "channels": channels}
+    limits: dict[str, Any] = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}
+    rate: dict[str, Any] = {"step": step, "bpp": bpp, "kbps": kbps, "psnr": psnr, "channels": channels}
 
     def compress(source: str, target: str) -> None:
         data = read_bytes(source)

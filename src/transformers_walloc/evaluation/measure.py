@@ -228,7 +228,7 @@ def _curve_of(row: dict) -> str | None:
     return None if name == "resize" or "channels" in options else name
 
 
-def main(argv: Sequence[str] | None = None, program: str = "python scripts/evaluate_codec.py") -> dict:
+def main(argv: Sequence[str] | None = None, program: str = "walloc evaluate") -> dict:
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     args = parser.parse_args(argv)
