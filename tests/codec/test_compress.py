@@ -18,6 +18,7 @@ from transformers_walloc import (
 )
 from transformers_walloc.codec.bitstream import Header, WallocCodecMismatchError, WallocFormatError, pack, unpack
 from transformers_walloc.codec.compression import compress, decompress, decompress_codes
+from transformers_walloc.codec.entropy_coding import encode_codes
 from transformers_walloc.codec.entropy_tables import EntropyTables, GenericHeader
 from transformers_walloc.codec.identity import codec_name
 from transformers_walloc.codec.limits import decoding_memory
@@ -378,6 +379,21 @@ def test_files_that_take_too_much_memory_are_refused_before_anything_is_decoded(
         image.decompress(blob, max_memory=needed - 1)
     assert len(image.decompress(blob, max_memory=needed)) == 1
     assert len(image.decompress(blob, max_memory=None)) == 1
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_payloads_that_are_too_short_are_refused_before_they_are_decoded(fitted, monkeypatch):
+    model = image_model()
+    header = header_of(model, (2048, 2048))
+    zeros = np.zeros(header.coded_shape, np.int8)
+    if fitted:
+        model.set_entropy_tables(other_tables(torch.from_numpy(zeros[:, :64, :64])))
+        header = header_of(model, (2048, 2048))
+    shortest = encode_codes(zeros, model.get_entropy_tables())  # nothing costs less
+    assert not model.decompress_codes(pack(header, shortest))[0].any()
+    monkeypatch.setattr("transformers_walloc.codec.compression.decode_codes", None)
+    with pytest.raises(WallocFormatError, match=r"bytes cannot hold 786432 codes"):
+        model.decompress(pack(header, shortest[: len(shortest) // 2]))
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from .bitstream import (
 )
 from .entropy_coding import EntropyTables, decode_codes, encode_codes
 from .identity import codec_name, tables_from_buffer
-from .limits import MAX_MEMORY, check_memory
+from .limits import MAX_MEMORY, check_memory, check_payload
 from .rate_control import RateControl
 from .signals import to_8bit
 
@@ -268,6 +268,7 @@ def _read(
         header, payload = unpack(blob, max_pixels, max_samples)
         _check_codec(model, header, fingerprint, identity)
         check_memory(header, model.config, decode, max_memory)
+        check_payload(payload, header, tables)
         codes = np.zeros(header.latent_shape, np.int8)
         try:
             codes[: header.coded_channels] = decode_codes(payload, header.coded_shape, tables)

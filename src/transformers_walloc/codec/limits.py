@@ -1,10 +1,11 @@
-"""What decoding a file takes, in bytes of memory, told from its header before anything is allocated."""
+"""What decoding a file takes, told from its header before anything is allocated or decoded."""
 
 import math
 
 from .bitstream import Header, WallocFormatError
 from .configuration_walloc import WallocConfig
 from .entropy_context import SHIFTED_CHANNELS
+from .entropy_tables import EntropyTables
 
 MAX_MEMORY = 2 * 2**30
 # Decoding runs in tiles of latents above this many positions, so that the decoder's activations stay bounded.
@@ -39,6 +40,17 @@ def decoding_memory(header: Header, config: WallocConfig, decode: bool = True) -
     signal = _FLOAT * header.padded_size * header.num_channels
     # Codes as floats, before and after the step; subbands and signal, or the signal twice; a tile of the network.
     return max(reading, 2 * codes + 2 * _FLOAT * codes + 2 * signal + _network_memory(config, positions))
+
+
+def check_payload(payload: bytes, header: Header, tables: EntropyTables) -> None:
+    """Refuse a payload that is too short for its codes, whatever they are, before any of them is decoded."""
+    frequencies = tables.frequencies
+    likeliest = float((frequencies.max(axis=1) / frequencies.sum(axis=1)).max())
+    codes = math.prod(header.coded_shape)
+    # Less what the coder's own rounding of probabilities, and its last words, may save.
+    least = 0.95 * codes * -math.log2(likeliest) / 8 - 16
+    if len(payload) < least:
+        raise WallocFormatError(f"the latents are damaged: {len(payload)} bytes cannot hold {codes} codes")
 
 
 def _network_memory(config: WallocConfig, positions: int) -> int:
