@@ -215,7 +215,7 @@ def test_tables_id_sees_names_dtypes_shapes_and_values_but_not_byte_order_of_the
     assert len({reference, *map(tables_id, others)}) == 5
 
 
-@pytest.mark.parametrize(("gain", "offset"), [(3.4e38, 3.4e38), (1.0, -3.4028235e38), (-3.4e38, 2e38)])
+@pytest.mark.parametrize(("gain", "offset"), [(3.4e38, 3.4e38), (1e38, -3e38), (-3.4e38, 2e38)])
 def test_levels_that_would_overflow(gain, offset):
     fields = {"kind": "audio", "sizes": (8,), "num_channels": 1, "num_levels": 3, "latent_channels": 2}
     with pytest.raises(WallocFormatError, match="lead to samples beyond float32"):
