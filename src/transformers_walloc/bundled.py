@@ -45,6 +45,7 @@ _COPIED_BYTES = 2**18
 # loading without a network retries for half a minute before it goes on without it.
 _OPTIONAL_FILES = (
     "adapter_config.json",
+    "audio_tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",

@@ -29,7 +29,7 @@ _lock = threading.RLock()
 
 def register() -> None:
     """Make the Auto classes know this package's models and processors. Calling it again does no harm."""
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoProcessor
 
     from .codec.configuration_walloc import WallocAudioConfig, WallocImageConfig
     from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
@@ -53,8 +53,11 @@ def register() -> None:
         # Ours needs no torchvision, so it serves as either backend.
         classes: dict[str, type] = {"pil": processor, "torchvision": processor}
         AutoImageProcessor.register(config, image_processor_classes=classes, exist_ok=True)
+        # Otherwise it would try one kind of processor after the other.
+        AutoProcessor.register(config, processor, exist_ok=True)
     for config in (WallocAudioConfig, WallocSeparationConfig):
         AutoFeatureExtractor.register(config, WallocAudioFeatureExtractor, exist_ok=True)
+        AutoProcessor.register(config, WallocAudioFeatureExtractor, exist_ok=True)
 
 
 def register_when_needed() -> None:

@@ -213,3 +213,10 @@ def test_tables_id_sees_names_dtypes_shapes_and_values_but_not_byte_order_of_the
         {"a": arrays["a"] + 1, "b": arrays["b"]},
     ]
     assert len({reference, *map(tables_id, others)}) == 5
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(3.4e38, 3.4e38), (1e38, -3e38), (-3.4e38, 2e38)])
+def test_levels_that_would_overflow(gain, offset):
+    fields = {"kind": "audio", "sizes": (8,), "num_channels": 1, "num_levels": 3, "latent_channels": 2}
+    with pytest.raises(WallocFormatError, match="lead to samples beyond float32"):
+        Header(**fields, fingerprint="0" * 16, tables="0" * 8, sampling_rate=8000, gain=gain, offset=offset)

@@ -1,4 +1,7 @@
+import dataclasses
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,9 +16,12 @@ from transformers_walloc import (
     WallocImageEncoder,
     WallocImageModel,
 )
-from transformers_walloc.codec.bitstream import WallocCodecMismatchError, WallocFormatError, unpack
+from transformers_walloc.codec.bitstream import Header, WallocCodecMismatchError, WallocFormatError, pack, unpack
+from transformers_walloc.codec.compression import compress, decompress, decompress_codes
+from transformers_walloc.codec.entropy_coding import encode_codes
 from transformers_walloc.codec.entropy_tables import EntropyTables, GenericHeader
 from transformers_walloc.codec.identity import codec_name
+from transformers_walloc.codec.limits import decoding_memory
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -348,6 +354,109 @@ def test_limits_of_the_caller():
     (blob,) = audio.compress(**audio_inputs(sound(0.1)))
     with pytest.raises(WallocFormatError, match="max_samples"):
         audio.decompress([blob], max_samples=4409)
+
+
+def header_of(model, sizes, **fields) -> Header:
+    """Of a file of this codec."""
+    (blob,) = model.compress(torch.zeros(1, model.config.num_channels, *[model.config.patch_size] * len(sizes)))
+    return dataclasses.replace(unpack(blob)[0], sizes=sizes, **fields)
+
+
+def test_files_that_take_too_much_memory_are_refused_before_anything_is_decoded():
+    image, audio = image_model(), audio_model()
+    bombs = [(image, header_of(image, (13_000, 13_000))), (audio, header_of(audio, (2**29,), coded_channels=1))]
+    for model, header in bombs:
+        blob = pack(header, b"")
+        for function in (model.decompress, model.decompress_codes):
+            with pytest.raises(WallocFormatError, match=r"takes about \d.* GB .*; raise max_memory"):
+                function(blob, max_memory=2**27)
+        with pytest.raises(WallocFormatError, match=r"more than the limit of 2\.1 GB"):
+            model.decompress(blob)
+        assert decoding_memory(header, model.config) > header.padded_size * 4 * model.config.num_channels
+    (blob,) = image.compress(**image_inputs(pictures()[1]))
+    needed = decoding_memory(unpack(blob)[0], image.config)
+    with pytest.raises(WallocFormatError, match="max_memory"):
+        image.decompress(blob, max_memory=needed - 1)
+    assert len(image.decompress(blob, max_memory=needed)) == 1
+    assert len(image.decompress(blob, max_memory=None)) == 1
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_payloads_that_are_too_short_are_refused_before_they_are_decoded(fitted, monkeypatch):
+    model = image_model()
+    header = header_of(model, (2048, 2048))
+    zeros = np.zeros(header.coded_shape, np.int8)
+    if fitted:
+        model.set_entropy_tables(other_tables(torch.from_numpy(zeros[:, :64, :64])))
+        header = header_of(model, (2048, 2048))
+    shortest = encode_codes(zeros, model.get_entropy_tables())  # nothing costs less
+    assert not model.decompress_codes(pack(header, shortest))[0].any()
+    monkeypatch.setattr("transformers_walloc.codec.compression.decode_codes", None)
+    with pytest.raises(WallocFormatError, match=r"bytes cannot hold 786432 codes"):
+        model.decompress(pack(header, shortest[: len(shortest) // 2]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rgb-16x", "stereo-20x"])
+def test_memory_is_what_the_limit_reckons_with(name):
+    """In a process of its own, whose peak is not that of other tests."""
+    script = f"""
+import resource, torch
+from transformers import AutoModel
+import transformers_walloc
+from transformers_walloc.codec.bitstream import unpack
+from transformers_walloc.codec.limits import decoding_memory
+model = AutoModel.from_pretrained(transformers_walloc.bundled_path("{name}"))
+config = model.config
+small = [config.patch_size] * config.num_dims
+large = [1600, 1600] if config.num_dims == 2 else [2_560_000]
+model.decompress(model.compress(torch.zeros(1, config.num_channels, *small)))
+(blob,) = model.compress(torch.rand(1, config.num_channels, *large) - 0.5)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model.decompress(blob)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(1024 * (after - before), decoding_memory(unpack(blob)[0], config))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    taken, reckoned = map(int, done.stdout.split()[-2:])
+    assert taken <= reckoned
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(6e38, 0.0), (-1e38, 2.5e38), (1e-38, 3.4e38)])
+def test_levels_near_the_largest_float_stay_finite(gain, offset):
+    model = audio_model()
+    (blob,) = model.compress(**{**audio_inputs(sound(0.1)), "gain": [min(gain, 3.4e38)], "offset": [offset]})
+    assert model.decompress(blob)[0].isfinite().all()
+    with pytest.raises(ValueError, match="beyond float32"):
+        model.compress(**{**audio_inputs(sound(0.1)), "gain": [3.4e38], "offset": [3.4e38]})
+
+
+def test_a_decoder_that_gives_nan():
+    model = image_model()
+    (blob,) = model.compress(**image_inputs(pictures()[1]))
+    model.decoder.linear.bias.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="gives NaN"):
+        model.decompress(blob)
+
+
+def test_functions_and_methods_are_the_same():
+    model, audio = image_model(), audio_model()
+    inputs = image_inputs(pictures()[1])
+    blobs = compress(model, inputs["pixel_values"], sizes=[(128, 200)], step=2.0)
+    assert blobs == model.compress(**inputs, step=2.0)
+    assert same(decompress(model, blobs), model.decompress(blobs))
+    assert same(decompress_codes(model, blobs), model.decompress_codes(blobs))
+    clip = audio_inputs(sound(0.1))
+    assert compress(audio, clip["input_values"], sizes=[(4410,)], gains=[2.0], offsets=[0.5]) == audio.compress(
+        **{**clip, "gain": [2.0], "offset": [0.5]}
+    )
+    for wrong, message in (({"kbps": 30}, "kbps is for audio: use bpp"), ({"gains": [1.0]}, "are for audio")):
+        with pytest.raises(ValueError, match=message):
+            compress(model, inputs["pixel_values"], **wrong)
+    with pytest.raises(ValueError, match="bpp is for images: use kbps"):
+        compress(audio, clip["input_values"], bpp=1)
+    with pytest.raises(ValueError, match="size 129x200 does not fit signals of 128x200"):
+        compress(model, inputs["pixel_values"], sizes=[(129, 200)])
 
 
 @pytest.mark.parametrize(

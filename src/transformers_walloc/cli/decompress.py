@@ -10,6 +10,7 @@ from .options import add_files, add_limits, add_model
 
 # Those of codec/bitstream.py, which needs numpy.
 _MAX_PIXELS, _MAX_SAMPLES = 178_956_970, 2**29
+_MAX_MEMORY = 2147  # MB
 
 EXAMPLES = """\
   walloc decompress photo.walloc                    photo.png beside it (audio: .wav)
@@ -25,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "Hub id, local folder or bundled name; by default the bundled codec that the file names")
     parser.add_argument("--format", help="png, jpg, webp, wav, flac, mp3, ... where the output's name does not say")
     add_limits(parser, _MAX_PIXELS, _MAX_SAMPLES)
+    text = "megabytes that decoding may take; 0: any (%(default)s)"
+    parser.add_argument("--max-memory", type=int, default=_MAX_MEMORY, metavar="MB", help=text)
 
 
 def run(
@@ -37,6 +40,7 @@ def run(
     format: str | None = None,
     max_pixels: int | None = _MAX_PIXELS,
     max_samples: int | None = _MAX_SAMPLES,
+    max_memory: int | None = _MAX_MEMORY,
     force: bool = False,
     skip_existing: bool = False,
     jobs: int = 1,
@@ -73,7 +77,7 @@ def run(
             header, _ = unpack(data, **limits)
             codec = codecs.load(model) if model else codecs.of(header)
             name = f"-{suffix}" if target == STANDARD_STREAM and suffix else target
-            encoded = codec.decompress(data, header, name, **limits)
+            encoded = codec.decompress(data, header, name, max_memory * 10**6 if max_memory else None)
         write_bytes(target, encoded)
 
     return run_jobs(plan, decompress, jobs)

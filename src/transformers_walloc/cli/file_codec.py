@@ -9,7 +9,8 @@ from typing import Any
 
 import PIL.Image
 
-from ..codec.bitstream import MAX_PIXELS, MAX_SAMPLES, Header, pack, unpack
+from ..codec.bitstream import Header, pack, unpack
+from ..codec.limits import MAX_MEMORY
 from ..media import MAX_PIXELS as MAX_ENCODED_PIXELS
 from ..media import MAX_SAMPLES as MAX_ENCODED_SAMPLES
 from ..media import STANDARD_STREAM, downmix, encode_audio, encode_image, read_audio, read_image, sample_format
@@ -136,32 +137,29 @@ class FileCodec:
         header, payload = unpack(blob, None, None)
         return pack(dataclasses.replace(header, source=origin, sample_format=found), payload)
 
-    def decompress(
-        self,
-        data: bytes,
-        header: Header,
-        target: str,
-        max_pixels: int | None = MAX_PIXELS,
-        max_samples: int | None = MAX_SAMPLES,
-    ) -> bytes:
-        """The bytes of an image or audio file; the suffix of `target` names the format."""
+    def decompress(self, data: bytes, header: Header, target: str, max_memory: int | None = MAX_MEMORY) -> bytes:
+        """The bytes of an image or audio file; the suffix of `target` names the format.
+
+        Args:
+            max_memory: refuse a file that would take more bytes of memory before it is decoded; None for no limit.
+        """
         name = target if Path(target).suffix else STANDARD_STREAM
         if self.kind == "image":
-            (pixels,) = self.model.decompress([data], max_pixels=max_pixels)
+            (pixels,) = self.model.decompress([data], max_memory=max_memory)
             (image,) = self.processor.post_process([pixels])
             if not isinstance(image, PIL.Image.Image):
                 raise ValueError(f"images of {header.num_channels} channels cannot be written to a file")
             return encode_image(image.convert("L") if header.sample_format == "gray" else image, name)
-        samples, rate = self.waveform(data, header, max_samples)
+        samples, rate = self.waveform(data, header, max_memory)
         return encode_audio(samples, rate, name, header.sample_format)
 
-    def waveform(self, data: bytes, header: Header, max_samples: int | None) -> tuple[Any, int]:
+    def waveform(self, data: bytes, header: Header, max_memory: int | None) -> tuple[Any, int]:
         """(channels, length) and sampling rate of the decoded audio, converted back to those of the source."""
         import torch.nn.functional as F
 
         from ..codec.feature_extraction_walloc import resample
 
-        (waveform,) = self.model.decompress([data], max_samples=max_samples)
+        (waveform,) = self.model.decompress([data], max_memory=max_memory)
         if header.source is None:
             return waveform.cpu().numpy(), self.model.config.sampling_rate
         channels, rate, length = header.source

@@ -36,6 +36,7 @@ MAX_CODEC_BYTES = 64
 _MAX_CHANNELS = 2**16
 _MAX_SIZE = 2**32 - 1
 _MAX_RATE = 2**24  # Hz
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 # Magic, version, coder << 4 | kind, flags, fingerprint, tables, encoder_padding << 4 | num_levels, latent_bits.
 _FIXED = struct.Struct("<4sBBB8s4sBB")
 _HAS_STEP, _HAS_CODED_CHANNELS, _HAS_SOURCE, _HAS_SAMPLE_FORMAT = 1, 2, 4, 8
@@ -131,6 +132,8 @@ class Header:
             )
         if self.kind == "audio":
             _check_range("sampling_rate", self.sampling_rate or 0, 1, _MAX_RATE)
+            if 0.5 * abs(self.gain) + abs(self.offset) > _MAX_FLOAT:  # decoded samples lie in [-0.5, 0.5]
+                raise WallocFormatError(f"gain {self.gain} and offset {self.offset} lead to samples beyond float32")
             self._check_source()
         elif (self.sampling_rate, self.gain, self.offset, self.source) != (None, 1.0, 0.0, None):
             raise WallocFormatError("sampling_rate, gain, offset and source belong to audio, not to an image")

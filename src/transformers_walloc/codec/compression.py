@@ -11,15 +11,13 @@ decompress: file -> entropy coder -> codes -> signal, cropped to its original si
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .bitstream import (
-    MAX_PIXELS,
-    MAX_SAMPLES,
     Header,
     WallocCodecMismatchError,
     WallocFormatError,
@@ -28,6 +26,7 @@ from .bitstream import (
 )
 from .entropy_coding import EntropyTables, decode_codes, encode_codes
 from .identity import codec_name, tables_from_buffer
+from .limits import MAX_MEMORY, check_memory, check_payload
 from .rate_control import RateControl
 from .signals import to_8bit
 
@@ -122,17 +121,19 @@ def decompress(
     model: Any,
     blobs: bytes | Sequence[bytes],
     *,
-    max_pixels: int | None = MAX_PIXELS,
-    max_samples: int | None = MAX_SAMPLES,
+    max_memory: int | None = MAX_MEMORY,
+    max_pixels: int | None = None,
+    max_samples: int | None = None,
 ) -> list[torch.Tensor]:
     """The signals of .walloc files.
 
     Args:
         model: the codec that wrote them, with its decoder.
         blobs: one or more files.
-        max_pixels: refuse larger images (after padding to whole patches) before anything is decoded; None for no
-            limit. The default is Pillow's, 179 megapixels.
-        max_samples: the same for samples per channel of audio; the default is three hours at 48 kHz.
+        max_memory: refuse files that would take more bytes, see `limits.decoding_memory`, before anything is decoded;
+            None for no limit. The default is 2 GiB.
+        max_pixels, max_samples: refuse images of more pixels, or audio of more samples per channel, counted after
+            padding to whole patches.
 
     Returns:
         A list of float32 tensors on the model's device: images (num_channels, height, width) in [-0.5, 0.5], or
@@ -142,9 +143,12 @@ def decompress(
         WallocFormatError: a `ValueError`: damaged, truncated, foreign or too large, or written by another codec.
     """
     signals = []
-    for header, codes in _read(model, blobs, max_pixels, max_samples):
+    limits = max_memory, max_pixels, max_samples
+    for header, codes in _read(model, blobs, True, *limits):
         signal = _decode(model, torch.from_numpy(codes)[None], header.step, header.sizes)
-        signals.append(signal if header.kind == "image" else signal * header.gain + header.offset)
+        if signal.sum().isnan():  # infinite values were clamped
+            raise ValueError("the decoder gives NaN: the weights of the model are damaged")
+        signals.append(signal if header.kind == "image" else signal.mul_(header.gain).add_(header.offset))
     return signals
 
 
@@ -153,14 +157,15 @@ def decompress_codes(
     model: "EncodingModel",
     blobs: bytes | Sequence[bytes],
     *,
-    max_pixels: int | None = MAX_PIXELS,
-    max_samples: int | None = MAX_SAMPLES,
+    max_memory: int | None = MAX_MEMORY,
+    max_pixels: int | None = None,
+    max_samples: int | None = None,
 ) -> list[torch.Tensor]:
     """Codes of .walloc files without decoding them, for models that learn from latents.
 
     Args:
         model: the codec that wrote them; its encoder alone is enough.
-        blobs, max_pixels, max_samples: as for `decompress`.
+        blobs, max_memory, max_pixels, max_samples: as for `decompress`.
 
     Returns:
         A list of int8 tensors (latent_channels, *grid) on the CPU. Times the step of the file,
@@ -169,7 +174,8 @@ def decompress_codes(
     Raises:
         WallocFormatError: see `decompress`.
     """
-    return [torch.from_numpy(codes) for _, codes in _read(model, blobs, max_pixels, max_samples)]
+    limits = max_memory, max_pixels, max_samples
+    return [torch.from_numpy(codes) for _, codes in _read(model, blobs, False, *limits)]
 
 
 def image_sizes(original_sizes: Any, batch: int) -> list[tuple[int, ...]] | None:
@@ -248,14 +254,21 @@ def _psnr(model: Any, signal: torch.Tensor, codes: torch.Tensor, step: float, he
 
 
 def _read(
-    model: "EncodingModel", blobs: bytes | Sequence[bytes], max_pixels: int | None, max_samples: int | None
-) -> Any:
+    model: "EncodingModel",
+    blobs: bytes | Sequence[bytes],
+    decode: bool,
+    max_memory: int | None,
+    max_pixels: int | None,
+    max_samples: int | None,
+) -> Iterator[tuple[Header, np.ndarray]]:
     """Headers and codes (latent_channels, *grid), one file at a time."""
     tables, identity = tables_from_buffer(model.entropy_tables, model.config.latent_channels)
     fingerprint = model.fingerprint()
     for blob in [blobs] if isinstance(blobs, bytes) else blobs:
         header, payload = unpack(blob, max_pixels, max_samples)
         _check_codec(model, header, fingerprint, identity)
+        check_memory(header, model.config, decode, max_memory)
+        check_payload(payload, header, tables)
         codes = np.zeros(header.latent_shape, np.int8)
         try:
             codes[: header.coded_channels] = decode_codes(payload, header.coded_shape, tables)

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from .bitstream import MAX_PIXELS, MAX_SAMPLES
 from .bottleneck import code_dtype, compand, latent_limit
 from .compression import as_floats, audio_sizes, compress, decompress_codes, image_sizes
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
@@ -26,6 +25,7 @@ from .decoders import (
 )
 from .entropy_coding import EntropyTables
 from .identity import latent_fingerprint, tables_from_buffer, tables_to_bytes
+from .limits import MAX_MEMORY
 from .loading import check_fit, check_weights
 from .outputs import WallocEncoderOutput
 from .wavelets import analyse_and_project
@@ -183,8 +183,9 @@ class EncodingModel(WallocPreTrainedModel):
     def decompress_codes(
         self,
         blobs: bytes | Sequence[bytes],
-        max_pixels: int | None = MAX_PIXELS,
-        max_samples: int | None = MAX_SAMPLES,
+        max_memory: int | None = MAX_MEMORY,
+        max_pixels: int | None = None,
+        max_samples: int | None = None,
     ) -> list[torch.Tensor]:
         """Codes of .walloc files without decoding them: int8 (latent_channels, *grid) each, on the CPU.
 
@@ -193,13 +194,13 @@ class EncodingModel(WallocPreTrainedModel):
 
         Args:
             blobs: one or more .walloc files.
-            max_pixels, max_samples: refuse larger images, or longer audio, before anything is decoded; None for no
-                limit.
+            max_memory: refuse files that would take more bytes of memory before anything is decoded; None for no limit.
+            max_pixels, max_samples: refuse larger images, or longer audio.
 
         Raises:
             WallocFormatError: a `ValueError`: damaged, truncated, foreign or too large, or written by another codec.
         """
-        return decompress_codes(self, blobs, max_pixels=max_pixels, max_samples=max_samples)
+        return decompress_codes(self, blobs, max_memory=max_memory, max_pixels=max_pixels, max_samples=max_samples)
 
     def set_entropy_tables(self, tables: EntropyTables | None) -> None:
         """Probability tables fitted to this codec, saved with the weights; None for the generic ones.

@@ -6,6 +6,7 @@ list of (C, l) arrays      <- crop to padding_mask <- x * gain + offset <- (B, C
 ```
 """
 
+import reprlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,19 +14,22 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, logging
 
+from .audio_loading import (
+    MAX_RATE,
+    MAX_SAMPLES,
+    check_length,
+    mix,
+    open_clip,
+    resample,
+    split_batch,
+    to_floats,
+)
 from .signals import normalise_clip
 
 logger = logging.get_logger(__name__)
 
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Zero level and full scale of integer PCM; 8-bit PCM is unsigned in WAV files.
-PCM_RANGES = {
-    torch.uint8: (128, 2**7),
-    torch.int8: (0, 2**7),
-    torch.int16: (0, 2**15),
-    torch.int32: (0, 2**31),
-}
-OPTIONS = ("feature_size", "sampling_rate", "padding_value", "hop_length", "do_normalize")
+RANGES = {"feature_size": (1, 2**16), "sampling_rate": (1, MAX_RATE), "hop_length": (1, 2**12)}
+OPTIONS = ("feature_size", "sampling_rate", "padding_value", "hop_length", "do_normalize", "downmix")
 # What transformers writes beside the options into preprocessor_config.json.
 BOOKKEEPING_KEYS = ("feature_extractor_type", "image_processor_type", "processor_class", "auto_map")
 
@@ -34,10 +38,11 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
     r"""
     Prepares audio for a WaLLoC codec and turns decoded audio back into clips of the original length and level.
 
-    A clip is a numpy array, torch tensor or list of floats: (T,) for mono or (C, T), channels first. Batches are lists
-    of clips or arrays (B, C, T); a list of lists of floats is a batch of mono clips. Integer PCM (`uint8`, `int8`,
-    `int16`, `int32`) is scaled by its full range to [-1, 1). Mono is copied to both channels of a stereo codec, stereo
-    is averaged for a mono codec; every other mismatch of channels is an error.
+    A clip is a numpy array, torch tensor or list of floats: (T,) for mono or (C, T), channels first; the path or the
+    bytes of a file; or what `datasets` gives for a column of audio, which states its own sampling rate. Batches are
+    lists of clips or arrays (B, C, T); a list of lists of floats is a batch of mono clips. Integer PCM (`uint8`,
+    `int8`, `int16`, `int32`) is scaled by its full range to [-1, 1). Mono is copied to both channels of a stereo codec,
+    stereo is averaged for a mono codec; every other mismatch of channels is an error unless `downmix` is set.
 
     Clips of another sampling rate are resampled with torchaudio if that can be imported (on the clip's device), else
     with soxr. Every clip is normalised as a whole: `offset` is its mean over time and channels, `gain` brings its peak
@@ -49,6 +54,8 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
         padding_value (`float`, defaults to 0.0): behind the end of a clip, in [-0.5, 0.5].
         hop_length (`int`, defaults to 256): lengths are padded to multiples of it, in samples; `2**num_levels`.
         do_normalize (`bool`, defaults to `True`): whether to normalise; without it, clips must lie in [-0.5, 0.5].
+        downmix (`bool`, defaults to `False`): whether clips of more than two channels are mixed: 5.1 (L, R, C, LFE, Ls,
+            Rs) to stereo by ITU-R BS.775, all others by averaging.
 
     ```python
     >>> import numpy as np
@@ -73,18 +80,20 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
         padding_value: float = 0.0,
         hop_length: int = 256,
         do_normalize: bool = True,
+        downmix: bool = False,
         **kwargs,
     ):
         counts = {"feature_size": feature_size, "sampling_rate": sampling_rate, "hop_length": hop_length}
         for name, value in counts.items():
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if not isinstance(padding_value, int | float) or isinstance(padding_value, bool):
-            raise TypeError(f"padding_value must be a number, not {padding_value!r}")
-        if not -0.5 <= padding_value <= 0.5:
-            raise ValueError(f"padding_value is {padding_value}; valid: -0.5 to 0.5")
+            low, high = RANGES[name]
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{name} is {reprlib.repr(value)}; valid: whole numbers from {low} to {high}")
+        is_number = isinstance(padding_value, int | float) and not isinstance(padding_value, bool)
+        if not is_number or not -0.5 <= padding_value <= 0.5:
+            raise ValueError(f"padding_value is {reprlib.repr(padding_value)}; valid: -0.5 to 0.5")
+        for name, flag in (("do_normalize", do_normalize), ("downmix", downmix)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} is {reprlib.repr(flag)}; valid: True, False")
         for name in kwargs:
             if name not in (*BOOKKEEPING_KEYS, "padding_side", "return_attention_mask"):
                 raise TypeError(f"unknown option {name!r} of WallocAudioFeatureExtractor; valid: {', '.join(OPTIONS)}")
@@ -95,6 +104,7 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.hop_length = hop_length
         self.do_normalize = do_normalize
+        self.downmix = downmix
 
     def __call__(
         self,
@@ -104,19 +114,24 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
         max_length: int | None = None,
         truncation: bool = False,
         do_normalize: bool | None = None,
+        downmix: bool | None = None,
+        max_samples: int | None = MAX_SAMPLES,
         device: str | torch.device | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
         """
         Args:
             raw_audio: one clip or a batch; see the class for what a clip may be.
-            sampling_rate: of the clips, in Hz. Without it they are taken to have the codec's, with a warning.
+            sampling_rate: of the clips, in Hz. Without it clips that do not state their own are taken to have the
+                codec's, with a warning.
             padding: `True` or `"longest"` pads to the longest clip, `"max_length"` to `max_length`, each rounded up to
                 a multiple of `hop_length`; `False` pads every clip just to its own multiple (the codec takes no
                 others).
             max_length: in samples at the codec's rate.
             truncation: cuts clips to `max_length`; longer clips are an error otherwise, where `max_length` is given.
-            do_normalize: overrides the option of the extractor.
+            do_normalize, downmix: override the options of the extractor.
+            max_samples: refuse longer clips, counted per channel at the codec's rate, before they are resampled; None
+                for no limit. The default is 1.7 hours at 44.1 kHz.
             device: where to process and return the clips. By default tensors stay on their device.
             return_tensors: `"pt"`, `"np"`, or `None` for lists of arrays and numbers, one entry for each clip.
 
@@ -126,26 +141,31 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             TypeError: something that is no audio, or a dtype without a known full scale.
-            ValueError: an empty batch or clip, a wrong number of channels, NaN or infinite samples, clips outside
-                [-0.5, 0.5] without normalisation, contradicting options.
+            ValueError: an empty batch or clip, an unreadable file, clips that are too long, a wrong number of channels,
+                NaN or infinite samples, clips outside [-0.5, 0.5] without normalisation, contradicting options.
             ImportError: resampling without torchaudio and soxr.
         """
         strategy = self._check_call(sampling_rate, padding, max_length, truncation, return_tensors)
         do_normalize = self.do_normalize if do_normalize is None else do_normalize
-        if sampling_rate is None:
-            logger.warning(
-                f"{type(self).__name__} takes the audio to have {self.sampling_rate} Hz: sampling_rate was not given. "
-                "Pass it, to prevent silent errors that are hard to debug."
-            )
+        downmix = self.downmix if downmix is None else downmix
         clips: list[torch.Tensor] = []
         gains, offsets = [], []
-        for clip in _split_batch(raw_audio):
-            samples = _to_floats(clip, device)
+        for clip in split_batch(raw_audio):
+            opened, rate = open_clip(clip, sampling_rate)
+            if rate is None:
+                if not clips:
+                    logger.warning(
+                        f"{type(self).__name__} takes the audio to have {self.sampling_rate} Hz: sampling_rate was not "
+                        "given. Pass it, to prevent silent errors that are hard to debug."
+                    )
+                rate = self.sampling_rate
+            samples = to_floats(opened, device)
             if clips and samples.device != clips[0].device:
                 raise ValueError("the clips of one batch are on several devices; choose one with device=")
-            samples = self._mix(samples)
-            if sampling_rate not in (None, self.sampling_rate):
-                samples = resample(samples, int(sampling_rate), self.sampling_rate)
+            samples = mix(samples, self.feature_size, downmix)
+            check_length(samples.shape[1], rate, self.sampling_rate, max_samples)
+            if rate != self.sampling_rate:
+                samples = resample(samples, int(rate), self.sampling_rate)
             if max_length is not None and samples.shape[1] > max_length:
                 if not truncation:
                     raise ValueError(
@@ -223,23 +243,6 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError("truncation=True needs max_length")
         return self._get_padding_strategies(padding=padding is None or padding, max_length=max_length)
 
-    def _mix(self, samples: torch.Tensor) -> torch.Tensor:
-        """(T,) or (C, T) -> (feature_size, T)."""
-        shape = tuple(samples.shape)
-        if samples.ndim == 1:
-            samples = samples[None]
-        channels = samples.shape[0]
-        if channels == self.feature_size:
-            return samples
-        if channels == 1 and self.feature_size == 2:
-            return samples.expand(2, -1)
-        if channels == 2 and self.feature_size == 1:
-            return samples.mean(0, keepdim=True)
-        hint = ""
-        if samples.shape[1] in {self.feature_size, 1, 2}:
-            hint = "; this looks like (T, C), which soundfile reads: pass its transpose"
-        raise ValueError(f"a clip of shape {shape}, (C, T), has {channels} channels; valid: {self.feature_size}{hint}")
-
     def _collate(self, clips, targets, gains, offsets, return_tensors) -> BatchFeature:
         values, masks = [], []
         for clip, target in zip(clips, targets, strict=True):
@@ -257,70 +260,6 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
         if getattr(return_tensors, "value", return_tensors) == "np":
             return BatchFeature(dict(zip(names, [tensor.cpu().numpy() for tensor in tensors], strict=True)))
         return BatchFeature(dict(zip(names, tensors, strict=True)))
-
-
-def resample(samples: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:
-    """(C, T) float32 at `from_rate` Hz -> (C, T') at `to_rate` Hz, by torchaudio or else soxr; else ImportError."""
-    # torchaudio raises OSError where it was built for another torch.
-    try:
-        from torchaudio.functional import resample as torchaudio_resample
-    except (ImportError, OSError):
-        try:
-            import soxr
-        except ImportError as error:
-            raise ImportError(
-                f"resampling from {from_rate} to {to_rate} Hz needs soxr (pip install soxr) or torchaudio"
-            ) from error
-        resampled = soxr.resample(samples.T.cpu().numpy(), from_rate, to_rate).T
-        result = torch.from_numpy(np.ascontiguousarray(resampled)).to(samples.device)
-    else:
-        result = torchaudio_resample(samples, from_rate, to_rate)
-    if result.shape[1] == 0:
-        raise ValueError(f"a clip of {samples.shape[1]} samples at {from_rate} Hz is empty at {to_rate} Hz")
-    return result
-
-
-def _split_batch(raw_audio) -> list:
-    if isinstance(raw_audio, np.ndarray | torch.Tensor):
-        clips = list(raw_audio) if raw_audio.ndim == 3 else [raw_audio]
-    elif isinstance(raw_audio, list | tuple):
-        is_batch = bool(raw_audio) and isinstance(raw_audio[0], np.ndarray | torch.Tensor | list | tuple)
-        clips = list(raw_audio) if is_batch or not raw_audio else [raw_audio]
-    else:
-        raise TypeError(
-            f"audio cannot be of type {type(raw_audio).__name__}; valid: numpy arrays, torch tensors, and lists (read "
-            "files with soundfile.read)"
-        )
-    if not clips:
-        raise ValueError("empty batch: there is no audio to process")
-    return clips
-
-
-def _to_floats(clip, device) -> torch.Tensor:
-    """Any clip -> float32 tensor (T,) or (C, T), integers scaled to [-1, 1); refuses empty and non-finite ones."""
-    if not isinstance(clip, torch.Tensor):
-        try:
-            array = np.asarray(clip)
-        except ValueError as error:
-            raise ValueError(f"a clip given as a list has channels of different lengths: {error}") from error
-        if array.dtype.kind not in "uif":
-            raise TypeError(f"a clip of dtype {array.dtype} is no audio; valid: floats and integer PCM")
-        clip = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
-    if clip.ndim not in (1, 2):
-        raise ValueError(f"a clip of shape {tuple(clip.shape)}; valid: (T,) and (C, T)")
-    if clip.numel() == 0:
-        raise ValueError(f"a clip of shape {tuple(clip.shape)} is empty")
-    clip = clip.detach() if device is None else clip.detach().to(device)
-    if clip.dtype in PCM_RANGES:
-        zero, full_scale = PCM_RANGES[clip.dtype]
-        return (clip.float() - zero) / full_scale
-    if clip.dtype not in FLOAT_DTYPES:
-        valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*PCM_RANGES, *FLOAT_DTYPES))
-        raise TypeError(f"a clip of {clip.dtype} has no known full scale; convert it to one of {valid}")
-    clip = clip.float()
-    if not torch.isfinite(clip).all():
-        raise ValueError("a clip holds NaN or infinite samples")
-    return clip
 
 
 def _check_level(samples: torch.Tensor) -> torch.Tensor:

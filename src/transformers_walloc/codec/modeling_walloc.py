@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from transformers.utils.generic import can_return_tuple
 
-from .bitstream import MAX_PIXELS, MAX_SAMPLES
 from .bottleneck import QuantizationMode, decompand, latent_limit, quantize
 from .compression import decompress
 from .configuration_walloc import WallocConfig
@@ -20,6 +19,7 @@ from .encoders import (
     check_finite,
     check_step,
 )
+from .limits import MAX_MEMORY, MAX_TILE_POSITIONS
 from .outputs import WallocAudioDecoderOutput, WallocEncoderOutput, WallocImageDecoderOutput, WallocModelOutput
 from .tiles import run_in_tiles
 from .wavelets import wavelet_packet_synthesis
@@ -31,9 +31,6 @@ __all__ = [
     "WallocImageModel",
     "WallocPreTrainedModel",
 ]
-
-# Decoding runs in tiles of latents above this many positions, so that the decoder's activations stay bounded.
-MAX_TILE_POSITIONS = 2**16
 
 
 class WallocImageEncoder(ImageEncodingModel):
@@ -237,12 +234,15 @@ class WallocImageModel(ImageEncodingModel, CodecModel):
             mask = (height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :]
         return self._forward(pixel_values, return_loss, mask)
 
-    def decompress(self, blobs: bytes | Sequence[bytes], max_pixels: int | None = MAX_PIXELS) -> list[torch.Tensor]:
+    def decompress(
+        self, blobs: bytes | Sequence[bytes], max_memory: int | None = MAX_MEMORY, max_pixels: int | None = None
+    ) -> list[torch.Tensor]:
         """
         Args:
             blobs: one or more .walloc files.
-            max_pixels: refuse larger images (after padding to whole patches) before anything is decoded; None for no
-                limit. The default is Pillow's, 179 megapixels.
+            max_memory: refuse files that would take more bytes of memory before anything is decoded; None for no
+                limit. The default is 2 GiB, about 60 megapixels.
+            max_pixels: refuse images of more pixels (after padding to whole patches), too.
 
         Returns:
             A list of (num_channels, height, width) tensors in [-0.5, 0.5] on the model's device, cropped to the
@@ -251,7 +251,7 @@ class WallocImageModel(ImageEncodingModel, CodecModel):
         Raises:
             WallocFormatError: a `ValueError`: damaged, truncated, foreign or too large, or written by another codec.
         """
-        return decompress(self, blobs, max_pixels=max_pixels)
+        return decompress(self, blobs, max_memory=max_memory, max_pixels=max_pixels)
 
 
 class WallocAudioModel(AudioEncodingModel, CodecModel):
@@ -297,12 +297,15 @@ class WallocAudioModel(AudioEncodingModel, CodecModel):
         """
         return self._forward(input_values, return_loss, padding_mask)
 
-    def decompress(self, blobs: bytes | Sequence[bytes], max_samples: int | None = MAX_SAMPLES) -> list[torch.Tensor]:
+    def decompress(
+        self, blobs: bytes | Sequence[bytes], max_memory: int | None = MAX_MEMORY, max_samples: int | None = None
+    ) -> list[torch.Tensor]:
         """
         Args:
             blobs: one or more .walloc files.
-            max_samples: refuse clips of more samples per channel before anything is decoded; None for no limit. The
-                default is three hours at 48 kHz.
+            max_memory: refuse files that would take more bytes of memory before anything is decoded; None for no
+                limit. The default is 2 GiB, about half an hour of stereo.
+            max_samples: refuse clips of more samples per channel, too.
 
         Returns:
             A list of float32 waveforms (num_channels, length) on the model's device, with their original length, gain
@@ -311,4 +314,4 @@ class WallocAudioModel(AudioEncodingModel, CodecModel):
         Raises:
             WallocFormatError: a `ValueError`: damaged, truncated, foreign or too large, or written by another codec.
         """
-        return decompress(self, blobs, max_samples=max_samples)
+        return decompress(self, blobs, max_memory=max_memory, max_samples=max_samples)

@@ -40,12 +40,14 @@ class WallocAudioDecoderOutput(ModelOutput):
 @dataclass
 class WallocModelOutput(ModelOutput):
     """
+    The latents come first, which is what pipelines take as the features of a model.
+
     Args:
-        loss (`torch.FloatTensor` of shape `()`): mean squared error of the reconstruction, before clamping.
-        reconstruction (`torch.FloatTensor`, shaped as the input): in [-0.5, 0.5].
         latents (`torch.FloatTensor` of shape `(batch, latent_channels, *grid)`): companded, not rounded.
+        reconstruction (`torch.FloatTensor`, shaped as the input): in [-0.5, 0.5].
+        loss (`torch.FloatTensor` of shape `()`): mean squared error of the reconstruction, before clamping.
     """
 
-    loss: torch.Tensor | None = None
-    reconstruction: torch.Tensor | None = None
     latents: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    loss: torch.Tensor | None = None

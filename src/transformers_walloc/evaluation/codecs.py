@@ -138,7 +138,7 @@ class WallocCodec(Codec):
 
     @torch.inference_mode()
     def read(self, blob: bytes, like: np.ndarray) -> np.ndarray:
-        (signal,) = self.model.decompress([blob])
+        (signal,) = self.model.decompress([blob], max_memory=None)
         return np.asarray(self.processor.post_process([signal])[0]) if self.kind == "image" else signal.numpy()
 
     @torch.inference_mode()

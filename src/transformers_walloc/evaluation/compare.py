@@ -40,7 +40,7 @@ def compare_image(codec, source: str, data: bytes, blob: bytes) -> tuple[list[di
     inputs, _ = codec.inputs(source, data)
     height, width = inputs["original_sizes"][0].tolist()
     reference = to_images(inputs["pixel_values"][0, :, :height, :width])
-    (pixels,) = codec.model.decompress([blob], max_pixels=None)
+    (pixels,) = codec.model.decompress([blob], max_memory=None)
     results: list[tuple] = [(f"WaLLoC {codec.name}", None, blob, to_images(pixels))]
     if reference.shape[2] in (1, 3):
         results += formats_at_size(reference, len(blob), IMAGE_RIVALS)

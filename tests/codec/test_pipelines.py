@@ -1,0 +1,30 @@
+"""What users type: pipelines and AutoProcessor, by the id of a bundled codec and without a network."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from transformers import AutoModel, AutoProcessor, pipeline
+
+from transformers_walloc import WallocAudioFeatureExtractor, WallocImageProcessor
+
+
+def test_image_feature_extraction_gives_latents():
+    photo = Image.fromarray(data.astronaut()[:65, :90])
+    extract = pipeline("image-feature-extraction", model="walloc/rgb-16x")
+    model = AutoModel.from_pretrained("walloc/rgb-16x")
+    inputs = WallocImageProcessor()(photo, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.encode(inputs["pixel_values"]).latents
+    assert torch.equal(extract(photo, return_tensors=True), expected)
+    listed = extract([photo, photo])
+    assert np.shape(listed) == (2, 1, 12, 9, 12)
+    np.testing.assert_allclose(listed[1], expected.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("rgb-16x", WallocImageProcessor), ("stereo-20x", WallocAudioFeatureExtractor)]
+)
+def test_auto_processor(name, kind):
+    assert type(AutoProcessor.from_pretrained(f"walloc/{name}")) is kind
