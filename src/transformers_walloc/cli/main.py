@@ -38,6 +38,7 @@ COMMANDS = {
     "fit-tables": ("training.fit_tables:main", "entropy tables of a codec, for smaller files"),
     "dataset": ("latents.compress_dataset:main", "a data set as latents, for learning"),
     "convert": ("training.convert:main", "a checkpoint of the original package to a model folder"),
+    "export": ("cli.export", "a codec as ONNX graphs, for other runtimes"),
     "publish": ("training.publish:main", "a model folder to the Hub"),
     "unlink": ("cli.unlink", "take the bundled codecs out of the Hub cache, before this package is removed"),
 }

@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+"""Build the page that runs codecs in a browser: page/ with exported models and the runtime beside it.
+
+    python scripts/build_page.py build/page
+    python -m http.server --directory build/page
+
+The folder needs no server that computes anything: any static host takes it, a static Space of the Hub too
+(`hf upload USER/walloc build/page . --repo-type space`). The runtime comes from npm, or from `--runtime`, an
+onnxruntime-web tarball or an unpacked one. Needs the extra `onnx`.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModel
+
+from transformers_walloc.codec.bitstream import tables_id
+from transformers_walloc.export import export_codec
+
+PAGE = Path(__file__).resolve().parents[1] / "page"
+RUNTIME = "onnxruntime-web@1.30.0"
+RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+# What the Hub reads in a Space's README.
+CARD = "---\ntitle: WaLLoC\nsdk: static\nlicense: apache-2.0\n---\n\nWaLLoC codecs in the browser.\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder to write; its files of the same names are replaced")
+    parser.add_argument("--codecs", nargs="+", default=["walloc/rgb-16x", "walloc/rgb-4x"], help="Hub ids or folders")
+    parser.add_argument("--runtime", type=Path, help=f"tarball or folder of {RUNTIME}; fetched with npm by default")
+    options = parser.parse_args()
+    build(options.output, options.codecs, options.runtime)
+    files = [path for path in options.output.rglob("*") if path.is_file()]
+    print(f"{options.output}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+
+
+def build(output: Path, codecs: list[str], runtime: Path | None = None) -> None:
+    shutil.copytree(PAGE, output, dirs_exist_ok=True)
+    (output / "README.md").write_text(CARD, encoding="utf-8")
+    copy_runtime(output / "vendor", runtime)
+    catalogue = [add_codec(output / "models", codec) for codec in codecs]
+    (output / "models" / "catalogue.json").write_text(json.dumps(catalogue, indent=1) + "\n", encoding="utf-8")
+
+
+def add_codec(models: Path, name_or_path: str) -> dict:
+    """Exports a codec to its folder; its entry in the catalogue."""
+    model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+    name, config = name_or_path.rstrip("/").rsplit("/", 1)[-1], model.config
+    if model.entropy_tables is None or config.num_dims != 2 or config.num_channels != 3:
+        raise SystemExit(f"{name_or_path}: the page takes codecs of RGB images with fitted entropy tables")
+    export_codec(model, models / name)
+    (models / name / "tables.safetensors").write_bytes(model.entropy_tables.numpy().tobytes())
+    return {
+        "name": name,
+        "label": f"{config.dimensionality_reduction:g} times fewer numbers",
+        "fingerprint": model.fingerprint(),
+        "tables": tables_id(model.get_entropy_tables().to_arrays()),
+        "numLevels": config.num_levels,
+        "latentBits": config.latent_bits,
+        "numChannels": config.num_channels,
+        "latentChannels": config.latent_channels,
+    }
+
+
+def copy_runtime(vendor: Path, runtime: Path | None) -> None:
+    vendor.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        if runtime is None:
+            subprocess.run(["npm", "pack", "--silent", RUNTIME, "--pack-destination", scratch], check=True)
+            (runtime,) = Path(scratch).glob("*.tgz")
+        if runtime.is_file():
+            with tarfile.open(runtime) as archive:
+                for name in RUNTIME_FILES:
+                    archive.extract(f"package/dist/{name}", scratch, filter="data")
+            runtime = Path(scratch, "package")
+        for name in RUNTIME_FILES:
+            shutil.copy(runtime / "dist" / name, vendor / name)
+
+
+if __name__ == "__main__":
+    main()

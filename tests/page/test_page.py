@@ -1,0 +1,174 @@
+"""The page for browsers: its entropy coder in node, and the whole of it in headless Chromium, beside Python's results.
+
+The second needs Chromium, the package playwright and a built page, `python scripts/build_page.py build/page`.
+"""
+
+import base64
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.numpy
+import skimage.data
+from codec_fixtures import image_inputs
+
+from transformers_walloc.codec.bitstream import Header, pack, tables_id, unpack
+from transformers_walloc.codec.entropy_coding import EntropyTables, encode_codes
+
+ROOT = Path(__file__).parents[2]
+BUILT = ROOT / "build" / "page"
+STORED = ROOT / "tests" / "data"
+
+
+def tables_of(codec: str) -> bytes:
+    return safetensors.numpy.load_file(ROOT / "model_cards" / codec / "model.safetensors")["entropy_tables"].tobytes()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+@pytest.mark.parametrize("codec", ["rgb-16x", "rgb-4x"])
+def test_coder_writes_the_same_bytes(codec, tmp_path):
+    tables = EntropyTables.from_arrays(safetensors.numpy.load(tables_of(codec)))
+    (tmp_path / "tables").write_bytes(tables_of(codec))
+    rng, channels = np.random.default_rng(0), tables.num_channels
+    items = {
+        "pixel": rng.integers(-127, 128, (channels, 1, 1)),
+        "row": rng.integers(-3, 4, (channels, 1, 9)),  # whose neighbours above are its own codes
+        "column": rng.normal(0, 2, (channels, 11, 1)).round(),
+        "zero": np.zeros((channels, 10, 12)),
+        "wild": rng.integers(-127, 128, (channels, 9, 7)),  # escapes and plain bits
+        "wide": rng.normal(0, 4, (3, 3, 2100)).round(),  # rows of more than a block; fewer channels than the codec's
+        "smooth": np.cumsum(rng.integers(-1, 2, (channels, 17, 21)), -1),
+    }
+    for name, codes in items.items():
+        codes = codes.astype(np.int8)
+        header = Header(
+            kind="image",
+            sizes=(codes.shape[1] * 8, codes.shape[2] * 8 - 3),
+            num_channels=3,
+            num_levels=3,
+            latent_channels=len(codes),
+            fingerprint="0123456789abcdef",
+            tables=tables_id(tables.to_arrays()),
+            step=1.5 if name == "wild" else 1.0,
+            codec=codec,
+        )
+        (tmp_path / f"{name}.walloc").write_bytes(pack(header, encode_codes(codes, tables)))
+    for path in STORED.glob("*.walloc"):
+        if unpack(path.read_bytes())[0].tables == tables_id(tables.to_arrays()):
+            shutil.copy(path, tmp_path)
+            items[path.stem] = np.load(path.with_suffix(".npy"))
+    script = Path(__file__).with_name("coder.mjs")
+    subprocess.run(["node", script, tmp_path / "tables", tmp_path], check=True)
+    for name, codes in items.items():
+        decoded = np.fromfile(tmp_path / f"{name}.walloc.codes", np.int8).reshape(codes.shape)
+        assert np.array_equal(decoded, codes), name
+        assert (tmp_path / f"{name}.walloc.again").read_bytes() == (tmp_path / f"{name}.walloc").read_bytes(), name
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+@pytest.mark.parametrize("damage", ["cut", "flip", "audio"])
+def test_container_refuses(damage, tmp_path):
+    data = bytearray((STORED / ("stereo-20x.walloc" if damage == "audio" else "rgb-16x.walloc")).read_bytes())
+    if damage == "flip":
+        data[40] ^= 1
+    (tmp_path / "a.walloc").write_bytes(data[:-9] if damage == "cut" else data)
+    (tmp_path / "tables").write_bytes(tables_of("rgb-16x"))
+    script = Path(__file__).with_name("coder.mjs")
+    result = subprocess.run(["node", script, tmp_path / "tables", tmp_path], capture_output=True, text=True)
+    assert result.returncode and ("audio" if damage == "audio" else "damaged or truncated") in result.stderr
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}  # noqa: RUF012
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Address and folder of the page: models and runtime as built, all else as it is in page/ now."""
+    if not (BUILT / "models" / "catalogue.json").exists():
+        pytest.skip("needs a built page: python scripts/build_page.py build/page")
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "page", folder, dirs_exist_ok=True)
+    for name in ("models", "vendor"):
+        (folder / name).symlink_to(BUILT / name)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", folder
+    server.shutdown()
+    server.server_close()
+
+
+DROP = """async ([url, name]) => {
+    const blob = await (await fetch(url)).blob();
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File([blob], name, { type: blob.type }));
+    document.body.dataset.state = "";
+    window.dispatchEvent(new DragEvent("drop", { dataTransfer }));
+}"""
+RESULT = """() => {
+    const text = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+    const { file, picture, rows } = window.walloc;
+    return { file: text(file), picture: text(picture.data), size: [picture.height, picture.width],
+             names: rows.map(({ name }) => name), psnr: rows.map(({ psnr }) => psnr ?? null) };
+}"""
+
+
+@pytest.mark.slow
+def test_photograph_in_chromium(site, tmp_path):
+    """Drop a photograph, compare with Python; drop Python's file, compare the picture."""
+    api = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("needs chromium")
+    from transformers import AutoModel
+
+    import transformers_walloc  # noqa: F401
+
+    address, folder = site
+    photograph = skimage.data.astronaut()[:499, :411]  # neither size is a multiple of 8
+    PIL.Image.fromarray(photograph).save(folder / "photo.png")
+    inputs = image_inputs(photograph)
+    (codec, *_) = json.loads((folder / "models" / "catalogue.json").read_text())
+    model = AutoModel.from_pretrained(f"walloc/{codec['name']}")
+    if codec["fingerprint"] != model.fingerprint():
+        pytest.skip("the page was built with other checkpoints: python scripts/build_page.py build/page")
+    expected = model.compress(**inputs)[0]
+    (folder / "python.walloc").write_bytes(expected)
+    decoded = np.rint((model.decompress([expected])[0].numpy() + 0.5) * 255)
+
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 900})
+        page.set_default_timeout(300_000)
+        page.goto(address)
+
+        def drop(name: str) -> dict:
+            page.wait_for_selector("body[data-state=done]")
+            page.evaluate(DROP, [name, name])
+            page.wait_for_selector("body[data-state=done], body[data-state=error]")
+            assert page.locator("#status.error").count() == 0, page.locator("#status").text_content()
+            return page.evaluate(RESULT)
+
+        def difference(result: dict) -> np.ndarray:
+            pixels = np.frombuffer(base64.b64decode(result["picture"]), np.uint8).reshape(*result["size"], 4)
+            return np.abs(pixels[..., :3].transpose(2, 0, 1) - decoded)
+
+        dropped = drop("photo.png")
+        assert base64.b64decode(dropped["file"]) == expected
+        assert difference(dropped).max() <= 1 and difference(dropped).mean() < 0.01
+        assert dropped["names"] == ["WaLLoC", "JPEG", "WebP"]
+        error = decoded - photograph.transpose(2, 0, 1)
+        assert abs(dropped["psnr"][0] + 10 * np.log10((error**2).mean() / 255**2)) < 0.01
+        opened = drop("python.walloc")
+        assert difference(opened).max() <= 1 and difference(opened).mean() < 0.01
+        browser.close()
