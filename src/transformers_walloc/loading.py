@@ -47,7 +47,8 @@ def load_codec(
 def make_processor(config: WallocConfig) -> Any:
     """The image processor or feature extractor that suits a codec's configuration."""
     if isinstance(config, WallocImageConfig):
-        return WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
+        stated = {"raster_format": config.raster_format} if config.raster_format else {}
+        return WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size, **stated)
     if not isinstance(config, WallocAudioConfig):
         raise TypeError(f"config must be one of a WaLLoC codec, got {type(config).__name__}")
     return WallocAudioFeatureExtractor(

@@ -18,6 +18,7 @@ import PIL.ImageOps
 from .files import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
+    RASTER_SUFFIXES,
     STANDARD_STREAM,
     WALLOC_SUFFIX,
     MediaError,
@@ -88,7 +89,7 @@ def kind_of(path: str, data: bytes) -> str:
     suffix = Path(path).suffix.lower()
     if data[: len(MAGIC)] == MAGIC:
         return "walloc"
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in IMAGE_SUFFIXES or suffix in RASTER_SUFFIXES:
         return "image"
     if suffix in AUDIO_SUFFIXES:
         return "audio"

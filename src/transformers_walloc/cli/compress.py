@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, WALLOC_SUFFIX, MediaError, find_files
+from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, WALLOC_SUFFIX, MediaError, find_files
 from .jobs import plan_outputs, run_jobs
 from .options import add_files, add_limits, add_model, add_rate
 
@@ -61,7 +61,11 @@ def run(
         ValueError: inputs that do not exist, an output that cannot be.
     """
     plan = plan_outputs(
-        find_files(inputs, IMAGE_SUFFIXES + AUDIO_SUFFIXES), output, lambda _: WALLOC_SUFFIX, force, skip_existing
+        find_files(inputs, IMAGE_SUFFIXES + AUDIO_SUFFIXES + RASTER_SUFFIXES),
+        output,
+        lambda _: WALLOC_SUFFIX,
+        force,
+        skip_existing,
     )
     if not plan.jobs:
         return run_jobs(plan, lambda *_: None, 1)

@@ -4,7 +4,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, STANDARD_STREAM, WALLOC_SUFFIX, find_files, read_bytes, write_bytes
+from ..files import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    RASTER_SUFFIXES,
+    STANDARD_STREAM,
+    WALLOC_SUFFIX,
+    find_files,
+    read_bytes,
+    write_bytes,
+)
 from .jobs import plan_outputs, run_jobs
 from .options import add_files, add_limits, add_model
 
@@ -50,13 +59,13 @@ def run(
     Raises:
         ValueError: inputs that do not exist, an output or a format that cannot be.
     """
-    valid = IMAGE_SUFFIXES + AUDIO_SUFFIXES
+    valid = tuple(dict.fromkeys(IMAGE_SUFFIXES + RASTER_SUFFIXES + AUDIO_SUFFIXES))
     suffix = f".{format.lower().lstrip('.')}" if format else None
     if suffix and suffix not in valid:
         raise ValueError(f"unknown --format {format!r}; valid: {', '.join(valid)}")
 
     def suffix_of(source: str) -> str:
-        return suffix or (".wav" if _kind(source) == "audio" else ".png")
+        return suffix or _usual_suffix(source)
 
     plan = plan_outputs(find_files(inputs, (WALLOC_SUFFIX,)), output, suffix_of, force, skip_existing)
     for _, target in plan.jobs:
@@ -83,10 +92,12 @@ def run(
     return run_jobs(plan, decompress, jobs)
 
 
-def _kind(source: str) -> str | None:
+def _usual_suffix(source: str) -> str:
+    """Of what a file holds, by its first bytes."""
     from ..codec.bitstream import peek_kind
 
     if source == STANDARD_STREAM:
-        return None
+        return ".png"
     with open(source, "rb") as file:
-        return peek_kind(file.read(8))
+        kind = peek_kind(file.read(8))
+    return {"audio": ".wav", "raster": ".tif"}.get(kind or "", ".png")

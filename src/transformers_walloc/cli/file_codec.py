@@ -11,9 +11,11 @@ import PIL.Image
 
 from ..codec.bitstream import Header, pack, unpack
 from ..codec.limits import MAX_MEMORY
+from ..files import RASTER_SUFFIXES
 from ..media import MAX_PIXELS as MAX_ENCODED_PIXELS
 from ..media import MAX_SAMPLES as MAX_ENCODED_SAMPLES
 from ..media import STANDARD_STREAM, downmix, encode_audio, encode_image, read_audio, read_image, sample_format
+from ..raster_files import compress_raster, decompress_raster, encode_raster, read_raster
 
 
 class Codecs:
@@ -129,6 +131,10 @@ class FileCodec:
         unit, other = ("bpp", "kbps") if kind == "image" else ("kbps", "bpp")
         if targets[other] is not None:
             raise ValueError(f"--{other} is not for {kind}; use --{unit}")
+        if kind == "image" and self._takes_raster(source):
+            if psnr is not None:
+                raise ValueError("--psnr counts pixels of 8 bits: choose --step or --bpp for rasters")
+            return compress_raster(self.model, *read_raster(source, data), step=step, bpp=bpp, num_channels=channels)
         inputs, origin = self.inputs(source, data, mix=downmix, max_pixels=max_pixels, max_samples=max_samples)
         (blob,) = self.model.compress(**inputs, step=step, num_channels=channels, psnr=psnr, **{unit: targets[unit]})
         found = sample_format(data, kind)
@@ -144,6 +150,8 @@ class FileCodec:
             max_memory: refuse a file that would take more bytes of memory before it is decoded; None for no limit.
         """
         name = target if Path(target).suffix else STANDARD_STREAM
+        if header.raster:
+            return encode_raster(*decompress_raster(self.model, data, max_memory), name)
         if self.kind == "image":
             (pixels,) = self.model.decompress([data], max_memory=max_memory)
             (image,) = self.processor.post_process([pixels])
@@ -152,6 +160,13 @@ class FileCodec:
             return encode_image(image.convert("L") if header.sample_format == "gray" else image, name)
         samples, rate = self.waveform(data, header, max_memory)
         return encode_audio(samples, rate, name, header.sample_format)
+
+    def _takes_raster(self, source: str) -> bool:
+        """Whether a file is coded in its own type and layout: what Pillow does not read or this codec is made for."""
+        suffix = Path(source).suffix.lower()
+        config = self.model.config
+        made_for = config.raster_format is not None or config.num_channels not in (1, 3)
+        return suffix in RASTER_SUFFIXES and (suffix == ".npy" or made_for)
 
     def waveform(self, data: bytes, header: Header, max_memory: int | None) -> tuple[Any, int]:
         """(channels, length) and sampling rate of the decoded audio, converted back to those of the source."""

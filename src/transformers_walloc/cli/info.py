@@ -52,6 +52,10 @@ def describe(source: str, data: bytes) -> dict[str, Any]:
         facts |= {"height": header.sizes[0], "width": header.sizes[1]}
         facts |= {"channels": channels, "bits_per_pixel": 8 * len(data) / count}
         uncompressed = count * channels
+        if header.raster:
+            raster = header.read_raster()[0]
+            facts |= raster.to_dict()
+            uncompressed *= raster.itemsize
     else:
         rate = header.sampling_rate or 1
         facts |= {"samples": count, "channels": header.num_channels, "sampling_rate": rate, "seconds": count / rate}

@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": ("cli.compare", "quality beside JPEG, WebP and AVIF (audio: MP3, Vorbis and Opus) of the same size"),
     "inspect": ("cli.inspect", "pictures of a file's latents, and of what each channel stands for"),
     "evaluate": ("evaluation.measure:main", "quality, rate and speed of codecs on your own data"),
+    "fit": ("training.fit_command:main", "a codec for your own signals, any bands, bits and channels, in one pass"),
     "train": ("training.recipe:main", "a codec for your own images or audio, from a closed-form start"),
     "fit-tables": ("training.fit_tables:main", "entropy tables of a codec, for smaller files"),
     "dataset": ("latents.compress_dataset:main", "a data set as latents, for learning"),

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from .rasters import RasterFormat
+
 MAGIC = b"\x89WLC"
 VERSION = 1
 CODERS = {1: "range"}  # entropy_coding.py
@@ -39,7 +41,7 @@ _MAX_RATE = 2**24  # Hz
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 # Magic, version, coder << 4 | kind, flags, fingerprint, tables, encoder_padding << 4 | num_levels, latent_bits.
 _FIXED = struct.Struct("<4sBBB8s4sBB")
-_HAS_STEP, _HAS_CODED_CHANNELS, _HAS_SOURCE, _HAS_SAMPLE_FORMAT = 1, 2, 4, 8
+_HAS_STEP, _HAS_CODED_CHANNELS, _HAS_SOURCE, _HAS_SAMPLE_FORMAT, _HAS_RASTER = 1, 2, 4, 8, 16
 
 
 class WallocFormatError(ValueError):
@@ -73,6 +75,8 @@ class Header:
             they differ; what reads the file may convert back.
         sample_format: what the samples of the source were, so that what reads the file may write the like: "gray" of an
             image; "8-bit", "24-bit", "32-bit" or "float" of audio. Empty for the usual, colours and 16 bits.
+        raster: of an image of other samples than 8-bit ones, `RasterFormat.pack` of their type, range, bands, layout
+            and of which are missing.
         coder: entropy coder of the payload, "range".
 
     Raises:
@@ -96,6 +100,7 @@ class Header:
     offset: float = 0.0
     source: tuple[int, int, int] | None = None
     sample_format: str = ""
+    raster: bytes = b""
     coder: str = "range"
 
     def __post_init__(self):
@@ -131,6 +136,8 @@ class Header:
                 f"unknown sample format {self.sample_format!r} of {self.kind}; valid: {', '.join(formats)}"
             )
         if self.kind == "audio":
+            if self.raster:
+                raise WallocFormatError("raster belongs to an image, not to audio")
             _check_range("sampling_rate", self.sampling_rate or 0, 1, _MAX_RATE)
             if 0.5 * abs(self.gain) + abs(self.offset) > _MAX_FLOAT:  # decoded samples lie in [-0.5, 0.5]
                 raise WallocFormatError(f"gain {self.gain} and offset {self.offset} lead to samples beyond float32")
@@ -152,6 +159,13 @@ class Header:
                 f"source of {channels} channels and {length} samples at {rate} Hz contradicts audio of "
                 f"{self.num_channels} channels and {self.sizes[0]} samples at {self.sampling_rate} Hz"
             )
+
+    def read_raster(self) -> tuple[RasterFormat, np.ndarray | None]:
+        """Format of the samples, and where they are missing: (height, width) bool, or None if nowhere."""
+        try:
+            return RasterFormat.unpack(self.raster, self.num_channels, self.sizes)
+        except ValueError as error:
+            raise WallocFormatError(str(error)) from error
 
     @property
     def num_dims(self) -> int:
@@ -182,7 +196,8 @@ class Header:
         return math.prod(size * self.patch_size for size in self.grid)
 
     def asdict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"latent_shape": self.latent_shape}
+        facts = dataclasses.asdict(self) | {"latent_shape": self.latent_shape}
+        return facts | {"raster": self.read_raster()[0].to_dict() if self.raster else None}
 
 
 def pack(header: Header, payload: bytes) -> bytes:
@@ -191,6 +206,7 @@ def pack(header: Header, payload: bytes) -> bytes:
     partial = header.coded_channels != header.latent_channels
     flags = _HAS_STEP * (header.step != 1) | _HAS_CODED_CHANNELS * partial | _HAS_SOURCE * bool(header.source)
     flags |= _HAS_SAMPLE_FORMAT * bool(header.sample_format)
+    flags |= _HAS_RASTER * bool(header.raster)
     codec = header.codec.encode()
     parts = [
         _FIXED.pack(
@@ -214,6 +230,8 @@ def pack(header: Header, payload: bytes) -> bytes:
         parts += [_varint(value) for value in header.source or ()]
     if header.sample_format:
         parts.append(_varint(_key(SAMPLE_FORMATS[header.kind], header.sample_format)))
+    if header.raster:
+        parts += [_varint(len(header.raster)), header.raster]
     parts += [_varint(len(codec)), codec, payload]
     body = b"".join(parts)
     return body + struct.pack("<I", zlib.crc32(body))
@@ -256,12 +274,17 @@ def unpack(
             f"{header.kind} of {'x'.join(map(str, header.sizes))} decodes to {decoded_size} {unit}, more than the "
             f"limit of {limit}; raise max_{unit} if you trust the file"
         )
+    if header.raster:
+        header.read_raster()
     return header, data[position:-4]
 
 
 def peek_kind(start: bytes) -> str | None:
-    """Kind of signal by the first 6 bytes of a file; None if they are not those of a .walloc file."""
-    return KINDS.get(start[5] & 15) if start[:4] == MAGIC and len(start) > 5 else None
+    """Kind of signal by the first 7 bytes of a file, "raster" for an image with a raster format; None if foreign."""
+    if start[:4] != MAGIC or len(start) < 7:
+        return None
+    kind = KINDS.get(start[5] & 15)
+    return "raster" if kind == "image" and start[6] & _HAS_RASTER else kind
 
 
 def tables_id(arrays: Mapping[str, np.ndarray]) -> str:
@@ -307,7 +330,8 @@ def _read_header(data: bytes) -> tuple[Header, int]:
     kind, coder = KINDS.get(identity & 15), CODERS.get(identity >> 4)
     if kind is None or coder is None:
         raise WallocFormatError(f"unknown kind of signal {identity & 15} or entropy coder {identity >> 4}")
-    if flags & ~(_HAS_STEP | _HAS_CODED_CHANNELS | _HAS_SOURCE * (kind == "audio") | _HAS_SAMPLE_FORMAT):
+    valid = _HAS_STEP | _HAS_CODED_CHANNELS | _HAS_SAMPLE_FORMAT | (_HAS_SOURCE if kind == "audio" else _HAS_RASTER)
+    if flags & ~valid:
         raise WallocFormatError(f"unknown flags {flags:#04x} in the header")
     reader = _Reader(data, _FIXED.size, len(data) - 4)
     fields: dict[str, Any] = {
@@ -335,6 +359,10 @@ def _read_header(data: bytes) -> tuple[Header, int]:
         fields["sample_format"] = SAMPLE_FORMATS[kind].get(sample_format)
         if fields["sample_format"] is None:
             raise WallocFormatError(f"unknown sample format {sample_format} of {kind}")
+    if flags & _HAS_RASTER:
+        fields["raster"] = reader.take(reader.varint())
+        if not fields["raster"]:
+            raise WallocFormatError("the header states an empty raster format, which it must leave out")
     try:
         fields["codec"] = reader.take(reader.varint()).decode()
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+from .rasters import RasterFormat
 from .wavelets import check_wavelet
 
 DECODER_TYPES = ("residual", "restoration", "linear", "kl", "oobleck")
@@ -224,6 +225,10 @@ class WallocImageConfig(WallocConfig):
     r"""
     Configuration of a WaLLoC image codec. The defaults are those of `walloc/rgb-16x`.
 
+    Args:
+        raster_format (`dict`, *optional*): type, range, missing values, bands and layout of the samples, as
+            `RasterFormat.to_dict` gives them; without it they are 8-bit numbers over their full range.
+
     ```python
     >>> from transformers_walloc import WallocImageConfig, WallocImageModel
 
@@ -235,6 +240,15 @@ class WallocImageConfig(WallocConfig):
 
     model_type = "walloc_image"
     num_dims = 2
+
+    raster_format: dict | None = None
+
+    def _check(self):
+        super()._check()
+        if self.raster_format is not None:
+            names = RasterFormat.from_dict(self.raster_format).names
+            if names and len(names) != self.num_channels:
+                raise ValueError(f"raster_format names {len(names)} bands; the codec has {self.num_channels} channels")
 
 
 class WallocAudioConfig(WallocConfig):

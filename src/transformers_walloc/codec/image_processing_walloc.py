@@ -23,6 +23,7 @@ import PIL.ImageOps
 import torch
 from transformers import BaseImageProcessor, BatchFeature
 
+from .rasters import RasterFormat
 from .signals import to_8bit
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -41,6 +42,7 @@ class WallocImageProcessorKwargs(TypedDict, total=False):
     input_data_format: str | None
     device: str | torch.device | None
     return_tensors: str | None
+    raster_format: dict | None
 
 
 class WallocImageProcessor(BaseImageProcessor):
@@ -73,6 +75,9 @@ class WallocImageProcessor(BaseImageProcessor):
         device (`str` or `torch.device`, *optional*): where to process and return the pixels. By default tensors stay
             on their device and everything else is on the CPU.
         return_tensors (`str`, *optional*): `"pt"`, `"np"`, or `None` for a list of (C, H, W) tensors.
+        raster_format (`dict`, *optional*): type and range of the samples of a codec for other than 8-bit images, see
+            `RasterFormat`: it then maps values instead of their dtype's full range, missing samples are filled, and
+            `post_process` gives arrays of its type and layout.
 
     ```python
     >>> from transformers_walloc import WallocImageProcessor
@@ -87,6 +92,7 @@ class WallocImageProcessor(BaseImageProcessor):
     valid_kwargs = WallocImageProcessorKwargs  # type: ignore[assignment]
     num_channels = 3
     patch_size = 8
+    raster_format = None
 
     def __init__(self, **kwargs):
         _check_options(kwargs, also=BOOKKEEPING_KEYS)
@@ -132,6 +138,9 @@ class WallocImageProcessor(BaseImageProcessor):
         if pixels.dtype not in FLOAT_DTYPES + INTEGER_DTYPES:
             valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in INTEGER_DTYPES + FLOAT_DTYPES)
             raise TypeError(f"pixels of {pixels.dtype} have no known range; convert them to one of {valid}")
+        if options := kwargs.get("raster_format"):
+            unit = RasterFormat.from_dict(options).to_unit(pixels.numpy(force=True))
+            pixels = torch.from_numpy(unit).add_(0.5).clamp_(0, 1).to(pixels.device)
         return pixels if device is None else pixels.to(device)
 
     def post_process(
@@ -169,7 +178,11 @@ class WallocImageProcessor(BaseImageProcessor):
                     f"cannot crop to the original size {height}x{width}: the pixels are "
                     f"{image.shape[1]}x{image.shape[2]} (height x width)"
                 )
-        return [_to_8_bits(image[:, :height, :width]) for image, (height, width) in zip(batch, sizes, strict=True)]
+        cropped = [image[:, :height, :width] for image, (height, width) in zip(batch, sizes, strict=True)]
+        if self.raster_format:
+            raster = RasterFormat.from_dict(self.raster_format)
+            return [raster.to_layout(raster.from_unit(image.detach().float().numpy(force=True))) for image in cropped]
+        return [_to_8_bits(image) for image in cropped]
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
         flat = _flatten(self.fetch_images(images), expected_ndims)

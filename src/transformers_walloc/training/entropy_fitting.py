@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..codec.entropy_context import Key, Plan, feature_counts, mean_magnitudes, walk
 from ..codec.entropy_tables import (
@@ -39,6 +40,14 @@ from ..codec.entropy_tables import (
 
 MOST_HIDDEN = 80
 HIDDEN_UNIT = 64  # integer of a hidden value of 1
+START_POSITIONS = 100_000  # that the least-squares start is computed from
+BATCH_POSITIONS = 2048
+LEARNING_RATE = 4e-3  # at its peak, of the ramps
+LEAST_SPREAD = 0.3  # of a feature, so that silent ones stay small
+RIDGE = 1e-3
+TYPICAL = 0.6  # scale of a logistic over its mean absolute value, about
+CLASS_OFFSET = 3  # class 0 is a scale of exp(-3)
+LEAST_PROBABILITY = 1e-7
 PRIOR_WEIGHT = 1 / 650  # the generic frequencies count as much as 100 residuals of each class and phase
 
 
@@ -149,84 +158,121 @@ def _collect(
     return merged
 
 
+class _Predictor(nn.Module):
+    """What the coder computes in integers, in floats that can be trained: the expected code and the size of its error.
+
+    ```
+    features / spread, 1 --+-- first -- ramp -- second --+-- mean of the code, added to `direct`
+                           +-- direct -------------------+-- class of the logistic's scale, added to `classes`
+    ```
+
+    It starts at the least-squares prediction of the codes, and one ramp a channel at that of their errors' logarithms.
+
+    Args:
+        features: (K, n) int8, what the coder knows.
+        targets: (g, n) int8, codes of a group of channels.
+        hidden: ramps.
+        generator: of the other ramps' weights.
+    """
+
+    def __init__(self, features: torch.Tensor, targets: torch.Tensor, hidden: int, generator: torch.Generator):
+        super().__init__()
+        self.group, inputs = len(targets), len(features)
+        head = features[:, :START_POSITIONS].float()
+        self.spread = (head - head.mean(1, keepdim=True)).square().mean(1).sqrt() + LEAST_SPREAD
+        scaled = self._scaled(features[:, :START_POSITIONS])
+        known = targets[:, :START_POSITIONS].float()
+        gram = scaled @ scaled.T
+        gram.diagonal().add_(RIDGE * head.shape[1])
+
+        def solve(values: torch.Tensor) -> torch.Tensor:
+            right = (scaled @ values.T).double().cpu()
+            return torch.linalg.lstsq(gram.double().cpu(), right, driver="gelsd").solution.T.to(head)
+
+        direct = solve(known)
+        left = known - direct @ scaled
+        self.unit = left.square().mean(1, keepdim=True).sqrt() * 0.3 + 0.03  # of what the ramps add to the mean
+        classes = CLASSES_PER_E * ((TYPICAL * left.abs().mean(1) + 0.05).log() + CLASS_OFFSET)
+        first = torch.randn(hidden, inputs + 1, generator=generator).to(head) * (0.5 / (inputs + 1)) ** 0.5
+        second = torch.zeros(2 * self.group, hidden, device=head.device)
+        units = min(self.group, hidden)
+        sizes = CLASSES_PER_E * (TYPICAL * left.abs() + 0.1).log()
+        # A ramp of slope 1/4 from its middle, read with a weight of 3, is the prediction less 12 classes.
+        first[:units] = solve(sizes - sizes.mean(1, keepdim=True))[:units] / 4
+        first[:units, -1] += 4
+        second[self.group + torch.arange(units), torch.arange(units)] = 3.0
+        classes[:units] -= 12
+        self.first, self.second = nn.Parameter(first), nn.Parameter(second)
+        self.direct, self.classes = nn.Parameter(direct.clone()), nn.Parameter(classes)
+
+    def forward(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Bits per code, the negative logarithm of the logistic's probability of each code's cell."""
+        x = self._scaled(features)
+        out = self.second @ (self.first @ x).clamp(0, HIDDEN_MAX / HIDDEN_UNIT)
+        mean = self.direct @ x + self.unit * out[: self.group]
+        found = (out[self.group :] + self.classes[:, None]).clamp(0.3, NUM_CLASSES - 0.3)
+        inverse = torch.exp(-(found / CLASSES_PER_E - CLASS_OFFSET))
+        error = (targets.float() - mean).abs()
+        probability = torch.sigmoid((0.5 - error) * inverse) - torch.sigmoid((-0.5 - error) * inverse)
+        return -torch.log2(probability.clamp_min(LEAST_PROBABILITY)).mean()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": [self.first, self.second]},
+            {"params": [self.classes], "lr": 4 * LEARNING_RATE},
+            {"params": [self.direct], "lr": LEARNING_RATE / 10},
+        ]
+
+    @torch.no_grad()
+    def rounded(self) -> Network:
+        """The same in the integers of the coder."""
+        group = self.group
+        return _rounded(
+            *(
+                values.double().cpu().numpy()
+                for values in (
+                    self.first[:, :-1] / self.spread * HIDDEN_UNIT * 2**HIDDEN_BITS,
+                    self.first[:, -1] * HIDDEN_UNIT * 2**HIDDEN_BITS,
+                    self.direct[:, :-1] / self.spread * 2**MEAN_BITS,
+                    # Half an eighth more, because the coder rounds the expected value down.
+                    self.direct[:, -1] * 2**MEAN_BITS + 2 ** (MEAN_BITS - 4),
+                    self.second[:group] * self.unit * 2**MEAN_BITS / HIDDEN_UNIT,
+                    self.second[group:] * 2**CLASS_BITS / HIDDEN_UNIT,
+                    self.classes * 2**CLASS_BITS,
+                )
+            )
+        )
+
+    def _scaled(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of about unit variance, and a constant that carries the biases."""
+        x = features.float() / self.spread[:, None]
+        return torch.cat([x, torch.ones(1, x.shape[1], device=x.device)])
+
+
 def _fit_network(
     features: torch.Tensor, targets: torch.Tensor, hidden: int, steps: int, generator: torch.Generator
 ) -> tuple[Network, float]:
-    """Minimise the cost of logistic residuals, starting from the least-squares prediction; then round to integers."""
-    group, count = targets.shape
-    inputs = len(features)
-    device = features.device
-    head = features[:, :100_000].float()
-    spread = (head - head.mean(1, keepdim=True)).square().mean(1).sqrt() + 0.3
-    # The constant feature carries the biases.
-    scaled = torch.cat([head / spread[:, None], torch.ones(1, head.shape[1], device=device)])
-    gram = scaled @ scaled.T
-    gram.diagonal().add_(1e-3 * head.shape[1])
-    known = targets[:, :100_000].float()
-
-    def solve(values: torch.Tensor) -> torch.Tensor:
-        right = (scaled @ values.T).double().cpu()
-        return torch.linalg.lstsq(gram.double().cpu(), right, driver="gelsd").solution.T.to(head)
-
-    direct = solve(known)
-    left = known - direct @ scaled
-    unit = left.square().mean(1, keepdim=True).sqrt() * 0.3 + 0.03
-    start = CLASSES_PER_E * ((0.6 * left.abs().mean(1) + 0.05).log() + 3)
-    direct = direct.clone().requires_grad_()
-    first = torch.randn(hidden, inputs + 1, generator=generator).to(device) * (0.5 / (inputs + 1)) ** 0.5
-    second = torch.zeros(2 * group, hidden, device=device)
-    # One ramp per channel starts as the least-squares prediction of the logarithm of what is left.
-    units = min(group, hidden)
-    sizes = CLASSES_PER_E * (0.6 * left.abs() + 0.1).log()
-    first[:units] = solve(sizes - sizes.mean(1, keepdim=True))[:units] / 4
-    first[:units, -1] += 4
-    second[group + torch.arange(units), torch.arange(units)] = 3.0
-    classes = start.clone()
-    classes[:units] -= 12
-    for parameter in (first, second, classes):
-        parameter.requires_grad_()
-    rate, batch = 4e-3, min(2048, count)
-    parameters: list[dict[str, Any]] = [
-        {"params": [first, second]},
-        {"params": [classes], "lr": 4 * rate},
-        {"params": [direct], "lr": rate / 10},
-    ]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    """Minimise the cost of logistic residuals, from the least-squares prediction; the network and bits per code."""
+    predictor = _Predictor(features, targets, hidden, generator)
+    optimizer = torch.optim.AdamW(
+        predictor.parameter_groups(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     rates = [entry["lr"] for entry in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, max(steps, 20), pct_start=0.2)
-    recent = 0.0
-    place = 0
+    count = targets.shape[1]
+    batch = min(BATCH_POSITIONS, count)
+    recent, place = 0.0, 0
     for _ in range(steps):
         place = place if place + batch <= count else 0
         part = slice(place, place + batch)
         place += batch
-        x = features[:, part].float() / spread[:, None]
-        x = torch.cat([x, torch.ones(1, x.shape[1], device=device)])
-        ramps = (first @ x).clamp(0, HIDDEN_MAX / HIDDEN_UNIT)
-        out = second @ ramps
-        mean = direct @ x + unit * out[:group]
-        log_scale = (out[group:] + classes[:, None]).clamp(0.3, NUM_CLASSES - 0.3) / CLASSES_PER_E - 3
-        inverse = torch.exp(-log_scale)
-        error = (targets[:, part].float() - mean).abs()
-        probability = torch.sigmoid((0.5 - error) * inverse) - torch.sigmoid((-0.5 - error) * inverse)
-        loss = -torch.log2(probability.clamp_min(1e-7)).mean()
+        loss = predictor(features[:, part], targets[:, part])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         recent += 0.02 * (float(loss.detach()) - recent) if recent else float(loss.detach())
-    with torch.no_grad():
-        network = _rounded(
-            (first[:, :-1] / spread * HIDDEN_UNIT * 2**HIDDEN_BITS).double().cpu().numpy(),
-            (first[:, -1] * HIDDEN_UNIT * 2**HIDDEN_BITS).double().cpu().numpy(),
-            (direct[:, :-1] / spread * 2**MEAN_BITS).double().cpu().numpy(),
-            # Half an eighth more, because the coder rounds the expected value down.
-            (direct[:, -1] * 2**MEAN_BITS + 2 ** (MEAN_BITS - 4)).double().cpu().numpy(),
-            (second[:group] * unit * 2**MEAN_BITS / HIDDEN_UNIT).double().cpu().numpy(),
-            (second[group:] * 2**CLASS_BITS / HIDDEN_UNIT).double().cpu().numpy(),
-            (classes * 2**CLASS_BITS).double().cpu().numpy(),
-        )
-    return network, recent
+    return predictor.rounded(), recent
 
 
 def _rounded(

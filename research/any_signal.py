@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Codecs fitted in closed form to several kinds of signals, beside lossless formats: the table of docs/any_signal.md.
+
+    python -m research.any_signal [--music DIR]
+
+Each codec is fitted to one half of a signal and measured on the other: finished files, dtype and shape as they were.
+"""
+
+import argparse
+import io
+import math
+
+import numpy as np
+import PIL.Image
+import skimage.data
+import soundfile
+
+from transformers_walloc.raster_files import compress_raster, decompress_raster, describe, encode_raster
+from transformers_walloc.training.data import list_media
+from transformers_walloc.training.fit import fit_codec
+
+QUICK = {"table_steps": 200, "progress": False}
+
+
+def rasters() -> dict[str, np.ndarray]:
+    """Real pictures of scikit-image as (bands, height, width)."""
+    left, right, disparity = skimage.data.stereo_motorcycle()
+    scene = np.concatenate([left, right], axis=2).transpose(2, 0, 1)
+    linear = ((scene / 255.0) ** 2.2 * 4095).astype(np.uint16)
+    depth = np.where(np.isfinite(disparity) & (disparity > 0), disparity, np.nan).astype(np.float32)
+    return {
+        "gray photograph, 8 bits": skimage.data.camera()[None],
+        "scanned page, 8 bits": np.concatenate([skimage.data.page()[:, :376], skimage.data.text()[:, :376]])[None],
+        "stereo camera, 6 bands of 12 bits": linear,
+        "disparity, float32 with missing samples": depth[None],
+    }
+
+
+def raster_row(name: str, planes: np.ndarray) -> list[str]:
+    """Fitted to the upper half, measured on the lower one."""
+    half = planes.shape[1] // 2
+    fit = fit_codec(
+        [planes[:, :half]],
+        dimensionality_reduction=8,
+        sample_range=(float(np.nanmin(planes)), float(np.nanmax(planes))) if planes.dtype.kind == "f" else None,
+        **QUICK,
+    )
+    test = np.ascontiguousarray(planes[:, half:])
+    raster = describe(test, "channels_first")
+    blob = compress_raster(fit.model, test, raster)
+    restored, raster = decompress_raster(fit.model, blob)
+    if restored.dtype != test.dtype or restored.shape != test.shape:
+        raise RuntimeError(f"{name} came back as {restored.dtype} {restored.shape}")
+    lossless = {"TIFF, deflate": len(encode_raster(test, raster, "x.tif"))}
+    if len(test) == 1 and test.dtype == np.uint8:
+        import pillow_jxl  # noqa: F401 - registers the format
+
+        file = io.BytesIO()
+        PIL.Image.fromarray(test[0]).save(file, "JXL", lossless=True)
+        lossless = {"JPEG XL": len(file.getvalue())}
+    return row(name, fit, test, restored, raster.high - raster.low, len(blob), test.nbytes, lossless)
+
+
+def music_row(folder: str) -> list[str]:
+    """The music of a folder in mono, the last file measured on."""
+    files = list_media(folder, [".ogg", ".flac", ".wav"])
+    clip, rate = soundfile.read(files[-1], dtype="float32", always_2d=True, frames=60 * 44100)
+    clip = clip.mean(axis=1)[None]
+    options = {"num_channels": 1, "sampling_rate": rate, "dimensionality_reduction": 20}
+    fit = fit_codec([str(file) for file in files[:-1][:12]], **options, **QUICK)
+    inputs = fit.processor(clip, sampling_rate=rate, return_tensors="pt")
+    blob = fit.model.compress(**inputs)[0]
+    restored = fit.model.decompress([blob])[0].numpy()
+    file = io.BytesIO()
+    soundfile.write(file, clip.T, rate, format="FLAC")
+    peak = 2 * float(np.abs(clip).max())
+    return row("mono music", fit, clip, restored, peak, len(blob), 2 * clip.size, {"FLAC": len(file.getvalue())})
+
+
+def row(name, fit, test, restored, span: float, size: int, raw: int, lossless: dict[str, int]) -> list[str]:
+    error = np.nanmean(((test.astype(np.float64) - restored) / span) ** 2)
+    peer, peer_size = next(iter(lossless.items()))
+    return [
+        name,
+        f"{fit.model.config.dimensionality_reduction:.3g}",
+        f"{-10 * math.log10(error):.2f}",
+        f"{raw / size:.1f}",
+        f"{raw / peer_size:.1f} ({peer})",
+    ]
+
+
+def main(argv=None) -> list[list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--music", metavar="DIR", help="folder of music files")
+    arguments = parser.parse_args(argv)
+    rows = [raster_row(name, planes) for name, planes in rasters().items()]
+    if arguments.music:
+        rows.append(music_row(arguments.music))
+    header = ["signal", "DR", "PSNR, dB", "CR", "lossless CR"]
+    for line in (header, ["---"] * len(header), *rows):
+        print(f"| {' | '.join(line)} |")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

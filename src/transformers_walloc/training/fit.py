@@ -1,0 +1,284 @@
+"""Fit a codec to your own signals in one pass: images of any number of bands and bits, audio of any number of channels.
+
+The pass accumulates the covariance of the wavelet packet coefficients; its leading eigenvectors are the codec
+(Karhunen-Loeve transform). The same data give the same codec. `walloc fit` is `fit_codec` as a command.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..codec.bottleneck import companding_scale
+from ..codec.configuration_walloc import WallocConfig
+from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
+from ..loading import make_processor
+from .conversion import save_model_folder
+from .entropy_fitting import fit_entropy_tables
+from .fit_card import described, lines, model_card
+from .fit_training import train_decoder
+from .gathering import Gathered, Kept
+from .klt import SubbandStatistics, fit_klt
+from .signals import Kind, count_signals, read_signals
+
+DEFAULT_REDUCTION = 16.0
+HOLD_OUT = 8  # every eighth signal is measured on and not fitted to
+MEASURED = 24  # crops that are kept for measuring
+TRAINED = 256  # crops that are kept for training a network
+
+
+@dataclass
+class Fit:
+    """A fitted codec.
+
+    Args:
+        model: in evaluation mode.
+        processor: that fits it.
+        facts: what the data were found to be and what was measured, plain values for JSON.
+    """
+
+    model: Any
+    processor: Any
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def fit_codec(
+    data: Any,
+    output: str | Path | None = None,
+    *,
+    kind: Kind | None = None,
+    num_channels: int | None = None,
+    sampling_rate: int | None = None,
+    sample_range: tuple[float, float] | None = None,
+    nodata: float | None = None,
+    band_names: Sequence[str] | None = None,
+    dimensionality_reduction: float | None = None,
+    latent_channels: int | None = None,
+    psnr: float | None = None,
+    num_levels: int | None = None,
+    step: float | None = None,
+    rate: float | None = None,
+    validation: Any = None,
+    table_steps: int = 200,
+    minutes: float = 0.0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Fit:
+    """Fit a codec to signals in closed form, in one streaming pass.
+
+    Args:
+        data: a folder, files, or an iterable of images or clips; see `read_signals`.
+        output: model folder to write; none if None.
+        kind: "image" or "audio", where the data do not tell.
+        num_channels: converts images to gray (1) or colour (3) and clips to mono (1).
+        sampling_rate: of the codec, in Hz, to which clips are resampled; that of the first clip if None.
+        sample_range: the values that become -0.5 and 0.5; measured if None, see `raster_files.read_raster`.
+        nodata: value that marks missing samples.
+        band_names: names of the bands, kept in the files.
+        dimensionality_reduction: how many numbers of the signal one number of the latents stands for; 16 if neither
+            this nor the following two are given.
+        latent_channels: the same as a number of channels.
+        psnr: the same as the PSNR in dB (of samples over their range, clips normalised) that must be reached, by the
+            smallest number of channels that does.
+        num_levels: levels of the wavelet packet transform; 3 for images and 8 for audio if None.
+        step: quantisation step of the transform's coefficients, in units of a range of 1. If None it is chosen so that
+            rounding costs as much as the strongest channel that is left out, signal or noise of the data
+            (`12 * variance`, reverse water-filling).
+        rate: bits per pixel, or kilobits per second, that the step is chosen for instead.
+        validation: other data to measure on. If None every eighth signal is kept for it, where there are as many.
+        table_steps: optimisation steps of each network of the entropy tables; 0 keeps the generic tables.
+        minutes: train a network for the decoder for so long.
+        overwrite: whether `output` may be replaced.
+        progress: whether to show progress and what was found.
+
+    Raises:
+        ValueError: mixed numbers of channels or types, constant data, NaN or infinite values, a range that the type
+            does not hold, fewer positions than coefficients, targets that contradict each other or are out of reach.
+        FileExistsError: `output` exists and `overwrite` is false.
+    """
+    if sum(value is not None for value in (dimensionality_reduction, latent_channels, psnr)) > 1:
+        raise ValueError("choose one of dimensionality_reduction, latent_channels and psnr")
+    if step is not None and rate is not None:
+        raise ValueError("choose one of step and rate")
+    if output is not None and Path(output).exists() and not overwrite:
+        raise FileExistsError(f"{output} exists already")
+    started = time.monotonic()
+    options = {"kind": kind, "num_channels": num_channels, "sampling_rate": sampling_rate, "nodata": nodata}
+    total = count_signals(data, kind) if progress else None
+    hold_out = HOLD_OUT if validation is None else 0
+    kept = TRAINED if minutes else MEASURED
+    found = Gathered(num_levels, sample_range, sampling_rate, band_names, hold_out, kept, MEASURED)
+    for signal in tqdm(read_signals(data, **options), "statistics", total, disable=not progress, unit="signal"):
+        found.take(signal)
+    config, statistics = found.finish()
+    if validation is not None:
+        held = Kept(MEASURED)
+        for signal in read_signals(validation, **options):
+            found.check(signal)
+            held.offer(signal)
+    else:
+        held = found.held if found.held.signals else found.kept
+    units = [found.to_unit(signal) for signal in held.signals]
+    facts = found.facts() | {"measured_on": "held out" if held is not found.kept else "the data of the fit"}
+    if progress:
+        print(described(facts), flush=True)
+
+    if psnr is None:
+        channels = _channels(config, dimensionality_reduction, latent_channels)
+        model, step = _closed_form(config, statistics, channels, step)
+    else:
+        model, step = _reach(config, statistics, psnr, step, units)
+    if rate is not None:
+        model, step = _meet(model, step, statistics, rate, units)
+    if minutes:
+        shape = {"decoder_type": "residual", "decoder_hidden_size": 48, "decoder_num_layers": 4}
+        model, step = _closed_form(model.config, statistics, model.config.latent_channels, step, **shape)
+        with torch.enable_grad():
+            train_decoder(model, [found.to_unit(signal) for signal in found.kept.signals], minutes)
+        model.eval()
+    _set_scale(model, units)
+    if table_steps:
+        codes = [
+            model.quantize(model.encode(x[None]).latents, coarser)[0].numpy() for coarser in (1.0, 2.0) for x in units
+        ]
+        if progress:
+            print("entropy tables", flush=True)
+        with torch.enable_grad():
+            model.set_entropy_tables(fit_entropy_tables(codes, steps=table_steps, hidden=8))
+    facts |= _measure(model, step, units, found) | {"seconds": round(time.monotonic() - started, 1)}
+    fit = Fit(model, make_processor(model.config), facts)
+    if progress:
+        print("\n".join(lines(facts)))
+    if output is not None:
+        _save(fit, Path(output), overwrite)
+    return fit
+
+
+def _channels(config: WallocConfig, reduction: float | None, channels: int | None) -> int:
+    if channels is None:
+        reduction = DEFAULT_REDUCTION if reduction is None else reduction
+        if not reduction >= 1:
+            raise ValueError(f"dimensionality_reduction is {reduction}; it must be at least 1")
+        channels = max(1, round(config.subband_channels / reduction))
+    if not 1 <= channels <= config.subband_channels:
+        raise ValueError(f"latent_channels is {channels}; valid: 1 to {config.subband_channels}")
+    return channels
+
+
+def _closed_form(
+    config: WallocConfig, statistics: SubbandStatistics, channels: int, step: float | None, **changes
+) -> tuple[Any, float]:
+    """The codec with so many channels, and its step: from what is left out if None."""
+    config = type(config).from_dict({**config.to_dict(), "latent_channels": channels, **changes})
+    variances = np.linalg.eigvalsh(statistics.covariance)[::-1]
+    rank = _rank(variances)
+    if channels > rank:
+        raise ValueError(
+            f"latent_channels is {channels}, but only {rank} of the {config.subband_channels} coefficients of these "
+            "data vary independently: choose fewer"
+        )
+    if step is None:
+        left_out = variances[channels] if channels < len(variances) else variances[-1]
+        # No finer than what companding to `latent_bits` holds of the strongest channel.
+        finest = math.sqrt(variances[0]) / companding_scale(config.latent_bits)
+        step = max(math.sqrt(12 * max(left_out, 0.0)), finest)
+    model = (WallocImageModel if config.num_dims == 2 else WallocAudioModel)(config)
+    fit_klt(model, statistics, step)
+    return model.eval(), step
+
+
+def _rank(variances: np.ndarray) -> int:
+    """How many coefficients vary independently; `variances` in decreasing order."""
+    return int((variances > 1e-9 * variances[0]).sum())
+
+
+def _reach(
+    config: WallocConfig, statistics: SubbandStatistics, psnr: float, step: float | None, units
+) -> tuple[Any, float]:
+    """The codec with the fewest channels that reach a PSNR, by bisection."""
+    fails, reaches = 0, _rank(np.linalg.eigvalsh(statistics.covariance)[::-1])
+    best = _closed_form(config, statistics, reaches, step)
+    most = _psnr(best[0], units)
+    if most < psnr:
+        raise ValueError(f"psnr {psnr:g} dB is out of reach: with all {reaches} channels these data give {most:.2f} dB")
+    while reaches - fails > 1:
+        middle = (fails + reaches) // 2
+        tried = _closed_form(config, statistics, middle, step)
+        if _psnr(tried[0], units) >= psnr:
+            best, reaches = tried, middle
+        else:
+            fails = middle
+    return best
+
+
+def _meet(model, step: float, statistics: SubbandStatistics, rate: float, units) -> tuple[Any, float]:
+    """The same codec with the step that gives a rate, by bisection in its logarithm."""
+    low, high = math.log(step / 64), math.log(step * 64)
+    channels = model.config.latent_channels
+    for _ in range(10):
+        middle = (low + high) / 2
+        tried, _ = _closed_form(model.config, statistics, channels, math.exp(middle))
+        low, high = (middle, high) if _rate(tried, units) > rate else (low, middle)
+    return _closed_form(model.config, statistics, channels, math.exp(high))
+
+
+def _set_scale(model, units) -> None:
+    """Mean and standard deviation of the latents, for models that learn from them."""
+    latents = torch.cat([model.encode(x[None]).latents[0].flatten(1) for x in units], dim=1).double()
+    model.config.latents_mean = [round(value, 5) for value in latents.mean(dim=1).tolist()]
+    model.config.latents_std = [round(max(value, 1e-3), 5) for value in latents.std(dim=1).tolist()]
+
+
+def _psnr(model, units) -> float:
+    """Mean over signals, in dB, of samples in [-0.5, 0.5]."""
+    errors = [(model.decode(model.quantize(model.encode(x[None]).latents))[0][0] - x).square().mean() for x in units]
+    return float(np.mean([-10 * math.log10(max(error.item(), 1e-12)) for error in errors]))
+
+
+def _rate(model, units) -> float:
+    """Bits per pixel, or kilobits per second, of finished files."""
+    size = sum(len(model.compress(x[None])[0]) for x in units)
+    positions = sum(math.prod(x.shape[1:]) for x in units)
+    return 8 * size / positions * (1.0 if model.config.num_dims == 2 else model.config.sampling_rate / 1000)
+
+
+def _measure(model, step: float, units, found: Gathered) -> dict[str, Any]:
+    config = model.config
+    rate = _rate(model, units)
+    first = found.first
+    bits = 16 if first is None or first.raster is None else 8 * np.dtype(first.raster.dtype).itemsize
+    per_position = rate if config.num_dims == 2 else rate * 1000 / config.sampling_rate
+    return {
+        "num_levels": config.num_levels,
+        "latent_channels": config.latent_channels,
+        "dimensionality_reduction": round(config.dimensionality_reduction, 2),
+        "step": float(step),
+        "psnr": round(_psnr(model, units), 2),
+        "bpp" if config.num_dims == 2 else "kbps": round(rate, 4),
+        "compression_ratio": round(bits * config.num_channels / per_position, 1),
+        "raw_bits": bits,
+    }
+
+
+def _save(fit: Fit, output: Path, overwrite: bool) -> None:
+    facts = {**fit.facts, "codec": output.name}
+    documents = {"README.md": model_card(facts), "fit.json": json.dumps(facts, indent=2) + "\n"}
+    save_model_folder(fit.model, output, torch.float16, overwrite, documents)
+    try:
+        from ..evaluation import plots
+
+        plots.save(plots.latent_atlas(fit.model), output / "atlas", ["png"])
+    except ImportError:  # matplotlib comes with the extra `eval`
+        return
+    except ValueError:  # no picture of other than gray or colour
+        return
+    with open(output / "README.md", "a", encoding="utf-8") as card:
+        card.write("\nWhat each latent channel stands for:\n\n![Latent atlas](atlas.png)\n")
