@@ -39,10 +39,10 @@ from research.report import coders_table
 from transformers_walloc.codec.entropy_coding import EntropyTables, decode_codes, encode_codes
 from transformers_walloc.evaluation.machine import machine, shown_command, versions
 from transformers_walloc.latents.packing import (
-    latents_from_bytes,
-    latents_from_image,
-    latents_to_bytes,
-    latents_to_image,
+    codes_from_bytes,
+    codes_from_image,
+    codes_to_bytes,
+    codes_to_image,
 )
 from transformers_walloc.loading import load_codec
 from transformers_walloc.media import write_atomically
@@ -74,9 +74,9 @@ def make_coders(tables: EntropyTables) -> dict[str, Coder]:
     coders: dict[str, Coder] = {
         "zlib": (lambda c: zlib.compress(c.tobytes(), 9), lambda d, s: from_bytes(zlib.decompress(d), s)),
         "lzma": (lambda c: lzma.compress(c.tobytes(), preset=9), lambda d, s: from_bytes(lzma.decompress(d), s)),
-        "png": (lambda c: latents_to_bytes(c, "PNG"), latents_from_bytes),
-        "tiff": (lambda c: latents_to_bytes(c, "TIFF"), latents_from_bytes),
-        "webp": (lambda c: latents_to_bytes(c, "WEBP"), latents_from_bytes),
+        "png": (lambda c: codes_to_bytes(c, "PNG"), codes_from_bytes),
+        "tiff": (lambda c: codes_to_bytes(c, "TIFF"), codes_from_bytes),
+        "webp": (lambda c: codes_to_bytes(c, "WEBP"), codes_from_bytes),
         "webp, best tiling": (_best_webp, _read_best_webp),
     }
     if importlib.util.find_spec("zstandard"):
@@ -89,7 +89,7 @@ def make_coders(tables: EntropyTables) -> dict[str, Coder]:
     if importlib.util.find_spec("pillow_jxl"):
         import pillow_jxl  # noqa: F401
 
-        coders["jpeg-xl"] = (_jxl, lambda d, s: latents_from_image(Image.open(io.BytesIO(d)), s))
+        coders["jpeg-xl"] = (_jxl, lambda d, s: codes_from_image(Image.open(io.BytesIO(d)), s))
     coders["generic"] = with_tables(EntropyTables.default(tables.num_channels))
     if tables.ndim:
         coders["walloc"] = with_tables(tables)
@@ -137,8 +137,8 @@ def _timed(run: Callable, repeats: int):
 
 def _best_webp(codes: np.ndarray) -> bytes:
     """The smaller of RGB and grey tilings, with a byte that says which."""
-    files = [latents_to_bytes(codes, "WEBP")]
-    grey = latents_to_image(codes, "L")
+    files = [codes_to_bytes(codes, "WEBP")]
+    grey = codes_to_image(codes, "L")
     out = io.BytesIO()
     grey.convert("RGB").save(out, "WEBP", lossless=True, quality=100, method=6)
     files.append(out.getvalue())
@@ -148,13 +148,13 @@ def _best_webp(codes: np.ndarray) -> bytes:
 
 def _read_best_webp(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     if data[0] == 0:
-        return latents_from_bytes(data[1:], shape)
-    return latents_from_image(Image.open(io.BytesIO(data[1:])).convert("RGB").getchannel(0), shape)
+        return codes_from_bytes(data[1:], shape)
+    return codes_from_image(Image.open(io.BytesIO(data[1:])).convert("RGB").getchannel(0), shape)
 
 
 def _jxl(codes: np.ndarray) -> bytes:
     out = io.BytesIO()
-    latents_to_image(codes, "L").save(out, "JXL", lossless=True, effort=7)
+    codes_to_image(codes, "L").save(out, "JXL", lossless=True, effort=7)
     return out.getvalue()
 
 

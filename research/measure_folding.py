@@ -21,10 +21,9 @@ from transformers_walloc.latents.folding import (
     equal_cost_patch_size,
     exact_halo,
     fold_patch_embedding,
-    latent_values,
-    latent_windows,
     resize_matrix,
 )
+from transformers_walloc.latents.values import LatentView
 from transformers_walloc.media import IMAGE_SUFFIXES, find_files
 
 MAX_SIDE = 1024
@@ -43,13 +42,11 @@ def relative_error(codec, images: list[torch.Tensor], weight: torch.Tensor, patc
     config, pixel_patch = codec.config, weight.shape[-1]
     folded, shift = fold_patch_embedding(weight, None, codec, patch_size, halo)
     error = energy = 0.0
-    unit, margin = patch_size * config.patch_size, halo * config.patch_size
+    unit = patch_size * config.patch_size
     for x in images:
         height, width = (size // unit * unit for size in x.shape[2:])
-        extended = F.pad(x[:, :, :height, :width], (margin,) * 4, mode="reflect")
-        latents = codec.encode(extended).latents
         tokens = F.conv2d(
-            latent_windows(latent_values(latents, config), patch_size, halo),
+            LatentView(config, patch_size, halo).from_pixels(x[:, :, :height, :width], codec),
             folded.float(),
             shift.float(),
             stride=patch_size + 2 * halo,

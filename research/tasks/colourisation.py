@@ -32,11 +32,10 @@ from tqdm import tqdm
 from transformers import Trainer, ViTConfig, ViTModel
 
 from research.tasks.runs import RunArguments, kept_array, run_task, training_arguments
-from transformers_walloc import WallocImageModel
+from transformers_walloc import WallocImageModel, latent_values
 from transformers_walloc.codec.bottleneck import compand, companding_scale
 from transformers_walloc.evaluation.metrics import MetricUnavailableError, decibels, to_images
 from transformers_walloc.evaluation.perceptual import learned_metric
-from transformers_walloc.latents.folding import latent_values
 from transformers_walloc.media import IMAGE_SUFFIXES, find_files
 
 CONDITIONS = {

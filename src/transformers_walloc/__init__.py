@@ -21,14 +21,18 @@ if TYPE_CHECKING:
         WallocPreTrainedModel,
     )
     from .latents.datasets import latent_transform
-    from .latents.folding import latent_values, latent_windows, latents_to_pixels, load_on_latents
     from .latents.image_processing import WallocLatentImageProcessor
     from .latents.modeling import WallocLatentConfig, WallocLatentModel
+    from .latents.picture import latents_to_pixels
+    from .latents.pretrained import load_on_latents
     from .latents.separation import WallocForAudioSourceSeparation, WallocSeparationConfig
+    from .latents.values import LatentView, latent_values, latent_windows
+    from .latents.writing import write_latent_dataset
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LatentView",
     "WallocAudioConfig",
     "WallocAudioEncoder",
     "WallocAudioFeatureExtractor",
@@ -50,6 +54,7 @@ __all__ = [
     "latent_windows",
     "latents_to_pixels",
     "load_on_latents",
+    "write_latent_dataset",
 ]
 
 # Where the names above are; tests hold this against the imports for type checkers.
@@ -65,10 +70,13 @@ _MODULES = {
         "WallocPreTrainedModel",
     ),
     "latents.datasets": ("latent_transform",),
-    "latents.folding": ("latent_values", "latent_windows", "latents_to_pixels", "load_on_latents"),
     "latents.image_processing": ("WallocLatentImageProcessor",),
     "latents.modeling": ("WallocLatentConfig", "WallocLatentModel"),
+    "latents.picture": ("latents_to_pixels",),
+    "latents.pretrained": ("load_on_latents",),
     "latents.separation": ("WallocForAudioSourceSeparation", "WallocSeparationConfig"),
+    "latents.values": ("LatentView", "latent_values", "latent_windows"),
+    "latents.writing": ("write_latent_dataset",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

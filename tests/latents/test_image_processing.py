@@ -6,8 +6,7 @@ import pytest
 import skimage.data
 import torch
 import torch.nn.functional as F
-from codec_fixtures import image_model
-from test_folding import FAMILIES, MEAN, STD, folders
+from pixel_models import AUTO_CLASSES, MEAN, STD
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoImageProcessor,
@@ -18,21 +17,9 @@ from transformers import (
 )
 
 from transformers_walloc import WallocLatentImageProcessor
-from transformers_walloc.latents.folding import flatten_patches, latent_values, latent_windows, load_on_latents
-
-__all__ = ["folders"]  # a fixture
-
-
-@pytest.fixture(scope="module")
-def codec():
-    return image_model(12)
-
-
-@pytest.fixture(scope="module")
-def codec_folder(codec, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("codec")
-    codec.save_pretrained(folder)
-    return str(folder)
+from transformers_walloc.latents.layouts import flatten_patches
+from transformers_walloc.latents.pretrained import load_on_latents
+from transformers_walloc.latents.values import latent_values, latent_windows
 
 
 def _by_hand(codec, image: np.ndarray, size: tuple[int, int], patch_size: int, halo: int) -> torch.Tensor:
@@ -87,9 +74,9 @@ def _tokenizer(*special: str) -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("family", ["paligemma", "idefics3"])
 def test_processor_of_a_vision_language_model(family, codec, codec_folder, folders, tmp_path):
     """Text and image in one call, saved and loaded by AutoProcessor, and the model generates from the result."""
-    model = load_on_latents(folders(family), codec, FAMILIES[family], halo=1, image_mean=MEAN, image_std=STD)
+    model = load_on_latents(folders(family), codec, AUTO_CLASSES[family], halo=1, image_mean=MEAN, image_std=STD)
     model.save_pretrained(tmp_path)
-    config = FAMILIES[family].from_pretrained(tmp_path).config
+    config = AUTO_CLASSES[family].from_pretrained(tmp_path).config
     image_processor = WallocLatentImageProcessor.for_model(config, codec_folder)
     if family == "paligemma":
         processor = PaliGemmaProcessor(image_processor, _tokenizer("<image>"))
@@ -115,7 +102,7 @@ def test_processor_of_a_vision_language_model(family, codec, codec_folder, folde
 def test_qwen(codec, codec_folder, folders):
     """Rows of patches of any image size, for a model without a bias (its text processor needs torchvision)."""
     model = load_on_latents(
-        folders("qwen2_5_vl"), codec, FAMILIES["qwen2_5_vl"], halo=1, image_mean=MEAN, image_std=STD
+        folders("qwen2_5_vl"), codec, AUTO_CLASSES["qwen2_5_vl"], halo=1, image_mean=MEAN, image_std=STD
     )
     processor = WallocLatentImageProcessor.for_model(model.config, codec_folder)
     image = skimage.data.astronaut()[:70, :101]
@@ -131,7 +118,7 @@ def test_several_images_a_sample(codec, codec_folder):
     """Samples with fewer images are filled up with zeros."""
     a, b, c = skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()
     processor = WallocLatentImageProcessor(
-        codec=codec_folder, size={"height": 32, "width": 32}, patch_size=2, nested_images=True
+        codec=codec_folder, size={"height": 32, "width": 32}, patch_size=2, layout="nested"
     )
     values = processor([[a, b], [c]], return_tensors="pt")["latent_values"]
     assert values.shape == (2, 2, 12, 4, 4)
@@ -140,13 +127,15 @@ def test_several_images_a_sample(codec, codec_folder):
 
 
 def test_any_size(codec_folder):
-    processor = WallocLatentImageProcessor(codec=codec_folder, patch_size=2, merge_size=2, do_resize=False)
+    processor = WallocLatentImageProcessor(
+        codec=codec_folder, patch_size=2, layout="rows", merge_size=2, do_resize=False
+    )
     images = [skimage.data.astronaut()[:60, :100], skimage.data.coffee()[:33, :20]]
     inputs = processor(images, return_tensors="pt")
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 6], [1, 2, 2]]
     assert inputs["latent_values"].shape == (24 + 4, 12 * 2 * 2)
-    with pytest.raises(ValueError, match=r"different sizes in one batch \(64x96, 32x16\); use do_resize"):
-        processor(images, merge_size=None)
+    with pytest.raises(ValueError, match=r"different sizes in one batch \(4x6, 2x1 patches\); use do_resize"):
+        processor(images, layout="image", merge_size=1)
 
 
 def test_errors(codec_folder):
@@ -160,5 +149,3 @@ def test_errors(codec_folder):
         ValueError, match="size 100x100 is not a multiple of 56 pixels: patches of 7 latents of 8 pixels"
     ):
         processor(image, size={"height": 100, "width": 100})
-    with pytest.raises(ValueError, match="halo of 7 latents does not fit images of 56x56 pixels"):
-        processor(image, size={"height": 56, "width": 56}, halo=7)

@@ -3,46 +3,52 @@
 import numpy as np
 import pytest
 import torch
-from codec_fixtures import image_model
-from test_folding import FAMILIES, IMAGE_TOKEN, LANGUAGE, MEAN, STD, _inputs, _latents, _photograph, folders
+from pixel_models import (
+    AUTO_CLASSES,
+    FAMILIES,
+    IMAGE_TOKEN,
+    LANGUAGE,
+    MEAN,
+    STD,
+    inputs_of,
+    latents_with_halo,
+    photograph,
+)
 from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
 
 from transformers_walloc import WallocLatentConfig, WallocLatentModel
-from transformers_walloc.latents.folding import latent_values, latent_windows, load_on_latents
-
-__all__ = ["folders"]  # a fixture
-
-
-@pytest.fixture(scope="module")
-def codec():
-    return image_model(12)
+from transformers_walloc.latents.pretrained import load_on_latents
+from transformers_walloc.latents.values import latent_values, latent_windows
 
 
 def _composite(family, codec, folders, **options):
     options = {"image_mean": MEAN, "image_std": STD, "halo": 1, **options}
-    return WallocLatentModel.from_pixel_model(folders(family), codec, FAMILIES[family], **options)
+    return WallocLatentModel.from_pixel_model(folders(family), codec, AUTO_CLASSES[family], **options)
 
 
 def _kwargs(family: str, width: int) -> dict:
     """What goes with an image of 64 x width pixels, patches of 16."""
-    inputs = _inputs(family, torch.zeros(1, 13, 16, width // 4), 4)
-    return {name: value for name, value in inputs.items() if name not in ("pixel_values", "image_grid_thw")}
+    inputs = inputs_of(family, torch.zeros(1, 13, 16, width // 4), 4)
+    texts = ("input_ids", "attention_mask", "mm_token_type_ids")
+    return {name: value for name, value in inputs.items() if name in texts}
 
 
 def _output(output) -> torch.Tensor:
     return output.logits if "logits" in output else output.last_hidden_state
 
 
-@pytest.mark.parametrize("family", ["vit", "clip", "paligemma", "idefics3", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "family", ["vit", "clip", "paligemma", "idefics3", "granite_docling", "qwen2_5_vl", "paddleocr_vl", "gemma4"]
+)
 def test_same_as_latents_from_outside(family, codec, folders, tmp_path):
-    x = _photograph(64, 96 if family.startswith("qwen") else 64)
+    x = photograph(64, 96 if FAMILIES[family].any_size else 64)
     composite = _composite(family, codec, folders)
-    model = load_on_latents(folders(family), codec, FAMILIES[family], halo=1, image_mean=MEAN, image_std=STD)
-    windows = latent_windows(latent_values(_latents(codec, x, 1), codec.config), **model.config.walloc_latents)
-    pixels = x[:, None] if family == "idefics3" else x
+    model = load_on_latents(folders(family), codec, AUTO_CLASSES[family], halo=1, image_mean=MEAN, image_std=STD)
+    windows = latent_windows(latent_values(latents_with_halo(codec, x, 1), codec.config), **model.config.walloc_latents)
+    pixels = x[:, None] if family in ("idefics3", "granite_docling") else x
     kwargs = _kwargs(family, x.shape[3])
     with torch.no_grad():
-        expected = _output(model.eval()(**_inputs(family, windows, 4)))
+        expected = _output(model.eval()(**inputs_of(family, windows, 4)))
         output = _output(composite(pixels, **kwargs))
         torch.testing.assert_close(output, expected)
         if family in LANGUAGE:
@@ -52,11 +58,11 @@ def test_same_as_latents_from_outside(family, codec, folders, tmp_path):
         assert type(again) is WallocLatentModel and type(again.model) is type(model)
         assert _output(again(pixels, **kwargs)).equal(output)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), WallocLatentConfig)
-    assert again.image_size == (None if family.startswith("qwen") else 64)
+    assert again.image_size == (None if FAMILIES[family].any_size else 64)
     if family in LANGUAGE:
         kwargs["min_new_tokens"] = 2
         generated = again.generate(pixels, do_sample=False, **kwargs)
-        inputs = {**_inputs(family, windows, 4), "max_new_tokens": 2, "min_new_tokens": 2}
+        inputs = {**inputs_of(family, windows, 4), "max_new_tokens": 2, "min_new_tokens": 2}
         assert generated.equal(model.generate(**inputs, do_sample=False))
 
 
@@ -65,7 +71,7 @@ def test_trainer(freeze, codec, folders, tmp_path):
     """Labels reach the model without `remove_unused_columns`, and the encoder learns only if it is meant to."""
     model = _composite("vit", codec, folders, freeze_codec=freeze)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    rows = [{"pixel_values": _photograph(64, 64)[0] * (1 - 2 * (i % 2)), "labels": i % 2} for i in range(4)]
+    rows = [{"pixel_values": photograph(64, 64)[0] * (1 - 2 * (i % 2)), "labels": i % 2} for i in range(4)]
     args = TrainingArguments(
         str(tmp_path), max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=2, use_cpu=True,
         report_to=[], logging_steps=1, learning_rate=1e-3,
@@ -86,13 +92,13 @@ def test_half_precision_keeps_the_codec(codec, folders, tmp_path):
     model = WallocLatentModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert (model.codec.dtype, model.model.dtype) == (torch.float32, torch.bfloat16)
     assert model.codec.encoder.projection.weight.equal(codec.encoder.projection.weight)
-    assert model(_photograph(64, 64)).logits.isfinite().all()
+    assert model(photograph(64, 64)).logits.isfinite().all()
 
 
 def test_filling_images_and_masks(codec, folders):
     """Idefics3 leaves out images that are zero throughout and attends by patches, here as with pixels."""
     model = _composite("idefics3", codec, folders)
-    x = _photograph(64, 64)
+    x = photograph(64, 64)
     batch = torch.stack([torch.cat([x, x.flip(3)]), torch.cat([x, torch.zeros_like(x)])])  # (2, 2, 3, 64, 64)
     ids = torch.tensor([[IMAGE_TOKEN] * 8 + [5], [IMAGE_TOKEN] * 4 + [5] * 5])
     mask = torch.ones(2, 2, 64, 64, dtype=torch.bool)

@@ -11,11 +11,11 @@ from PIL import Image
 from transformers_walloc.latents.packing import (
     FORMATS,
     MODES,
+    codes_from_bytes,
+    codes_from_image,
+    codes_to_bytes,
+    codes_to_image,
     fold,
-    latents_from_bytes,
-    latents_from_image,
-    latents_to_bytes,
-    latents_to_image,
     tile_grid,
     unfold,
 )
@@ -34,11 +34,11 @@ def codes_of(shape, seed=0, bits=8):
 def test_same_pixels_as_the_original(original, channels, mode, bits):
     codes = codes_of((channels, 5, 7), bits=bits)
     (theirs,) = original.latent_to_pil(torch.from_numpy(codes)[None].float(), bits, MODES[mode])
-    ours = latents_to_image(codes, mode, bits)
+    ours = codes_to_image(codes, mode, bits)
     assert ours.mode == theirs.mode and ours.size == theirs.size and ours.tobytes() == theirs.tobytes()
     back = original.pil_to_latent([ours], channels, bits, MODES[mode])[0].numpy()
     assert np.array_equal(back, codes)
-    assert np.array_equal(latents_from_image(theirs, codes.shape, bits), codes)
+    assert np.array_equal(codes_from_image(theirs, codes.shape, bits), codes)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -48,12 +48,12 @@ def test_reads_files_of_the_original(original, format, channels):
     (image,) = original.latent_to_pil(torch.from_numpy(codes)[None].float(), 8, MODES[FORMATS[format]])
     buffer = io.BytesIO()
     image.save(buffer, format, **({"lossless": True} if format == "WEBP" else {}))
-    assert np.array_equal(latents_from_bytes(buffer.getvalue(), codes.shape), codes)
+    assert np.array_equal(codes_from_bytes(buffer.getvalue(), codes.shape), codes)
 
 
 def test_tiles_lie_where_the_picture_shows():
     codes = np.arange(12, dtype=np.int8).reshape(12, 1, 1)
-    pixels = np.asarray(latents_to_image(codes)).astype(int) - 128
+    pixels = np.asarray(codes_to_image(codes)).astype(int) - 128
     assert pixels[..., 0].tolist() == [[0, 1], [2, 3]]
     assert pixels[..., 2].tolist() == [[8, 9], [10, 11]]
 
@@ -64,7 +64,7 @@ def test_tiles_lie_where_the_picture_shows():
 )
 def test_any_number_of_channels(mode, shape):
     codes = codes_of(shape)
-    again = latents_from_image(latents_to_image(codes, mode), shape)
+    again = codes_from_image(codes_to_image(codes, mode), shape)
     assert again.dtype == np.int8 and np.array_equal(again, codes)
 
 
@@ -74,9 +74,9 @@ def test_any_number_of_channels(mode, shape):
 def test_files_are_lossless(format, mode):
     for shape in ((12, 16, 12), (27, 150)):
         codes = codes_of(shape, seed=2)
-        data = latents_to_bytes(codes, format, mode)
+        data = codes_to_bytes(codes, format, mode)
         assert Image.open(io.BytesIO(data)).mode == (mode or FORMATS[format])
-        assert np.array_equal(latents_from_bytes(data, shape), codes)
+        assert np.array_equal(codes_from_bytes(data, shape), codes)
 
 
 def test_grids_are_square_where_they_can_be():
@@ -97,34 +97,34 @@ def test_folding():
 
 def test_whole_floats_are_taken():
     codes = codes_of((3, 2, 2))
-    assert np.array_equal(latents_from_image(latents_to_image(codes.astype(np.float32)), codes.shape), codes)
+    assert np.array_equal(codes_from_image(codes_to_image(codes.astype(np.float32)), codes.shape), codes)
     with pytest.raises(ValueError, match="whole"):
-        latents_to_image(codes + 0.5, "RGB")
+        codes_to_image(codes + 0.5, "RGB")
 
 
 def test_misuse():
     codes = codes_of((12, 4, 4))
-    image = latents_to_image(codes)
+    image = codes_to_image(codes)
     with pytest.raises(ValueError, match="mode 'P'"):
-        latents_to_image(codes, "P")
+        codes_to_image(codes, "P")
     with pytest.raises(ValueError, match=r"-8\.\.7"):
-        latents_to_image(codes, bits=4)
+        codes_to_image(codes, bits=4)
     with pytest.raises(ValueError, match="bits"):
-        latents_to_image(codes, bits=9)
+        codes_to_image(codes, bits=9)
     with pytest.raises(ValueError, match="shape"):
-        latents_to_image(codes[0, 0])
+        codes_to_image(codes[0, 0])
     with pytest.raises(ValueError, match="8x8"):
-        latents_from_image(image, (12, 4, 5))
+        codes_from_image(image, (12, 4, 5))
     with pytest.raises(ValueError, match="empty axes"):
-        latents_from_image(image, (12, 0, 4))
+        codes_from_image(image, (12, 0, 4))
     with pytest.raises(ValueError, match="mode 'P'"):
-        latents_from_image(image.convert("P"), (12, 4, 4))
+        codes_from_image(image.convert("P"), (12, 4, 4))
     with pytest.raises(ValueError, match="above 15"):
-        latents_from_image(image, (12, 4, 4), bits=4)
+        codes_from_image(image, (12, 4, 4), bits=4)
     with pytest.raises(ValueError, match="GIF"):
-        latents_to_bytes(codes, "GIF")
+        codes_to_bytes(codes, "GIF")
     with pytest.raises(ValueError, match="mode CMYK"):
-        latents_to_bytes(codes, "PNG", "CMYK")
+        codes_to_bytes(codes, "PNG", "CMYK")
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")
@@ -132,15 +132,15 @@ def test_damaged_files():
     codes = codes_of((12, 8, 8))
     rng = np.random.default_rng(3)
     for format in FORMATS:
-        data = latents_to_bytes(codes, format, "RGB")
+        data = codes_to_bytes(codes, format, "RGB")
         for _ in range(40):
             bad = bytearray(data[: rng.integers(len(data))] if rng.random() < 0.5 else data)
             for place in rng.integers(0, max(len(bad), 1), 3):
                 if bad:
                     bad[place] ^= 1 << rng.integers(8)
             with contextlib.suppress(ValueError):
-                assert latents_from_bytes(bytes(bad), codes.shape).shape == codes.shape
+                assert codes_from_bytes(bytes(bad), codes.shape).shape == codes.shape
     buffer = io.BytesIO()
     Image.new("RGB", (9000, 9000)).save(buffer, "PNG")
     with pytest.raises(ValueError, match="16x16"):
-        latents_from_bytes(buffer.getvalue(), codes.shape)
+        codes_from_bytes(buffer.getvalue(), codes.shape)

@@ -37,7 +37,7 @@ COMMANDS = {
     "fit": ("training.fit_command:main", "a codec for your own signals, any bands, bits and channels, in one pass"),
     "train": ("training.recipe:main", "a codec for your own images or audio, from a closed-form start"),
     "fit-tables": ("training.fit_tables:main", "entropy tables of a codec, for smaller files"),
-    "dataset": ("latents.compress_dataset:main", "a data set as latents, for learning"),
+    "dataset": ("cli.dataset", "a data set as latents, for learning"),
     "convert": ("training.convert:main", "a checkpoint of the original package to a model folder"),
     "export": ("cli.export", "a codec as ONNX graphs, for other runtimes"),
     "publish": ("training.publish:main", "a model folder to the Hub"),

@@ -1,14 +1,27 @@
 """Images in, latents out: the image processor of models that take WaLLoC latents in place of pixels."""
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import torch
-import torch.nn.functional as F
 from transformers import BaseImageProcessor, BatchFeature, PreTrainedConfig
 
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder
-from .folding import flatten_patches, latent_values, latent_windows
+from .families import family_of, image_grid
+from .families import merge_size as merge_size_of
+from .layouts import model_inputs
+from .values import LatentView, resize_pixels
+
+COMPANIONS = {  # of pixel values, by layout
+    "masked": ["pixel_attention_mask"],
+    "tiles": ["image_sizes"],
+    "rows": ["image_grid_thw"],
+    "padded_rows": ["image_grid_thw"],
+    "patches": ["image_grid_thw"],
+    "naflex": ["pixel_attention_mask", "spatial_shapes"],
+    "positions": ["image_position_ids"],
+}
 
 
 class WallocLatentImageProcessorKwargs(TypedDict, total=False):
@@ -20,8 +33,11 @@ class WallocLatentImageProcessorKwargs(TypedDict, total=False):
     patch_size: int
     halo: int
     constant_channel: bool
-    merge_size: int | None
-    nested_images: bool
+    scale: str | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    layout: str
+    merge_size: int
     output_name: str
     device: str | torch.device | None
     return_tensors: str | None
@@ -32,8 +48,8 @@ class WallocLatentImageProcessorKwargs(TypedDict, total=False):
 
 class WallocLatentImageProcessor(BaseImageProcessor):
     r"""
-    Turns images into the input of a model made by [`load_on_latents`]: resize, encode, undo the companding, lay out the
-    windows of the patches. `for_model` reads all options but the codec from the model's config.
+    Turns images into the input of a model made by [`load_on_latents`]: resize, encode, undo the companding, scale, lay
+    out the windows of the patches. `for_model` reads all options but the codec from the model's config.
 
     It runs in data-loader workers on the CPU or, with `device`, on a GPU; the codec's encoder is loaded at the first
     call and holds fewer than 100,000 parameters. Latents are not rounded.
@@ -48,9 +64,11 @@ class WallocLatentImageProcessor(BaseImageProcessor):
         halo (`int`, defaults to 0): further latents on each side of a patch. The image is extended by reflection, so
             that those of the outer patches exist.
         constant_channel (`bool`, defaults to `False`): append a channel of ones, for patch embeddings without a bias.
-        merge_size (`int`, *optional*): for models that take flattened patches (Qwen2-VL): patches per side of a token.
-            The output is then rows of patches, with `image_grid_thw`.
-        nested_images (`bool`, defaults to `False`): for models that take several images a sample (Idefics3, SmolVLM).
+        scale (`str`, *optional*): of the latents, `"none"`, `"partial"` or `"corpus"`; see [`LatentView.scaled`]. By
+            default `"corpus"` where the codec knows its corpus.
+        mean, std (`list[float]`, *optional*): of each latent channel, in place of `scale`; see [`LatentView`].
+        layout (`str`, defaults to `"image"`): how the model takes patches, see `model_inputs`.
+        merge_size (`int`, defaults to 1): patches per side of a token, for models that merge them.
         output_name (`str`, defaults to `"latent_values"`): key of the output. Processors of vision-language models
             expect `"pixel_values"`.
         device (`str`, *optional*): where to encode.
@@ -73,8 +91,11 @@ class WallocLatentImageProcessor(BaseImageProcessor):
     patch_size = 7
     halo = 0
     constant_channel = False
-    merge_size = None
-    nested_images = False
+    scale = None
+    mean = None
+    std = None
+    layout = "image"
+    merge_size = 1
     output_name = "latent_values"
 
     def __init__(self, **kwargs):
@@ -82,7 +103,7 @@ class WallocLatentImageProcessor(BaseImageProcessor):
             kwargs["codec"] = str(kwargs["codec"])  # a path is written into preprocessor_config.json
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
-        self.model_input_names = [self.output_name] + (["image_grid_thw"] if self.merge_size else [])
+        self.model_input_names = [self.output_name, *COMPANIONS.get(self.layout, [])]
         self._encoder: WallocImageEncoder | None = None
 
     @classmethod
@@ -94,19 +115,17 @@ class WallocLatentImageProcessor(BaseImageProcessor):
             codec: Hub id or folder of the codec that the model was made for.
             **kwargs: options that differ from what the config says; the output is called `pixel_values` by default.
         """
-        windows = getattr(config, "walloc_latents", None)
-        if not isinstance(windows, dict):
+        own = getattr(config, "walloc_latents", None)
+        if not isinstance(own, dict):
             raise ValueError(f"the config of {config.name_or_path!r} has no walloc_latents; use load_on_latents")
-        vision = getattr(config, "vision_config", config)
         encoder = WallocImageEncoder.from_pretrained(codec, dtype=torch.float32)
-        options: dict[str, Any] = {"codec": codec, "output_name": "pixel_values", **windows}
-        unit = windows["patch_size"] * encoder.config.patch_size
-        if hasattr(vision, "image_size"):
-            options["size"] = dict.fromkeys(("height", "width"), vision.image_size // vision.patch_size * unit)
-        else:
-            options["do_resize"] = False
-        options["merge_size"] = getattr(vision, "spatial_merge_size", None)
-        options["nested_images"] = config.model_type in ("idefics3", "smolvlm")
+        unit, grid = LatentView(encoder.config, **own).patch_pixels, image_grid(config)
+        options: dict[str, Any] = {"codec": codec, "output_name": "pixel_values", "scale": "none", **own}
+        options["do_resize"] = grid is not None
+        if grid is not None:
+            options["size"] = {"height": grid * unit, "width": grid * unit}
+        options["layout"] = family_of(config).layout
+        options["merge_size"] = merge_size_of(config)
         return cls(**{**options, **kwargs})
 
     @property
@@ -125,9 +144,8 @@ class WallocLatentImageProcessor(BaseImageProcessor):
             **kwargs: the options of the class, for this call.
 
         Returns:
-            `latent_values` (or `output_name`): (B, channels, height, width), windows side by side; with `merge_size`
-            rows (patches, channels * k * k) and `image_grid_thw` (B, 3); with `nested_images`
-            (B, images, channels, height, width), filled up with zeros.
+            `latent_values` (or `output_name`): (B, channels, height, width), windows side by side, and what else goes
+            with another `layout`, see `model_inputs`.
 
         Raises:
             TypeError: an unknown option, something that is no image.
@@ -150,54 +168,46 @@ class WallocLatentImageProcessor(BaseImageProcessor):
         patch_size,
         halo,
         constant_channel,
+        scale,
+        mean,
+        std,
+        layout,
         merge_size,
-        nested_images,
         output_name,
         device,
         return_tensors,
     ) -> BatchFeature:
         encoder = self._load_encoder(codec, device)
-        config = encoder.config
-        to_pixels = WallocImageProcessor(num_channels=config.num_channels, patch_size=1)
-        unit, margin = patch_size * config.patch_size, halo * config.patch_size
+        options = {"patch_size": patch_size, "halo": halo, "constant_channel": constant_channel}
+        if std is None:
+            view = LatentView.scaled(encoder.config, scale, **options)
+        else:
+            view = LatentView(encoder.config, mean=mean, std=std, **options)
+        unit = view.patch_pixels
         if do_resize and (size["height"] % unit or size["width"] % unit):
             raise ValueError(
                 f"size {size['height']}x{size['width']} is not a multiple of {unit} pixels: patches of {patch_size} "
-                f"latents of {config.patch_size} pixels"
+                f"latents of {encoder.config.patch_size} pixels"
             )
+        to_pixels = WallocImageProcessor(num_channels=encoder.config.num_channels, patch_size=1)
         batch = []
         for image in to_pixels._prepare_images_structure(images):
             pixels = to_pixels(image, device=device, return_tensors="pt")["pixel_values"]
-            token = unit * (merge_size or 1)
             target = (size["height"], size["width"])
             if not do_resize:
+                token = unit * merge_size
                 target = tuple(max(1, round(length / token)) * token for length in pixels.shape[2:])
-            if margin >= min(target):
-                raise ValueError(f"a halo of {halo} latents does not fit images of {target[0]}x{target[1]} pixels")
-            if pixels.shape[2:] != target:
-                pixels = F.interpolate(pixels, target, mode="bicubic", antialias=True).clamp(-0.5, 0.5)
-            batch.append(F.pad(pixels, (margin,) * 4, mode="reflect") if margin else pixels)
-        if not merge_size:
-            if any(pixels.shape != batch[0].shape for pixels in batch):
-                sizes = ", ".join(f"{pixels.shape[2]}x{pixels.shape[3]}" for pixels in batch)
-                raise ValueError(f"images of different sizes in one batch ({sizes}); use do_resize")
-            batch = [torch.cat(batch)]
-        windows = [
-            latent_windows(
-                latent_values(encoder(pixels.to(encoder.device)).latents, config), patch_size, halo, constant_channel
-            )
-            for pixels in batch
-        ]
-        data: dict[str, Any] = {}
-        if merge_size:
-            rows, grids = zip(*(flatten_patches(w, patch_size + 2 * halo, merge_size) for w in windows), strict=True)
-            data[output_name], data["image_grid_thw"] = torch.cat(rows), torch.cat(grids)
-        elif nested_images:
-            data = {output_name: _nest(windows[0], images)}
+            batch.append(resize_pixels(pixels, target))
+        if all(pixels.shape == batch[0].shape for pixels in batch):
+            windows = list(view.from_pixels(torch.cat(batch), encoder))
+        else:
+            windows = [view.from_pixels(pixels, encoder)[0] for pixels in batch]
+        counts = _counts(images) if layout in ("nested", "masked") else None
+        data = model_inputs(windows, view.kernel_size, layout, merge_size, counts)
+        data[output_name] = data.pop("pixel_values")
+        if layout == "nested":
             # Idefics3's processor asks into how many rows and columns an image was split; here none is.
             data["rows"] = data["cols"] = [[0] * count for count in _counts(images)]
-        else:
-            data[output_name] = windows[0]
         if return_tensors is not None and str(getattr(return_tensors, "value", return_tensors)) == "np":
             data = {k: v.numpy(force=True) if isinstance(v, torch.Tensor) else v for k, v in data.items()}
         return BatchFeature(data)
@@ -223,11 +233,3 @@ def _counts(images) -> list[int]:
     if not isinstance(images, list | tuple):
         return [1]
     return [len(sample) if isinstance(sample, list | tuple) else 1 for sample in images]
-
-
-def _nest(flat: torch.Tensor, images) -> torch.Tensor:
-    counts = _counts(images)
-    nested = flat.new_zeros(len(counts), max(counts), *flat.shape[1:])
-    for sample, own in zip(nested, flat.split(counts), strict=True):
-        sample[: len(own)] = own
-    return nested

@@ -5,14 +5,16 @@ import inspect
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..codec.configuration_walloc import WallocImageConfig
 from ..codec.modeling_walloc import WallocImageEncoder, WallocImageModel
-from .folding import flatten_patches, latent_values, latent_windows, load_on_latents
+from .families import family_of, image_grid, merge_size
+from .layouts import model_inputs
+from .pretrained import load_on_latents
+from .values import LatentView
 
 
 @strict
@@ -23,7 +25,7 @@ class WallocLatentConfig(PreTrainedConfig):
     Args:
         codec_config (`WallocImageConfig` or `dict`): of the encoder.
         model_config (`PreTrainedConfig` or `dict`): of the model, with the `walloc_latents` that [`load_on_latents`]
-            left in it: `patch_size`, `halo` and `constant_channel` of the windows it takes.
+            left in it: `patch_size`, `halo`, `constant_channel` and scale of its [`LatentView`].
         model_class (`str`): name of the model's class in transformers, as `"PaliGemmaForConditionalGeneration"`.
         freeze_codec (`bool`): whether the encoder stays as it is in training.
         model_generation_config (`dict`, *optional*): defaults of the model's `generate`, written by `save_pretrained`.
@@ -148,16 +150,13 @@ class WallocLatentModel(PreTrainedModel):
     @property
     def image_size(self) -> int | None:
         """Height and width of images in pixels; None where the model takes any multiple of its patches."""
-        config = self.model.config
-        vision = getattr(config, "vision_config", config)
-        if not hasattr(vision, "image_size"):
-            return None
-        return vision.image_size // vision.patch_size * self._unit
+        grid = image_grid(self.model.config)
+        return None if grid is None else grid * self.view.patch_pixels
 
     @property
-    def _unit(self) -> int:
-        """Pixels per side of a patch."""
-        return self.model.config.walloc_latents["patch_size"] * self.codec.config.patch_size
+    def view(self) -> LatentView:
+        """What the model takes of latents."""
+        return LatentView(self.codec.config, **self.model.config.walloc_latents)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Windows of latents as the model takes them.
@@ -169,17 +168,12 @@ class WallocLatentModel(PreTrainedModel):
         Returns:
             (..., channels, height', width') in the dtype of the model.
         """
-        windows = self.model.config.walloc_latents
-        sizes = tuple(pixel_values.shape[-2:])
-        if any(size % self._unit for size in sizes):
-            raise ValueError(f"height and width must be multiples of {self._unit}, got {sizes}")
+        view, sizes = self.view, tuple(pixel_values.shape[-2:])
+        if any(size % view.patch_pixels for size in sizes):
+            raise ValueError(f"height and width must be multiples of {view.patch_pixels}, got {sizes}")
         images = pixel_values.flatten(0, -4)
-        margin = windows["halo"] * self.codec.config.patch_size
-        if margin >= min(images.shape[2:]):
-            raise ValueError(f"a halo of {margin} pixels does not fit images of {sizes}")
         with torch.no_grad() if self.config.freeze_codec else contextlib.nullcontext():
-            padded = F.pad(images.float(), (margin,) * 4, mode="reflect") if margin else images.float()
-            values = latent_windows(latent_values(self.codec(padded).latents, self.codec.config), **windows)
+            values = view.from_pixels(images, self.codec)
         if pixel_values.ndim == 5:  # several images a sample; those that are zero throughout only fill up the batch
             values = values * images.flatten(1).any(1)[:, None, None, None]
         return values.unflatten(0, pixel_values.shape[:-3]).to(self.model.dtype)
@@ -222,16 +216,21 @@ class WallocLatentModel(PreTrainedModel):
         kwargs.pop("original_sizes", None)  # of WallocImageProcessor, so that its output can be passed as it is
         if pixel_values is None:
             return kwargs
-        values = self.encode(pixel_values)
-        vision = getattr(self.model.config, "vision_config", self.model.config)
-        if merge_size := getattr(vision, "spatial_merge_size", None):
-            values, kwargs["image_grid_thw"] = flatten_patches(values, vision.patch_size, merge_size)
-        if (mask := kwargs.get("pixel_attention_mask")) is not None:
-            patches = mask[..., :: self._unit, :: self._unit]  # padding is at the bottom and at the right
+        config, windows = self.model.config, self.encode(pixel_values)
+        family, kernel_size = family_of(config), self.view.kernel_size
+        if family.layout not in ("nested", "masked"):
+            kwargs.update(model_inputs(windows, kernel_size, family.layout, merge_size(config)))
+            return kwargs
+        kwargs["pixel_values"] = windows
+        if family.layout == "masked":
+            kwargs.setdefault("pixel_attention_mask", pixel_values.flatten(2).any(-1))
+        elif (mask := kwargs.get("pixel_attention_mask")) is not None:
+            unit = self.view.patch_pixels
+            patches = mask[..., ::unit, ::unit]  # padding is at the bottom and at the right
             for axis in (-2, -1):
-                patches = patches.repeat_interleave(vision.patch_size, axis)
+                patches = patches.repeat_interleave(kernel_size, axis)
             kwargs["pixel_attention_mask"] = patches
-        return {"pixel_values": values, **kwargs}
+        return kwargs
 
 
 def _model_class(name: str) -> Any:

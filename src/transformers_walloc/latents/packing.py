@@ -10,7 +10,7 @@ by row (`latent_to_pil` of the package walloc 1.2.1, for which C must be 1, 3 or
 
 Here any C is possible: a grid of tiles that is as square as C allows is used, and if C is not a multiple of the
 image's channels, empty tiles (code 0) are added at the end. A code is stored as itself plus 2**(bits - 1). Audio
-latents (C, t) are first folded to rows of `FOLD` frames, (C, ceil(t / FOLD), FOLD). `latents_from_image` undoes all of
+latents (C, t) are first folded to rows of `FOLD` frames, (C, ceil(t / FOLD), FOLD). `codes_from_image` undoes all of
 that, given the shape of the codes.
 """
 
@@ -29,7 +29,7 @@ FORMATS = {"PNG": "L", "WEBP": "RGB", "TIFF": "CMYK"}  # lossless formats and th
 FOLD = 128
 
 
-def latents_to_image(codes: np.ndarray, mode: str = "RGB", bits: int = 8) -> Image.Image:
+def codes_to_image(codes: np.ndarray, mode: str = "RGB", bits: int = 8) -> Image.Image:
     """The codes of one item as an image.
 
     Args:
@@ -62,8 +62,8 @@ def latents_to_image(codes: np.ndarray, mode: str = "RGB", bits: int = 8) -> Ima
     return Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
 
 
-def latents_from_image(image: Image.Image, shape: Sequence[int], bits: int = 8) -> np.ndarray:
-    """The inverse of `latents_to_image`.
+def codes_from_image(image: Image.Image, shape: Sequence[int], bits: int = 8) -> np.ndarray:
+    """The inverse of `codes_to_image`.
 
     Args:
         image: of mode "L", "RGB" or "CMYK", from a lossless file. Its size is checked before its pixels are decoded.
@@ -93,11 +93,11 @@ def latents_from_image(image: Image.Image, shape: Sequence[int], bits: int = 8) 
     return codes if len(shape) == 3 else unfold(codes, shape[1])
 
 
-def latents_to_bytes(codes: np.ndarray, format: str = "WEBP", mode: str | None = None, bits: int = 8) -> bytes:
+def codes_to_bytes(codes: np.ndarray, format: str = "WEBP", mode: str | None = None, bits: int = 8) -> bytes:
     """The file of such an image, losslessly as WebP (the paper's choice), PNG or TIFF, as small as Pillow makes it.
 
     Args:
-        codes, bits: see `latents_to_image`.
+        codes, bits: see `codes_to_image`.
         format: "PNG", "WEBP" or "TIFF".
         mode: "L", "RGB" or "CMYK"; None for the one that the original stores in this format. PNG takes L and RGB, WebP
             RGB alone.
@@ -113,15 +113,15 @@ def latents_to_bytes(codes: np.ndarray, format: str = "WEBP", mode: str | None =
         "TIFF": {"compression": "tiff_adobe_deflate"},
     }
     buffer = io.BytesIO()
-    latents_to_image(codes, mode, bits).save(buffer, format, **options[format])
+    codes_to_image(codes, mode, bits).save(buffer, format, **options[format])
     return buffer.getvalue()
 
 
-def latents_from_bytes(data: bytes, shape: Sequence[int], bits: int = 8) -> np.ndarray:
-    """The inverse of `latents_to_bytes`; ValueError for what is no such file or does not fit the shape."""
+def codes_from_bytes(data: bytes, shape: Sequence[int], bits: int = 8) -> np.ndarray:
+    """The inverse of `codes_to_bytes`; ValueError for what is no such file or does not fit the shape."""
     try:
         with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
-            return latents_from_image(image, shape, bits)
+            return codes_from_image(image, shape, bits)
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"no readable image of latents: {error}") from error
 

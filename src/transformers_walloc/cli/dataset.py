@@ -1,0 +1,44 @@
+"""`walloc dataset`."""
+
+import argparse
+from typing import Any
+
+from .options import count
+
+EXAMPLES = """\
+  walloc dataset photos/ latents/ --size 896 896 --num-proc 8
+  walloc dataset beans latents/ --storage int8 --push-to-hub user/beans-latents
+
+The same command continues an interrupted run. Reading it back, in Python:
+
+  dataset = load_dataset("latents", split="train").with_transform(latent_transform("walloc/rgb-16x"))"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="folder of images, folder of save_to_disk, or Hub id of a data set")
+    parser.add_argument("folder", help="folder to write; load_dataset reads it")
+    parser.add_argument("--codec", default="walloc/rgb-16x", help="Hub id or folder (%(default)s)")
+    parser.add_argument(
+        "--storage", choices=("webp", "walloc", "int8"), default="webp", help="of the codes (%(default)s)"
+    )
+    parser.add_argument("--size", nargs=2, type=count, metavar=("HEIGHT", "WIDTH"), help="resize to; by default not")
+    parser.add_argument("--halo", type=int, default=0, help="latents on each side beyond the image (%(default)s)")
+    parser.add_argument(
+        "--step", type=float, default=1.0, help="quantisation step, from 1 (finest, default) to coarser"
+    )
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="by default all")
+    parser.add_argument("--image-column", default="image", help="(%(default)s)")
+    parser.add_argument("--shard-rows", type=count, default=1000, metavar="N", help="rows of a file (%(default)s)")
+    parser.add_argument("--num-proc", type=count, default=1, metavar="N", help="processes (%(default)s)")
+    parser.add_argument("--device", help="of the encoder, as cuda; by default the CPU")
+    parser.add_argument("--push-to-hub", metavar="REPOSITORY", help="upload the result")
+    parser.add_argument("--private", action="store_true", help="of a repository that is made")
+
+
+def run(source: str, folder: str, **options: Any) -> int:
+    """Write a data set of latents and print what was written; the options are those of `compress_dataset`."""
+    from ..latents.writing import compress_dataset
+
+    for split, written in compress_dataset(source, folder, **options).items():
+        print(f"{split}: {written.num_rows} rows ({written.new_rows} new), {written.num_bytes / 1e6:.2f} MB of Parquet")
+    return 0

@@ -1,0 +1,84 @@
+"""The scale of a codec's latents over a corpus: `latents_mean` and `latents_std` of its configuration.
+
+    python -m transformers_walloc.training.scale model_cards/rgb-16x --data PHOTOS MORE_PHOTOS [--write]
+
+Models that learn from latents see them on this scale (`LatentView`), whatever their own data look like: a channel that
+happens to be silent there must stay silent. Files do not depend on it.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel
+
+from ..codec.feature_extraction_walloc import WallocAudioFeatureExtractor
+from ..codec.image_processing_walloc import WallocImageProcessor
+from ..media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_files, read_audio, read_bytes, read_image, write_atomically
+
+MAX_SIDE = 1024  # pixels of an image that are looked at, from its middle
+MAX_SECONDS = 30
+
+
+@torch.no_grad()
+def measure_scale(model: Any, signals: Iterable[torch.Tensor]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each latent channel over all positions of all signals, not rounded.
+
+    Args:
+        model: a codec or its encoder.
+        signals: batches as `encode` takes them.
+    """
+    count = 0
+    total = torch.zeros(model.config.latent_channels, dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for batch in signals:
+        latents = model.encode(batch.to(model.device)).latents.flatten(2).transpose(0, 1).flatten(1).double().cpu()
+        count += latents.shape[1]
+        total += latents.sum(1)
+        squares += latents.square().sum(1)
+    if count < 2:
+        raise ValueError("there is no signal to measure")
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
+    return mean.tolist(), std.tolist()
+
+
+def read_signals(config: Any, folders: Sequence[str]) -> Iterator[torch.Tensor]:
+    """The images or the audio of folders, one by one, as the codec takes them."""
+    suffixes = IMAGE_SUFFIXES if config.num_dims == 2 else AUDIO_SUFFIXES
+    images = WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
+    for path, _ in find_files(folders, suffixes):
+        if config.num_dims == 2:
+            image = read_image(path, read_bytes(path)).convert("RGB")
+            left, top = (max(0, (side - MAX_SIDE) // 2) for side in image.size)
+            image = image.crop((left, top, min(image.width, left + MAX_SIDE), min(image.height, top + MAX_SIDE)))
+            yield images(image, return_tensors="pt")["pixel_values"]
+        else:
+            audio, rate = read_audio(path, read_bytes(path))
+            extractor = WallocAudioFeatureExtractor(hop_length=config.patch_size, sampling_rate=config.sampling_rate)
+            middle = max(0, (audio.shape[1] - MAX_SECONDS * rate) // 2)
+            clip = audio[:, middle : middle + MAX_SECONDS * rate]
+            yield extractor(clip, sampling_rate=rate, return_tensors="pt")["input_values"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub id of a codec")
+    parser.add_argument("--data", nargs="+", required=True, help="folders or files of its training corpus")
+    parser.add_argument("--write", action="store_true", help="write both into the folder's config.json")
+    args = parser.parse_args(argv)
+    model = AutoModel.from_pretrained(args.model).eval()
+    mean, std = measure_scale(model, read_signals(model.config, args.data))
+    numbers = {"latents_mean": [round(x, 3) for x in mean], "latents_std": [round(x, 3) for x in std]}
+    print(json.dumps(numbers))
+    if args.write:
+        path = Path(args.model, "config.json")
+        config = {**json.loads(path.read_text(encoding="utf-8")), **numbers}
+        write_atomically(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
