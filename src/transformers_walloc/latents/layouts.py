@@ -53,8 +53,8 @@ def model_inputs(
         if layout == "image":
             return {"pixel_values": batch}
         if layout == "tiles":
-            sizes = torch.tensor([image.shape[1:] for image in windows], device=batch.device)
-            return {"pixel_values": torch.stack([batch, batch], 1), "image_sizes": sizes}
+            image_sizes = torch.tensor([image.shape[1:] for image in windows], device=batch.device)
+            return {"pixel_values": torch.stack([batch, batch], 1), "image_sizes": image_sizes}
         counts = list(counts or [1] * len(batch))
         nested = {"pixel_values": pad_sequence(batch.split(counts), batch_first=True)}
         if layout == "masked":
