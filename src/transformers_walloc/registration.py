@@ -2,7 +2,7 @@
 
 transformers has no entry points for plug-ins, so `import transformers_walloc` registers. That needs torch and half of
 transformers, several seconds, which programs that only read the header of a file, or print a help text, never need. So
-it happens at once where the Auto classes are loaded already, and else right after something loads them:
+it happens at once where transformers is loaded already, and else right after something loads its Auto classes:
 
     import transformers_walloc                         # a tenth of a second; a finder waits in sys.meta_path
     from transformers import AutoModel                 # loads transformers.models.auto..., then registers
@@ -12,6 +12,9 @@ it happens at once where the Auto classes are loaded already, and else right aft
 (and ours import those), when neither can be used yet. The finder therefore counts how deep the imports of both packages
 are nested, and registers when the outermost one of the thread has finished. It only looks on: modules keep their specs
 and loaders, and once it has registered, it is gone.
+
+Threads that use the Auto classes for the very first time at the same moment are not waited for (nor do the modules of
+transformers support that): import what they need before they start.
 """
 
 import contextlib
@@ -61,8 +64,8 @@ def register() -> None:
 
 
 def register_when_needed() -> None:
-    """Register now if the Auto classes are loaded, else as soon as they are."""
-    if _AUTO in sys.modules:
+    """Register now if transformers is loaded, else as soon as its Auto classes are."""
+    if "transformers" in sys.modules:
         register()
     elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watcher())
