@@ -183,24 +183,10 @@ def read_audio(
 
 
 def downmix(samples: np.ndarray) -> np.ndarray:
-    """(channels, length) in the order of WAV files to stereo, (2, length), no louder than before.
+    """(channels, length) in the order of WAV files to stereo, (2, length), see `stereo_weights`."""
+    from .codec.audio_loading import stereo_weights
 
-    Centre and rear channels count 3 dB less (ITU-R BS.775); the low-frequency channel is left out, as there. Other
-    numbers of channels than 3 to 8 are averaged.
-    """
-    half = 0.5**0.5
-    left, right, both = [1, 0], [0, 1], [half, half]
-    back_left, back_right = [half, 0], [0, half]
-    layouts = {
-        3: [left, right, both],
-        4: [left, right, back_left, back_right],
-        5: [left, right, both, back_left, back_right],
-        6: [left, right, both, [0, 0], back_left, back_right],
-        7: [left, right, both, [0, 0], both, back_left, back_right],
-        8: [left, right, both, [0, 0], back_left, back_right, back_left, back_right],
-    }
-    weights = np.array(layouts.get(len(samples), [[1, 1]] * len(samples)), np.float32)
-    return (weights / weights.sum(axis=0)).T @ samples
+    return stereo_weights(len(samples)) @ samples
 
 
 def sample_format(data: bytes, kind: str) -> str:

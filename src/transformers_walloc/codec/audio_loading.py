@@ -20,8 +20,6 @@ PCM_RANGES = {
 MAX_RATE = 1_000_000  # Hz
 MAX_UPSAMPLING = 64  # a few bytes that claim to be sampled once a second would be resampled to gigabytes
 MAX_SAMPLES = 2**28  # of a channel: 1.7 hours at 44.1 kHz, 2 GB of stereo
-# Of 5.1 in the order of WAV files (L, R, C, LFE, Ls, Rs) to stereo, ITU-R BS.775-3, table 2, scaled so as not to clip.
-_SURROUND = ((1.0, 0.0, 0.5**0.5, 0.0, 0.5**0.5, 0.0), (0.0, 1.0, 0.5**0.5, 0.0, 0.0, 0.5**0.5))
 
 
 def split_batch(raw_audio: Any) -> list[Any]:
@@ -103,15 +101,36 @@ def mix(samples: torch.Tensor, channels: int, downmix: bool = False) -> torch.Te
         return samples.mean(0, keepdim=True)
     looks_transposed = samples.shape[1] in {channels, 1, 2}
     if downmix and channels <= 2 < count and not looks_transposed:
-        if count == 6 and channels == 2:
-            return samples.new_tensor(_SURROUND) / sum(_SURROUND[0]) @ samples
-        return samples.mean(0, keepdim=True).expand(channels, -1)
+        if channels == 2:
+            return torch.from_numpy(stereo_weights(count)).to(samples) @ samples
+        return samples.mean(0, keepdim=True)
     hint = ""
     if looks_transposed:
         hint = "; this looks like (T, C), which soundfile reads: pass its transpose"
     elif channels <= 2 < count:
         hint = "; downmix=True mixes them"
     raise ValueError(f"a clip of shape {shape}, (C, T), has {count} channels; valid: {channels}{hint}")
+
+
+def stereo_weights(channels: int) -> np.ndarray:
+    """(2, channels) float32 that mix channels in the order of WAV files to stereo, no louder than before.
+
+    Centre and rear channels count 3 dB less (ITU-R BS.775); the low-frequency channel is left out, as there. Other
+    numbers of channels than 3 to 8 are averaged.
+    """
+    half = 0.5**0.5
+    left, right, both = [1, 0], [0, 1], [half, half]
+    back_left, back_right = [half, 0], [0, half]
+    layouts = {
+        3: [left, right, both],
+        4: [left, right, back_left, back_right],
+        5: [left, right, both, back_left, back_right],
+        6: [left, right, both, [0, 0], back_left, back_right],
+        7: [left, right, both, [0, 0], both, back_left, back_right],
+        8: [left, right, both, [0, 0], back_left, back_right, back_left, back_right],
+    }
+    weights = np.array(layouts.get(channels, [[1, 1]] * channels), np.float32)
+    return np.ascontiguousarray((weights / weights.sum(axis=0)).T)
 
 
 def check_length(samples: int, from_rate: int, to_rate: int, max_samples: int | None = MAX_SAMPLES) -> None:

@@ -54,8 +54,8 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
         padding_value (`float`, defaults to 0.0): behind the end of a clip, in [-0.5, 0.5].
         hop_length (`int`, defaults to 256): lengths are padded to multiples of it, in samples; `2**num_levels`.
         do_normalize (`bool`, defaults to `True`): whether to normalise; without it, clips must lie in [-0.5, 0.5].
-        downmix (`bool`, defaults to `False`): whether clips of more than two channels are mixed: 5.1 (L, R, C, LFE, Ls,
-            Rs) to stereo by ITU-R BS.775, all others by averaging.
+        downmix (`bool`, defaults to `False`): whether clips of more than two channels, in the order of WAV files, are
+            mixed to stereo (see `stereo_weights`) or averaged to mono.
 
     ```python
     >>> import numpy as np
