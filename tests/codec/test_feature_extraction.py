@@ -357,7 +357,7 @@ def test_what_datasets_gives_and_files(extractor, tmp_path):
             assert torch.equal(value, expected[name]), kind
     together = extractor(kinds, return_tensors="pt")["input_values"]
     assert all(torch.equal(one, expected["input_values"][0]) for one in together)
-    with pytest.raises(ValueError, match=r"states a sampling rate of 44100 Hz, sampling_rate is 8000"):
+    with pytest.raises(ValueError, match=r"states a sampling rate of 44100 Hz and sampling_rate is 8000"):
         extractor(kinds[0], sampling_rate=8000)
     path.write_bytes(b"RIFF....")
     with pytest.raises(ValueError, match=r"cannot read .*clip\.wav"):
