@@ -135,7 +135,9 @@ def encode_raster(array: np.ndarray, raster: RasterFormat, path: str | Path) -> 
     if raster.nodata is not None:
         tags.append((42113, 2, None, f"{raster.nodata:g}" if raster.is_float else f"{raster.nodata:.0f}", True))
     planar: dict[str, Any] = {}
-    if array.ndim == 3:
+    if array.ndim == 3 and raster.from_layout(array).shape[0] == 1:
+        array = raster.from_layout(array)[0]  # TIFF has no axis for a single band
+    elif array.ndim == 3:
         planar = {"planarconfig": "separate" if raster.layout == "channels_first" else "contig"}
         if array.dtype == np.uint8 and array.shape[-1] == 3 and raster.layout == "channels_last":
             planar["photometric"] = "rgb"
