@@ -8,6 +8,7 @@ from .options import count
 EXAMPLES = """\
   walloc dataset photos/ latents/ --size 896 896 --num-proc 8
   walloc dataset beans latents/ --storage int8 --push-to-hub user/beans-latents
+  walloc dataset s3://bucket/photos s3://bucket/latents --engine ray --num-proc 512
 
 The same command continues an interrupted run. Reading it back, in Python:
 
@@ -30,15 +31,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", default="image", help="(%(default)s)")
     parser.add_argument("--shard-rows", type=count, default=1000, metavar="N", help="rows of a file (%(default)s)")
     parser.add_argument("--num-proc", type=count, default=1, metavar="N", help="processes (%(default)s)")
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="ray: on a cluster, a folder or URL of image files"
+    )
     parser.add_argument("--device", help="of the encoder, as cuda; by default the CPU")
     parser.add_argument("--push-to-hub", metavar="REPOSITORY", help="upload the result")
     parser.add_argument("--private", action="store_true", help="of a repository that is made")
 
 
-def run(source: str, folder: str, **options: Any) -> int:
+def run(source: str, folder: str, engine: str = "local", **options: Any) -> int:
     """Write a data set of latents and print what was written; the options are those of `compress_dataset`."""
+    if engine == "ray":
+        return _run_on_ray(source, folder, **options)
     from ..latents.writing import compress_dataset
 
     for split, written in compress_dataset(source, folder, **options).items():
         print(f"{split}: {written.num_rows} rows ({written.new_rows} new), {written.num_bytes / 1e6:.2f} MB of Parquet")
+    return 0
+
+
+def _run_on_ray(source: str, folder: str, num_proc: int = 1, **options: Any) -> int:
+    from ..latents.distributed import compress_with_ray, read_images
+
+    for name in ("splits", "push_to_hub", "private", "device"):
+        if options.pop(name, None):
+            raise ValueError(f"--{name.replace('_', '-')} is not for --engine ray")
+    options.pop("image_column", None)  # of the files that are read here there is one
+    compress_with_ray(read_images(source), folder, num_workers=num_proc, **options)
+    print(f"{folder}/data holds the latents; {folder}/errors, if it is there, pictures that could not be read")
     return 0
