@@ -188,6 +188,14 @@ def test_reads_normalisation_from_the_image_processor(codec, folders, tmp_path):
         assert a.equal(b), name
 
 
+def test_options_of_the_config(folders, codec):
+    """As `from_pretrained` takes them: another head, another type of the weights."""
+    model = load_on_latents(folders("vit"), codec, AUTO_CLASSES["vit"], num_labels=7, dtype=torch.bfloat16,
+                            image_mean=MEAN, image_std=STD)  # fmt: skip
+    assert model.config.num_labels == 7 and model.dtype == torch.bfloat16
+    assert model(pixel_values=torch.zeros(1, 12, 8, 8, dtype=torch.bfloat16)).logits.shape == (1, 7)
+
+
 def test_average_keeps_the_bias(folders, codec):
     pixel_model = AutoModel.from_pretrained(folders("siglip"))
     model = load_on_latents(folders("siglip"), codec, initialization="average", image_mean=MEAN, image_std=STD, halo=1)

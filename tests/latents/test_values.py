@@ -9,7 +9,7 @@ from transformers import AutoModelForImageClassification, ViTConfig
 
 from transformers_walloc import LatentView, WallocImageConfig, WallocImageEncoder, latent_values, latents_to_pixels
 from transformers_walloc.codec.bottleneck import compand, companding_scale
-from transformers_walloc.latents.picture import pixels_to_latents
+from transformers_walloc.latents.picture import picture_rotation, pixels_to_latents
 from transformers_walloc.latents.values import ROUNDING_STD, latent_windows, reflect, value_std
 
 CORPUS = {"latents_mean": [40.0, *[0.0] * 11], "latents_std": [60.0, 30.0, *[4.0] * 9, 0.01]}
@@ -117,3 +117,31 @@ def test_pixel_shuffle_view(codec):
     for call in (lambda: latents_to_pixels(latents[:, :9]), lambda: pixels_to_latents(view, 9)):
         with pytest.raises(ValueError, match="9 channels of latents are not 3 times a square"):
             call()
+
+
+@pytest.mark.parametrize("scale", ["corpus", "partial", "none"])
+def test_orthogonal_picture(scale):
+    """Nearer to the resized photograph than other rotations, and nothing is lost."""
+    codec, x = image_model(12), photograph(256, 256)
+    with torch.no_grad():
+        latents = codec.encode(x).latents
+    codec.config.latents_mean = latents.mean((0, 2, 3)).tolist()
+    codec.config.latents_std = latents.std((0, 2, 3)).tolist()
+    view = LatentView.scaled(codec.config, scale)
+    rotation = picture_rotation(codec, view)
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(12, dtype=torch.float64))
+    values = view.from_latents(latents)
+    picture = latents_to_pixels(values, rotation=rotation)
+    assert picture.shape == (1, 3, 64, 64)
+    torch.testing.assert_close(pixels_to_latents(picture, 12, rotation), values, atol=1e-5, rtol=1e-5)
+    target = torch.nn.functional.avg_pool2d(x, 4)
+    target = target - target.mean((2, 3), keepdim=True)
+
+    def similarity(rotation):
+        other = latents_to_pixels(values - values.mean((2, 3), keepdim=True), rotation=rotation)
+        return (other * target).sum().item()
+
+    generator = torch.Generator().manual_seed(0)
+    others = [torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64))[0] for _ in range(5)]
+    near = [torch.matrix_exp(0.3 * (a - a.T)) @ rotation for a in others]
+    assert similarity(rotation) > max(map(similarity, [*others, *near, torch.eye(12)]))

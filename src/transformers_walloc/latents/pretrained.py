@@ -1,5 +1,6 @@
 """Pretrained vision and vision-language models, loaded so that they take latents in place of pixels."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -57,7 +58,8 @@ def load_on_latents(
         image_mean, image_std: normalisation of the pixels that the model was trained on; None to read them from its
             image processor.
         resample: filter of the resize that the fold reproduces.
-        **kwargs: for `from_pretrained` (`dtype`, `device_map`, ...).
+        **kwargs: for `from_pretrained` (`dtype`, `device_map`, ...), and what is to differ in the config, as
+            `num_labels`.
 
     Raises:
         ValueError: an unknown family, initialization or scale.
@@ -65,7 +67,9 @@ def load_on_latents(
     if initialization not in get_args(Initialization):
         raise ValueError(f"unknown initialization {initialization!r}; valid: {', '.join(get_args(Initialization))}")
     # CLIPVisionModel and the like are a part of what their folder holds, and know their own config.
-    config = (getattr(auto_class, "config_class", None) or AutoConfig).from_pretrained(pretrained)
+    config_class = getattr(auto_class, "config_class", None) or AutoConfig
+    config, kwargs = config_class.from_pretrained(pretrained, return_unused_kwargs=True, **kwargs)
+    kwargs["ignore_mismatched_sizes"] = True
     family, pixel_patch = family_of(config), pixel_patch_size(config)
     patch_size = equal_cost_patch_size(codec.config, pixel_patch) if patch_size is None else patch_size
     if halo is None:
@@ -78,11 +82,11 @@ def load_on_latents(
         processor = AutoImageProcessor.from_pretrained(pretrained)
         image_mean, image_std = image_mean or processor.image_mean, image_std or processor.image_std
 
-    pixel_model = auto_class.from_pretrained(pretrained, **kwargs)
+    pixel_model = auto_class.from_pretrained(pretrained, config=copy.deepcopy(config), **kwargs)
     weight, bias = embedding_parameters(pixel_model, family)
     del pixel_model
     reshape_config(config, codec.config.latent_channels, view.kernel_size)
-    model = auto_class.from_pretrained(pretrained, config=config, ignore_mismatched_sizes=True, **kwargs)
+    model = auto_class.from_pretrained(pretrained, config=config, **kwargs)
     new_weight, new_bias = embedding_parameters(model, family)
     model.config.walloc_latents = view.to_dict()
     weight = kernels_of(weight, family.layout, codec.config.num_channels)
