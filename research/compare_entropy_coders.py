@@ -166,7 +166,7 @@ def main(argv=None) -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="of every clip, from its middle; default: 30")
     parser.add_argument("--code_step", type=float, default=1.0, help="coarser codes; default: 1")
     parser.add_argument("--bound", type=int, metavar="STEPS", help="add the bound, with so many steps per network")
-    parser.add_argument("--store", action="store_true", help="keep the result in docs/results for report.py")
+    parser.add_argument("--store", action="store_true", help="keep the result in docs/results for research.report")
     parser.add_argument("--data_name", metavar="NAME", help="what to call the data; default: the folder's name")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)

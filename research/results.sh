@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Measure everything that docs/results.md, the README and the model cards show, then write them.
 #
-#   bash research/results.sh IMAGES AUDIO [OPTIONS of evaluate_codec.py]     e.g. --cpu_time on a machine that is not quiet
+#   bash research/results.sh IMAGES AUDIO [OPTIONS of walloc evaluate]     e.g. --cpu_time on a machine that is not quiet
 #
-# IMAGES and AUDIO are folders, here Kodak and the validation music of prepare_open_corpus.py. What was measured before
+# IMAGES and AUDIO are folders, here Kodak and the validation music of research.corpora.prepare. What was measured before
 # is kept in runs/ and not repeated, as long as neither the codec nor the file changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -64,7 +64,7 @@ def main(argv=None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="+", type=parse_shape, metavar="WIDTHxBLOCKS[xKERNEL][@PIXELS]")
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder for each shape goes there")
-    parser.add_argument("--store", action="store_true", help="keep the table in docs/results for report.py")
+    parser.add_argument("--store", action="store_true", help="keep the table in docs/results for research.report")
     args, training = parser.parse_known_args(argv)
     rows = []
     for name, shape in args.shapes:

@@ -1,6 +1,6 @@
 """Text pages for training: prose, tables, receipts and code in many fonts on many papers, lightly scanned.
 
-Used by `prepare_open_corpus.py documents`. The words come from the documentation that Python carries with it, the
+Used by `research.corpora.prepare documents`. The words come from the documentation that Python carries with it, the
 figures from the generator, so that nothing has to be downloaded and a seed gives the same pages again (with the same
 fonts and versions of Python and Pillow).
 """

@@ -1,6 +1,6 @@
 """What goes into a training corpus: images and music found inside archives, and the rules by which they are chosen.
 
-Used by `prepare_open_corpus.py`.
+Used by `research.corpora.prepare`.
 """
 
 import io

@@ -1,6 +1,6 @@
 """The free Debian packages behind the training corpora, and what counts as good material.
 
-Read by `prepare_open_corpus.py`. Patterns are matched against paths in the unpacked package (or an archive inside it),
+Read by `research.corpora.prepare`. Patterns are matched against paths in the unpacked package (or an archive in it),
 with `*` crossing slashes as in `fnmatch`. Licences are what the copyright files of the packages say, in short; where
 one of these names a licence for a single file, that licence goes into the manifest instead.
 """

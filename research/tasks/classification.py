@@ -26,9 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from tqdm import tqdm
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -38,8 +36,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from research.tasks.runs import RunArguments, kept_array, run_task, training_arguments
-from transformers_walloc import WallocImageConfig, WallocImageEncoder, latent_values
+from research.tasks.preparation import Preparation
+from research.tasks.runs import RunArguments, run_task, training_arguments
 from transformers_walloc.media import IMAGE_SUFFIXES
 
 CONDITIONS = {
@@ -48,7 +46,6 @@ CONDITIONS = {
     "resize-128": "resized to 128 px",
     "walloc-4x": "latents of 256 px, rgb-4x",
 }
-CODECS = {"walloc-16x": "walloc/rgb-16x", "walloc-4x": "walloc/rgb-4x"}
 PIXELS = {"resize-64": 64, "resize-128": 128}
 MODELS = ("vit", "convnext")
 SIZE, LATENT = 256, 8  # of the image that the model is to see, and of the square behind a latent
@@ -185,59 +182,41 @@ def view_of(image: Image.Image, generator: np.random.Generator | None, min_scale
     return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
 
 
-@torch.no_grad()
-def prepare(items: list, condition: str, settings: Settings, random: bool, device: str) -> torch.Tensor:
+def prepare(prepared: Preparation, items: list, settings: Settings, random: bool, device: str = "cpu") -> torch.Tensor:
     """(images, views, channels, n, n): uint8 pixels of the resized views, or int8 codes.
 
     Random views depend on `split_seed` and the place of an image alone, so they are the same for all conditions;
     otherwise there is one of the whole image.
     """
-    encoder = None
-    if condition in CODECS:
-        encoder = WallocImageEncoder.from_pretrained(CODECS[condition], dtype=torch.float32).to(device).eval()
-    out = []
-    for i, item in enumerate(tqdm(items, desc=condition, unit="image", mininterval=5)):
-        image = open_image(item, settings.image_column)
+
+    def views(i: int) -> torch.Tensor:
+        image = open_image(items[i], settings.image_column)
         generators: list = [None]
         if random:
             generators = [np.random.default_rng((settings.split_seed, i, view)) for view in range(settings.views)]
         pixels = np.stack([view_of(image, generator, settings.min_scale) for generator in generators])
         x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
-        if encoder is None:
-            side = x.shape[-1] * PIXELS[condition] // SIZE
-            x = F.interpolate(x, (side, side), mode="bicubic", antialias=True).clamp(0, 255).round().byte()
-        else:
-            x = encoder(x / 255 - 0.5).latents.round().to(torch.int8)
-        out.append(x.cpu())
-    return torch.stack(out)
+        side = x.shape[-1] * PIXELS.get(prepared.condition, SIZE) // SIZE
+        return prepared.encode(x, (side, side))
+
+    s = settings
+    split = (s.data, s.image_column, s.label_column, s.train_split, s.test_split)
+    facts = (*split, s.test_fraction, s.split_seed, s.max_per_class, len(items))
+    how = (s.views, s.min_scale) if random else ()
+    return prepared.keep(s.cache, (facts, "train" if random else "test", how), range(len(items)), views, "image")
 
 
 @functools.cache  # for all seeds: up to a gigabyte a condition for a few thousand images
 def inputs(condition: str, settings: Settings, device: str) -> dict:
-    s = settings
-    train, train_labels, test, test_labels, names = read_images(s)
-    codec = WallocImageEncoder.from_pretrained(CODECS[condition]).config if condition in CODECS else None
-    split: tuple = (s.data, s.image_column, s.label_column, s.train_split, s.test_split)
-    split += (s.test_fraction, s.split_seed, s.max_per_class)
-
-    def prepared(items: list, part: str, *options) -> torch.Tensor:
-        made_of = (condition, codec and codec.latent_fingerprint, part, split, len(items), options)
-        random = part == "train"
-        return torch.from_numpy(
-            kept_array(s.cache, made_of, lambda: prepare(items, condition, s, random, device).numpy())
-        )
-
-    data = {"train": prepared(train, "train", s.views, s.min_scale, s.split_seed)}
-    data["test"] = prepared(test, "test", 1, s.min_scale, None)
-    values = value_of(codec)
-    sample = values(data["train"][:: max(1, len(train) // 500), 0])
-    mean, std = sample.mean((0, 2, 3))[:, None, None], sample.std((0, 2, 3))[:, None, None]
-    crop = SIZE // LATENT if condition in CODECS else PIXELS[condition]
+    train, train_labels, test, test_labels, names = read_images(settings)
+    prepared = Preparation(condition, device)
+    data = {
+        "train": prepare(prepared, train, settings, True, device),
+        "test": prepare(prepared, test, settings, False, device),
+    }
+    transform = prepared.standardise(data["train"][:: max(1, len(train) // 500), 0])
+    crop = PIXELS.get(condition, SIZE // LATENT)
     unit = crop * LATENT // SIZE
-
-    def transform(x: torch.Tensor) -> torch.Tensor:
-        return (values(x) - mean) / std
-
     return {
         "train": Views(data["train"], train_labels, unit, crop, True, transform),
         "test": Views(data["test"], test_labels, unit, crop, False, transform),
@@ -245,14 +224,6 @@ def inputs(condition: str, settings: Settings, device: str) -> dict:
         "crop": crop,
         "names": names,
     }
-
-
-def value_of(codec: WallocImageConfig | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """8-bit numbers to what the model sees of them before standardisation: pixels as they are, codes expanded."""
-    if codec is None:
-        return lambda x: x.float()
-    table = latent_values(torch.arange(-128, 128).clamp_min(-127).to(torch.int8), codec)
-    return lambda x: table[x.int() + 128]
 
 
 def make_model(settings: Settings, channels: int, size: int, names: list[str]) -> PreTrainedModel:

@@ -22,14 +22,13 @@ import json
 import random
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -37,9 +36,8 @@ from transformers import Trainer, TrOCRConfig, VisionEncoderDecoderConfig, Visio
 
 from research.corpora.documents import _Page, usable_fonts
 from research.corpora.prepare import system_fonts
-from research.tasks.classification import value_of
-from research.tasks.runs import RunArguments, kept_array, run_task, training_arguments
-from transformers_walloc import WallocImageEncoder
+from research.tasks.preparation import Preparation
+from research.tasks.runs import RunArguments, run_task, training_arguments
 
 CONDITIONS = {
     "prior": "no page: the most frequent answers",
@@ -48,7 +46,6 @@ CONDITIONS = {
     "resize-448": "resized to 448 rows",
     "walloc-4x": "latents of 896 rows, rgb-4x",
 }
-CODECS = {"walloc-16x": "walloc/rgb-16x", "walloc-4x": "walloc/rgb-4x"}
 FACTORS = {"resize-224": 4, "resize-448": 2}
 PAGE = (896, 448)  # rows and columns; receipts are about twice as high as wide
 TOKENS = (14, 7)
@@ -218,48 +215,39 @@ def page_of(folder: str, name: str) -> Image.Image:
     return Image.open(found[0]).convert("RGB").resize(PAGE[::-1], Image.Resampling.LANCZOS)
 
 
-@torch.no_grad()
-def encode(page: Image.Image, condition: str, encoder: WallocImageEncoder | None) -> np.ndarray:
-    """(channels, rows, columns): uint8 pixels of the resized page, or int8 codes."""
-    x = torch.from_numpy(np.array(page)).permute(2, 0, 1)[None].float()
-    if encoder is not None:
-        return encoder(x / 255 - 0.5).latents.round().to(torch.int8)[0].numpy()
-    size = [n // FACTORS[condition] for n in PAGE]
-    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 255).round().byte()[0].numpy()
+def prepare(
+    prepared: Preparation, folder: str, part: str, items: Sequence, page: Callable[[Any], Image.Image]
+) -> torch.Tensor:
+    """(pages, channels, rows, columns): uint8 pixels of the resized pages, or int8 codes; kept in `folder`."""
+    rows, columns = (n // FACTORS.get(prepared.condition, 1) for n in PAGE)
+
+    def encoded(item) -> torch.Tensor:
+        x = torch.from_numpy(np.array(page(item))).permute(2, 0, 1)[None].float()
+        return prepared.encode(x, (rows, columns))[0]
+
+    return prepared.keep(folder, (PAGE, part), items, encoded, "page")
 
 
 @functools.cache  # for all seeds
 def inputs(condition: str, settings: Settings) -> dict:
     """Data sets of the rendered, the training and the test pages."""
-    encoder = WallocImageEncoder.from_pretrained(CODECS[condition]).eval() if condition in CODECS else None
-    codec = encoder and encoder.config
+    prepared = Preparation(condition)
     train, test = split(settings.data, settings.test)
     train = train[: settings.max_pages or None]
     answers = read_answers(settings.data)
-    key = (condition, codec and codec.latent_fingerprint, PAGE)
-
-    def prepared(part: str, items, page) -> torch.Tensor:
-        def make():
-            bar = tqdm(items, desc=f"{condition}, {part.split()[0]}", unit="page", mininterval=5)
-            return np.stack([encode(page(item), condition, encoder) for item in bar])
-
-        return torch.from_numpy(kept_array(settings.cache, (*key, part), make))
-
     names = {"train": train, "test": test}
-    data = {p: prepared(f"{p} {settings.data} {n}", n, lambda x: page_of(settings.data, x)) for p, n in names.items()}
-    values = value_of(codec)
-    sample = values(data["train"][:: max(1, len(train) // 100)])
-    mean, std = sample.mean((0, 2, 3))[:, None, None], sample.std((0, 2, 3))[:, None, None].clamp_min(1e-6)
 
-    def transform(x: torch.Tensor) -> torch.Tensor:
-        return (values(x) - mean) / std
+    def pages_of(part: str, items: Sequence, page: Callable[[Any], Image.Image]) -> torch.Tensor:
+        return prepare(prepared, settings.cache, part, items, page)
 
+    data = {p: pages_of(f"{p} {settings.data} {n}", n, lambda x: page_of(settings.data, x)) for p, n in names.items()}
+    transform = prepared.standardise(data["train"][:: max(1, len(train) // 100)])
     texts = {p: [[answers[x].get(f, "") for f in settings.fields] for x in n] for p, n in names.items()}
     found = {part: Pages(data[part], texts[part], transform) for part in names}
     if settings.rendered:
         seeds = range(settings.rendered)
         facts = [_facts(i) for i in tqdm(seeds, desc="rendering", unit="page", mininterval=5)]
-        pages = prepared(f"rendered {settings.rendered}", seeds, lambda i: _receipt(i)[0])
+        pages = pages_of(f"rendered {settings.rendered}", seeds, lambda i: _receipt(i)[0])
         found["rendered"] = Pages(pages, [[of[f] for f in settings.fields] for of in facts], transform)
     return {**found, "texts": texts}
 
@@ -331,7 +319,7 @@ def read(model: VisionEncoderDecoderModel, pages: Pages, settings: Settings) -> 
 
 
 def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) -> dict:
-    """One condition with one seed; see `task_runs.run_task`."""
+    """One condition with one seed; see `runs.run_task`."""
     s = settings
     if condition == "prior":
         answers, (train, test) = read_answers(s.data), split(s.data, s.test)

@@ -5,11 +5,11 @@
 
 What a model of documents needs first, and small enough to be learnt on a CPU: a convolutional network along the line
 reads its characters (connectionist temporal classification, Graves et al. 2006). It learns from rendered receipts and
-is measured on other rendered ones (character errors) and on the real pages that are the test of task_documents.py: a
+is measured on other rendered ones (character errors) and on the real pages that are the test of documents.py: a
 window of 32 of 896 rows slides down the page, 8 rows a step, and company, date and total count as found where they
 stand, whole, in what one window reads. Nothing is fitted to the real pages.
 
-Pages, numbers and conditions are those of task_documents.py; a window is 32 x 448 of 896 x 448 pixels:
+Pages, numbers and conditions are those of documents.py; a window is 32 x 448 of 896 x 448 pixels:
 
     resize-224    8 x 112 x 3 =  2,688 numbers      walloc-16x    4 x 56 x 12 =  2,688
     resize-448   16 x 224 x 3 = 10,752 numbers      walloc-4x     4 x 56 x 48 = 10,752
@@ -24,32 +24,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ImageFont
+from PIL import Image, ImageFont
 from torch import nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import Trainer
 
-from research.tasks.classification import value_of
 from research.tasks.documents import (
     CHARACTERS,
-    CODECS,
     FIELDS,
     PAGE,
     Receipt,
-    encode,
     fonts,
     levenshtein,
     page_of,
+    prepare,
     read_answers,
 )
 from research.tasks.documents import CONDITIONS as PAGE_CONDITIONS
 from research.tasks.documents import split as split_pages
-from research.tasks.runs import RunArguments, kept_array, run_task, training_arguments
-from transformers_walloc import WallocImageEncoder
+from research.tasks.preparation import Preparation
+from research.tasks.runs import RunArguments, run_task, training_arguments
 
 CONDITIONS = {name: title for name, title in PAGE_CONDITIONS.items() if name != "prior"}
 WINDOW, STRIDE = 32, 8  # rows of the page
@@ -272,31 +268,17 @@ def _lines(seed: int) -> list[Line]:
 def inputs(condition: str, settings: Settings) -> dict:
     """Rendered lines for training and test, and the real pages."""
     s = settings
-    encoder = WallocImageEncoder.from_pretrained(CODECS[condition]).eval() if condition in CODECS else None
-    codec = encoder and encoder.config
-    key = ("reading upright", condition, codec and codec.latent_fingerprint, PAGE)
-
-    def prepared(part: str, items, page) -> torch.Tensor:
-        def make():
-            bar = tqdm(items, desc=f"{condition}, {part.split()[0]}", unit="page", mininterval=5)
-            return np.stack([encode(page(item), condition, encoder) for item in bar])
-
-        return torch.from_numpy(kept_array(s.cache, (*key, part), make))
-
+    prepared = Preparation(condition)
     names = split_pages(s.data, s.test)[1]
     total = s.rendered + s.rendered_test
-    drawn = prepared(
-        f"rendered upright {total}", range(total), lambda i: DenseReceipt(fonts(), f"dense-{i}").scan(rotate=False)
-    )
-    real = prepared(f"real {s.data} {names}", names, lambda name: page_of(s.data, name))
+
+    def upright(i: int) -> Image.Image:
+        return DenseReceipt(fonts(), f"dense-{i}").scan(rotate=False)
+
+    drawn = prepare(prepared, s.cache, f"rendered upright {total}", range(total), upright)
+    real = prepare(prepared, s.cache, f"real {s.data} {names}", names, lambda name: page_of(s.data, name))
     lines = [(i, line) for i in range(total) for line in _lines(i)]
-    values = value_of(codec)
-    sample = values(drawn[:: max(1, total // 100)])
-    mean, std = sample.mean((0, 2, 3))[:, None, None], sample.std((0, 2, 3))[:, None, None].clamp_min(1e-6)
-
-    def transform(x: torch.Tensor) -> torch.Tensor:
-        return (values(x) - mean) / std
-
+    transform = prepared.standardise(drawn[:: max(1, total // 100)])
     return {
         "train": Lines(drawn, [line for line in lines if line[0] < s.rendered], transform),
         "test": Lines(drawn, [line for line in lines if line[0] >= s.rendered], transform),
@@ -306,7 +288,7 @@ def inputs(condition: str, settings: Settings) -> dict:
 
 
 def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) -> dict:
-    """One condition with one seed; see `task_runs.run_task`."""
+    """One condition with one seed; see `runs.run_task`."""
     s = settings
     found = inputs(condition, s)
     torch.manual_seed(seed)  # after the preparation, which only the first seed does

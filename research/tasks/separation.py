@@ -127,7 +127,7 @@ class Remixes(Dataset):
 
 
 def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) -> dict:
-    """One condition with one seed; see `task_runs.run_task`."""
+    """One condition with one seed; see `runs.run_task`."""
     songs = song_folders(settings, settings.split)
     if condition == "mix":
         shares = [song.sum(0, keepdim=True).expand_as(song) / len(song) for song in map(load, songs)]

@@ -201,11 +201,12 @@ def test_images_of_a_repository(labels, monkeypatch):
 
 def test_conditions_see_the_same(classes):
     """Latents of a view decode to what the resized view shows, at the same place of the grid."""
-    from research.tasks.classification import CODECS, Settings, prepare
+    from research.tasks.classification import Settings, prepare
+    from research.tasks.preparation import CODECS, Preparation
 
     settings, item = Settings(views=2), [classes / "coffee" / "0.png"]
     for resize, walloc in PAIRS.items():
-        pixels, codes = (prepare(item, name, settings, True, "cpu")[0] for name in (resize, walloc))
+        pixels, codes = (prepare(Preparation(name), item, settings, True)[0] for name in (resize, walloc))
         side = codes.shape[-1]
         assert pixels.dtype == torch.uint8 and codes.dtype == torch.int8 and side == 36
         unit = pixels.shape[-1] // side

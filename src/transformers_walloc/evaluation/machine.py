@@ -39,7 +39,7 @@ def shown_command(program: str, arguments: Sequence[str] | None = None) -> str:
     """A command line without the folders of this machine.
 
     Args:
-        program: as it is called, such as `python scripts/evaluate_codec.py`.
+        program: as it is called, such as `walloc evaluate`.
         arguments: default: those of this process.
     """
     given = sys.argv[1:] if arguments is None else arguments

@@ -284,7 +284,7 @@ def rate_distortion(rows: Sequence[Mapping], kind: str) -> Figure:
     """PSNR over rate, one curve for each codec, ours in strong colours.
 
     Args:
-        rows: as `scripts/evaluate_codec.py curves` writes them: codec (`NAME@option=value`), psnr, bpp or kbps.
+        rows: as `walloc evaluate curves` writes them: codec (`NAME@option=value`), psnr, bpp or kbps.
         kind: "image" or "audio".
     """
     rate = "bpp" if kind == "image" else "kbps"

@@ -1,0 +1,61 @@
+"""What the tasks on images share: what each condition gives a model to read, prepared once and kept in 8 bits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from research.tasks.runs import kept_array
+from transformers_walloc import WallocImageEncoder, latent_values
+
+CODECS = {"walloc-16x": "walloc/rgb-16x", "walloc-4x": "walloc/rgb-4x"}
+
+
+class Preparation:
+    """Images to the 8-bit numbers of a condition, and these to what a model sees.
+
+    Args:
+        condition: of `CODECS` for int8 codes of the image at its full size, any other for uint8 pixels of the resized
+            one.
+    """
+
+    def __init__(self, condition: str, device: str = "cpu"):
+        self.condition, self.encoder = condition, None
+        if condition in CODECS:
+            self.encoder = WallocImageEncoder.from_pretrained(CODECS[condition], dtype=torch.float32).to(device).eval()
+        self.identity = (condition, self.encoder and self.encoder.config.latent_fingerprint)
+
+    @torch.no_grad()
+    def encode(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """(B, 3, h, w) floats in 0..255 -> (B, channels, rows, columns); `size` is that of resized pixels."""
+        if self.encoder is not None:
+            return self.encoder(x / 255 - 0.5).latents.round().to(torch.int8).cpu()
+        return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 255).round().byte().cpu()
+
+    def keep(self, folder: str, part: Any, items, make: Callable[[Any], torch.Tensor], unit: str) -> torch.Tensor:
+        """What `make` gives for each item, stacked; from `folder` where an earlier command left it.
+
+        Args:
+            part: all that the numbers depend on beside the condition and its codec.
+        """
+
+        def made() -> np.ndarray:
+            return np.stack([make(item).numpy() for item in tqdm(items, desc=self.condition, unit=unit, mininterval=5)])
+
+        return torch.from_numpy(kept_array(folder, (*self.identity, part), made))
+
+    def values(self, x: torch.Tensor) -> torch.Tensor:
+        """8-bit numbers as floats before standardisation: pixels as they are, codes expanded."""
+        if self.encoder is None:
+            return x.float()
+        codes = torch.arange(-128, 128).clamp_min(-127).to(torch.int8)
+        return latent_values(codes, self.encoder.config)[x.int() + 128]
+
+    def standardise(self, sample: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function from 8-bit numbers to floats whose channels have mean 0 and deviation 1 over the sample."""
+        values = self.values(sample)
+        mean, std = values.mean((0, 2, 3))[:, None, None], values.std((0, 2, 3))[:, None, None].clamp_min(1e-6)
+        return lambda x: (self.values(x) - mean) / std
