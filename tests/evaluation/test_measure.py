@@ -79,6 +79,7 @@ def test_tables_of_images(image_codec, images, tmp_path):
     markdown = (tmp_path / "results.md").read_text()
     assert f"| `tiny` | 16 | {rows['tiny']['compression_ratio']:.1f} |" in markdown
     assert str(images.parent) not in markdown and str(image_codec.parent) not in markdown
+    assert "* JPEG files: optimize, progressive, at a given size the better of subsampling 4:2:0" in markdown
     assert (tmp_path / "results.csv").read_text().startswith("codec,dimensionality_reduction,")
 
 

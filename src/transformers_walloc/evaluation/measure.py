@@ -27,7 +27,7 @@ from .codecs import CodecUnavailableError
 from .machine import machine, shown_command, versions
 from .neural import NEURAL
 from .quality import METRICS, Quality, bd_rates
-from .rivals import AUDIO_FORMATS, IMAGE_FORMATS
+from .rivals import AUDIO_FORMATS, IMAGE_FORMATS, format_options
 from .signals import SAMPLING_RATE, Signals
 from .specs import make_codec, parse_spec, shown_spec
 from .speed import Timing, measure_speed
@@ -113,6 +113,7 @@ def evaluate_codecs(
         "date": datetime.date.today().isoformat(),
         "machine": machine(torch.get_num_threads()) | {"clock": clock},
         "versions": versions(),
+        "format_options": format_options(kind),
         "metrics_unavailable": quality.unavailable if quality else {},
         "codecs_unavailable": missing,
         "rows": rows,

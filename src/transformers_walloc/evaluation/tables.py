@@ -62,6 +62,7 @@ def to_markdown(result: dict) -> str:
         ]
         parts.append(table(["codec", *formats], lines))
     notes = [f"* `{row['codec']}`: {row['note']}." for row in rows if row.get("note")]
+    notes += [f"* {title} files: {options}." for title, options in result.get("format_options", {}).items()]
     notes += [f"* {TITLES[name][0]} is empty: {reason}." for name, reason in result["metrics_unavailable"].items()]
     notes += [f"* `{name}` is missing: {reason}." for name, reason in result["codecs_unavailable"].items()]
     if notes:
