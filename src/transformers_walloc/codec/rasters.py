@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +108,7 @@ class RasterFormat:
             ValueError: NaN or infinite values that are not `nodata`, values outside the range, or nothing but `nodata`.
         """
         mask = self.missing(planes)
-        values = planes.astype(np.float64 if planes.dtype.itemsize > 2 else np.float32)
+        values: Any = planes.astype(np.float64 if planes.dtype.itemsize > 2 else np.float32)
         if mask is not None:
             if mask.all():
                 raise ValueError("every sample is missing (nodata)")
