@@ -136,8 +136,8 @@ def load_bundled() -> dict:
 
     import transformers_walloc  # noqa: F401
 
-    facts = {name: load_image(f"walloc/{name}") for name in BUNDLED[:2]}
-    for name in BUNDLED[2:]:
+    facts = {name: load_image(f"walloc/{name}") for name in BUNDLED if name.startswith("rgb")}
+    for name in set(BUNDLED) - set(facts):
         config = AutoConfig.from_pretrained(f"walloc/{name}")
         extractor = AutoFeatureExtractor.from_pretrained(f"walloc/{name}")
         facts[name] = {

@@ -55,8 +55,6 @@ __all__ = [
 # Larger signals are refused before they are decoded unless the caller says otherwise: encoding takes up to 40 bytes of
 # memory for a pixel, or for a sample of every channel, so about 2.5 GB. 67 megapixels, 25 minutes at 44.1 kHz.
 MAX_PIXELS = MAX_SAMPLES = 2**26
-# Outside of these a file is damaged or hostile: a header that states 1 Hz makes 44,100 samples of each at 44.1 kHz.
-SAMPLING_RATES = (1000, 768_000)  # Hz
 
 # Decoded images are stored without further loss where the format allows it, and nearly so otherwise.
 _IMAGE_OPTIONS: dict[str, dict] = {
@@ -159,13 +157,11 @@ def read_audio(
             if that is more) before they are decoded; None for no limit.
 
     Raises:
-        MediaError: not audio that can be read, empty, too long, or of an absurd sampling rate.
+        MediaError: not audio that can be read, empty, or too long.
     """
     try:
         with _soundfile().SoundFile(io.BytesIO(data)) as file:
-            rate, length = file.samplerate, file.frames
-            if not SAMPLING_RATES[0] <= rate <= SAMPLING_RATES[1]:
-                raise MediaError(f"{path}: the sampling rate is {rate} Hz; valid: {SAMPLING_RATES[0]} to 768000")
+            rate, length = max(1, file.samplerate), file.frames
             wanted = length if seconds is None else min(length, round(seconds * rate))
             samples = round(wanted * max(1, 44_100 / rate) * max(1, file.channels / 2))
             if max_samples is not None and samples > max_samples:
@@ -180,13 +176,6 @@ def read_audio(
     if not len(clip):
         raise MediaError(f"{path}: the audio is empty")
     return np.ascontiguousarray(clip.T), int(rate)
-
-
-def downmix(samples: np.ndarray) -> np.ndarray:
-    """(channels, length) in the order of WAV files to stereo, (2, length), see `stereo_weights`."""
-    from .codec.audio_loading import stereo_weights
-
-    return stereo_weights(len(samples)) @ samples
 
 
 def sample_format(data: bytes, kind: str) -> str:

@@ -14,7 +14,7 @@ from ..codec.limits import MAX_MEMORY
 from ..files import RASTER_SUFFIXES
 from ..media import MAX_PIXELS as MAX_ENCODED_PIXELS
 from ..media import MAX_SAMPLES as MAX_ENCODED_SAMPLES
-from ..media import STANDARD_STREAM, downmix, encode_audio, encode_image, read_audio, read_image, sample_format
+from ..media import STANDARD_STREAM, encode_audio, encode_image, read_audio, read_image, sample_format
 from ..raster_files import compress_raster, decompress_raster, encode_raster, read_raster
 
 
@@ -78,7 +78,7 @@ class FileCodec:
         source: str,
         data: bytes,
         *,
-        mix: bool = False,
+        downmix: bool = False,
         max_pixels: int | None = MAX_ENCODED_PIXELS,
         max_samples: int | None = MAX_ENCODED_SAMPLES,
     ) -> tuple[dict[str, Any], tuple[int, int, int] | None]:
@@ -87,24 +87,28 @@ class FileCodec:
         Args:
             source: name of the file, for messages.
             data: its bytes.
-            mix: audio of more channels than the codec has to stereo, see `media.downmix`.
+            downmix: audio of more channels than the codec to those of the codec.
             max_pixels, max_samples: refuse what is larger, before it is decoded; None for no limit.
         """
         if self.kind == "image":
             return self._to_device(self.processor(read_image(source, data, max_pixels), return_tensors="pt")), None
+        import torch
+
+        from ..codec.audio_loading import mix
+
         samples, rate = read_audio(source, data, max_samples=max_samples)
         config = self.model.config
         if len(samples) > config.num_channels:
-            if not mix:
+            if not downmix:
                 raise ValueError(
                     f"the audio has {len(samples)} channels and the codec {self.name!r} {config.num_channels}; "
                     "--downmix mixes them"
                 )
-            samples = downmix(samples)[: config.num_channels]
+            samples = mix(torch.from_numpy(samples), config.num_channels, downmix).numpy()
         origin = (len(samples), rate, samples.shape[1])
-        batch = self._to_device(self.processor(samples, sampling_rate=rate, return_tensors="pt"))
+        batch = self.processor(samples, sampling_rate=rate, max_samples=max_samples, return_tensors="pt")
         converted = (len(samples), rate) != (config.num_channels, config.sampling_rate)
-        return batch, origin if converted else None
+        return self._to_device(batch), origin if converted else None
 
     def compress(
         self,
@@ -135,7 +139,7 @@ class FileCodec:
             if psnr is not None:
                 raise ValueError("--psnr counts pixels of 8 bits: choose --step or --bpp for rasters")
             return compress_raster(self.model, *read_raster(source, data), step=step, bpp=bpp, num_channels=channels)
-        inputs, origin = self.inputs(source, data, mix=downmix, max_pixels=max_pixels, max_samples=max_samples)
+        inputs, origin = self.inputs(source, data, downmix=downmix, max_pixels=max_pixels, max_samples=max_samples)
         (blob,) = self.model.compress(**inputs, step=step, num_channels=channels, psnr=psnr, **{unit: targets[unit]})
         found = sample_format(data, kind)
         if origin is None and not found:
