@@ -23,5 +23,7 @@ if [ ! -e "$STAMP" ]; then
   fi
   touch "$STAMP"
 fi
+# The compiled kernels, anew when their sources change; without a compiler numpy and torch stand in for them.
+[ -n "${WALLOC_NO_NATIVE:-}" ] || "$VENV/bin/python" src/transformers_walloc/native/build.py > "$VENV/kernels.log" 2>&1 || cat "$VENV/kernels.log"
 PYTHON="$PWD/$VENV/bin/python"
 [ "${VENV#/}" = "$VENV" ] || PYTHON="$VENV/bin/python"

@@ -79,6 +79,7 @@ class FileCodec:
         data: bytes,
         *,
         downmix: bool = False,
+        do_rescale: bool = True,
         max_pixels: int | None = MAX_ENCODED_PIXELS,
         max_samples: int | None = MAX_ENCODED_SAMPLES,
     ) -> tuple[dict[str, Any], tuple[int, int, int] | None]:
@@ -88,10 +89,12 @@ class FileCodec:
             source: name of the file, for messages.
             data: its bytes.
             downmix: audio of more channels than the codec to those of the codec.
+            do_rescale: False leaves images of 8 bits as they are, which the model takes as well.
             max_pixels, max_samples: refuse what is larger, before it is decoded; None for no limit.
         """
         if self.kind == "image":
-            return self._to_device(self.processor(read_image(source, data, max_pixels), return_tensors="pt")), None
+            image = read_image(source, data, max_pixels)
+            return self._to_device(self.processor(image, do_rescale=do_rescale, return_tensors="pt")), None
         import torch
 
         from ..codec.audio_loading import mix
@@ -139,7 +142,8 @@ class FileCodec:
             if psnr is not None:
                 raise ValueError("--psnr counts pixels of 8 bits: choose --step or --bpp for rasters")
             return compress_raster(self.model, *read_raster(source, data), step=step, bpp=bpp, num_channels=channels)
-        inputs, origin = self.inputs(source, data, downmix=downmix, max_pixels=max_pixels, max_samples=max_samples)
+        limits = {"max_pixels": max_pixels, "max_samples": max_samples}
+        inputs, origin = self.inputs(source, data, downmix=downmix, do_rescale=False, **limits)
         (blob,) = self.model.compress(**inputs, step=step, num_channels=channels, psnr=psnr, **{unit: targets[unit]})
         found = sample_format(data, kind)
         if origin is None and not found:
@@ -157,8 +161,7 @@ class FileCodec:
         if header.raster:
             return encode_raster(*decompress_raster(self.model, data, max_memory), name)
         if self.kind == "image":
-            (pixels,) = self.model.decompress([data], max_memory=max_memory)
-            (image,) = self.processor.post_process([pixels])
+            image = self._picture(data, header, max_memory)
             if not isinstance(image, PIL.Image.Image):
                 raise ValueError(f"images of {header.num_channels} channels cannot be written to a file")
             return encode_image(image.convert("L") if header.sample_format == "gray" else image, name)
@@ -171,6 +174,20 @@ class FileCodec:
         config = self.model.config
         made_for = config.raster_format is not None or config.num_channels not in (1, 3)
         return suffix in RASTER_SUFFIXES and (suffix == ".npy" or made_for)
+
+    def _picture(self, data: bytes, header: Header, max_memory: int | None) -> Any:
+        """What `post_process` makes of the decoded picture, band by band: floats are four times as large."""
+        import numpy as np
+
+        from ..codec.bands import decompress_rows
+
+        picture, top = np.empty((*header.sizes, header.num_channels), np.uint8), 0
+        for rows in decompress_rows(self.model, data, max_memory=max_memory):
+            picture[top : top + len(rows)] = rows
+            top += len(rows)
+        if header.num_channels not in (1, 3):
+            return picture
+        return PIL.Image.fromarray(picture[..., 0] if header.num_channels == 1 else picture)
 
     def waveform(self, data: bytes, header: Header, max_memory: int | None) -> tuple[Any, int]:
         """(channels, length) and sampling rate of the decoded audio, converted back to those of the source."""

@@ -6,24 +6,33 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .. import native
 from ..codec.bitstream import WallocFormatError, unpack
 from ..files import WALLOC_SUFFIX, MediaError, find_files, read_bytes
 from .messages import complain
 
 EXAMPLES = """\
   walloc info photo.walloc
-  walloc info --json small/ | jq .bits_per_pixel"""
+  walloc info --json small/ | jq .bits_per_pixel
+  walloc info --kernels"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = ".walloc files, folders, patterns, - for standard input"
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help=what)
+    parser.add_argument("inputs", nargs="*", metavar="FILE", help=what)
+    parser.add_argument(
+        "--kernels", action="store_true", help="say whether the compiled kernels run, see docs/kernels.md"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object in each line")
 
 
-def run(inputs: Sequence[str], *, json: bool = False) -> int:
-    """Print what files contain; returns the exit status, 1 if one cannot be read."""
+def run(inputs: Sequence[str], *, json: bool = False, kernels: bool = False) -> int:
+    """Print what files contain, and which kernels run; returns the exit status, 1 if a file cannot be read."""
+    if not (inputs or kernels):
+        raise MediaError("no files: name some, or ask for --kernels")
     status = 0
+    if kernels:
+        print(native.describe())
     for source, _ in find_files(inputs, (WALLOC_SUFFIX,)):
         try:
             facts = describe(source, read_bytes(source))

@@ -12,6 +12,7 @@ decompress: file -> entropy coder -> codes -> signal, cropped to its original si
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,9 @@ from .bitstream import (
 )
 from .entropy_coding import EntropyTables, decode_codes, encode_codes
 from .identity import codec_name, tables_from_buffer
+from .kernels import library
 from .limits import MAX_MEMORY, check_memory, check_payload
+from .pixels import scale_pixels
 from .rate_control import RateControl
 from .signals import to_8bit
 
@@ -52,7 +55,8 @@ def compress(
 
     Args:
         model: a codec, or its encoder alone.
-        signals: (batch, num_channels, *sizes) in [-0.5, 0.5], sizes multiples of `config.patch_size`.
+        signals: (batch, num_channels, *sizes) in [-0.5, 0.5], images uint8 as well, sizes multiples of
+            `config.patch_size`.
         sizes: of each signal without its padding, (height, width) or (length,); by default nothing is padding.
         gains, offsets: of each clip, stored so that `decompress` can return `gain * decoded + offset`; audio only.
         step: width of a quantisation cell, at least 1; larger gives smaller files and coarser latents.
@@ -73,32 +77,13 @@ def compress(
         raise ValueError("bpp is for images: use kbps" if audio else "kbps is for audio: use bpp")
     if not audio and (gains is not None or offsets is not None):
         raise ValueError("gains and offsets are for audio")
-    if config.latent_bits > 8:
-        raise ValueError(f"latent_bits is {config.latent_bits}; .walloc files hold codes of at most 8 bits")
-    kept = config.latent_channels if num_channels is None else num_channels
-    if not 1 <= kept <= config.latent_channels:
-        raise ValueError(f"num_channels is {num_channels}; valid: 1 to {config.latent_channels}")
     rate = RateControl(step, ("kbps", kbps) if audio else ("bpp", bpp), psnr)
     if psnr is not None and not hasattr(model, "decode"):
         raise ValueError(
             f"psnr as a target needs the decoder, which {type(model).__name__} lacks: load the full model, or choose a "
             "step or a rate"
         )
-    tables, identity = tables_from_buffer(model.entropy_tables, config.latent_channels)
-    shared: dict[str, Any] = {
-        "kind": "audio" if audio else "image",
-        "num_channels": config.num_channels,
-        "num_levels": config.num_levels,
-        "latent_channels": config.latent_channels,
-        "latent_bits": config.latent_bits,
-        "encoder_padding": config.encoder_padding,
-        "coded_channels": kept,
-        "fingerprint": model.fingerprint(),
-        "tables": identity,
-        "codec": codec_name(config._name_or_path),
-    }
-    if audio:
-        shared["sampling_rate"] = getattr(config, "sampling_rate")  # noqa: B009 - of audio configurations only
+    shared, tables = _shared_fields(model, num_channels)
     count, patch = len(signals), config.patch_size
     headers = [
         Header(**shared, sizes=size, gain=gain, offset=offset)
@@ -114,6 +99,22 @@ def compress(
         whole = (slice(None), *(slice(-(-size // patch) * patch) for size in header.sizes))
         files.append(_compress_one(model, signal[whole], header, rate, tables))
     return files
+
+
+def file_of_codes(
+    model: "EncodingModel", codes: np.ndarray, sizes: tuple[int, ...], step: float, num_channels: int | None = None
+) -> bytes:
+    """The .walloc file of int8 codes (latent_channels, *grid); the other arguments are those of `compress`."""
+    shared, tables = _shared_fields(model, num_channels)
+    header = Header(**shared, sizes=sizes, step=step)
+    return pack(header, encode_codes(codes[: header.coded_channels], tables))
+
+
+def read_codes(
+    model: "EncodingModel", blob: bytes, max_memory: int | None, max_pixels: int | None
+) -> tuple[Header, np.ndarray]:
+    """Header and codes of one file; the limits are those of `decompress_codes`."""
+    return next(_read(model, blob, False, max_memory, max_pixels, None))
 
 
 @torch.no_grad()
@@ -175,7 +176,16 @@ def decompress_codes(
         WallocFormatError: see `decompress`.
     """
     limits = max_memory, max_pixels, max_samples
-    return [torch.from_numpy(codes) for _, codes in _read(model, blobs, False, *limits)]
+    files = [blobs] if isinstance(blobs, bytes) else blobs
+    threads = min(torch.get_num_threads(), len(files))
+    if threads <= 1 or library() is None:  # Python's lock would let one thread run at a time
+        return [torch.from_numpy(codes) for _, codes in _read(model, files, False, *limits)]
+    parts = [files[k::threads] for k in range(threads)]
+    codes: list[Any] = [None] * len(files)
+    with ThreadPoolExecutor(threads) as pool:
+        for k, part in enumerate(pool.map(lambda part: list(_read(model, part, False, *limits)), parts)):
+            codes[k::threads] = [torch.from_numpy(read) for _, read in part]
+    return codes
 
 
 def image_sizes(original_sizes: Any, batch: int) -> list[tuple[int, ...]] | None:
@@ -210,24 +220,54 @@ def as_floats(values: Any) -> list[float] | None:
     return None if values is None else torch.as_tensor(values, dtype=torch.float64).flatten().tolist()
 
 
+def _shared_fields(model: "EncodingModel", num_channels: int | None) -> tuple[dict[str, Any], EntropyTables]:
+    """What the headers of all signals have in common, and the tables to code them with."""
+    config = model.config
+    if config.latent_bits > 8:
+        raise ValueError(f"latent_bits is {config.latent_bits}; .walloc files hold codes of at most 8 bits")
+    kept = config.latent_channels if num_channels is None else num_channels
+    if not 1 <= kept <= config.latent_channels:
+        raise ValueError(f"num_channels is {num_channels}; valid: 1 to {config.latent_channels}")
+    tables, identity = tables_from_buffer(model.entropy_tables, config.latent_channels)
+    audio = config.num_dims == 1
+    shared: dict[str, Any] = {
+        "kind": "audio" if audio else "image",
+        "num_channels": config.num_channels,
+        "num_levels": config.num_levels,
+        "latent_channels": config.latent_channels,
+        "latent_bits": config.latent_bits,
+        "encoder_padding": config.encoder_padding,
+        "coded_channels": kept,
+        "fingerprint": model.fingerprint(),
+        "tables": identity,
+        "codec": codec_name(config._name_or_path),
+    }
+    if audio:
+        shared["sampling_rate"] = getattr(config, "sampling_rate")  # noqa: B009 - of audio configurations only
+    return shared, tables
+
+
 def _compress_one(
     model: "EncodingModel", signal: torch.Tensor, header: Header, rate: RateControl, tables: EntropyTables
 ) -> bytes:
     if not signal.isfinite().all():
         raise ValueError("the signal holds NaN or infinite values")
-    latents = model.encoder(signal[None].float())
-    latents[:, header.coded_channels :] = 0
-
-    def quantized(step: float) -> tuple[torch.Tensor, float]:
-        step = float(np.float32(step))  # as the file states it
-        return model.quantize(latents, step), step
+    signal = signal if signal.dtype == torch.uint8 else signal.float()
 
     def write(codes: torch.Tensor, step: float) -> bytes:
         kept = codes[0, : header.coded_channels].cpu().contiguous().numpy()
         return pack(dataclasses.replace(header, step=step), encode_codes(kept, tables))
 
     if rate.name is None:
-        return write(*quantized(rate.step))
+        step = float(np.float32(rate.step))  # as the file states it
+        return write(model.encode_to_codes(signal[None], step), step)
+    latents = model.encoder(signal[None])
+    latents[:, header.coded_channels :] = 0
+
+    def quantized(step: float) -> tuple[torch.Tensor, float]:
+        step = float(np.float32(step))
+        return model.quantize(latents, step), step
+
     last = 2.0**header.latent_bits  # all codes are zero there
     if rate.name == "psnr":
         return write(*rate.search(quantized, lambda trial: _psnr(model, signal, *trial, header), last))
@@ -246,7 +286,8 @@ def _decode(model: Any, codes: torch.Tensor, step: float, sizes: tuple[int, ...]
 
 def _psnr(model: Any, signal: torch.Tensor, codes: torch.Tensor, step: float, header: Header) -> float:
     decoded = _decode(model, codes, step, header.sizes).to(signal.device)
-    signal = signal[(slice(None), *map(slice, header.sizes))].float()
+    signal = signal[(slice(None), *map(slice, header.sizes))]
+    signal = scale_pixels(signal) if signal.dtype == torch.uint8 else signal.float()
     if header.kind == "image":
         signal, decoded = (to_8bit(x).float() / 255 for x in (signal, decoded))
     error = torch.mean((signal - decoded).double() ** 2).item()

@@ -28,11 +28,15 @@ from .identity import latent_fingerprint, tables_from_buffer, tables_to_bytes
 from .limits import MAX_MEMORY
 from .loading import check_fit, check_weights
 from .outputs import WallocEncoderOutput
+from .pixels import encode_pixels
 from .wavelets import analyse_and_project
 
 
 class WallocEncoder(nn.Module):
-    """Wavelet packet transform, projection and companding: (batch, num_channels, *sizes) -> latents."""
+    """Wavelet packet transform, projection and companding: (batch, num_channels, *sizes) -> latents.
+
+    Images may be uint8.
+    """
 
     def __init__(self, config: WallocConfig):
         super().__init__()
@@ -42,6 +46,8 @@ class WallocEncoder(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.uint8:
+            return encode_pixels(self, x)
         config, projection = self.config, self.projection
         with torch.autocast(x.device.type, enabled=False):
             z = analyse_and_project(
@@ -225,7 +231,7 @@ class EncodingModel(WallocPreTrainedModel):
         name, config = self.main_input_name, self.config
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}; use the processor")
-        if not x.is_floating_point():
+        if not (x.is_floating_point() or (x.dtype == torch.uint8 and config.num_dims == 2)):
             raise TypeError(f"{name} must be floating point in [-0.5, 0.5], got {x.dtype}; use the processor")
         if x.ndim != config.num_dims + 2 or x.shape[1] != config.num_channels or 0 in x.shape:
             sizes = "height, width" if config.num_dims == 2 else "length"
@@ -258,9 +264,22 @@ class EncodingModel(WallocPreTrainedModel):
                 "model with from_pretrained"
             )
 
+    def encode_to_codes(self, x: torch.Tensor, step: float = 1.0) -> torch.Tensor:
+        """`encode` and `quantize` in one: the fastest way from 8-bit images on a CPU, see docs/kernels.md.
+
+        Args:
+            x: what `encode` takes.
+            step: see `quantize`.
+        """
+        self.check_signal(x)
+        check_step(step)
+        if x.dtype == torch.uint8 and self.config.latent_bits <= 8:
+            return encode_pixels(self.encoder, x, step)
+        return self.quantize(self.encoder(x), step)
+
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         self.check_signal(x)
-        return self.encoder(x).to(x.dtype)
+        return self.encoder(x).to(torch.float32 if x.dtype == torch.uint8 else x.dtype)
 
 
 class ImageEncodingModel(EncodingModel):
@@ -274,7 +293,8 @@ class ImageEncodingModel(EncodingModel):
     def encode(self, pixel_values: torch.Tensor) -> WallocEncoderOutput:
         """
         Args:
-            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5], sizes multiples of `config.patch_size`.
+            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5] or uint8, sizes multiples of
+                `config.patch_size`.
         """
         return WallocEncoderOutput(latents=self._encode(pixel_values))
 
@@ -289,7 +309,8 @@ class ImageEncodingModel(EncodingModel):
     ) -> list[bytes]:
         """
         Args:
-            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5] as the processor returns them.
+            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5], or uint8 (`do_rescale=False`), as the
+                processor returns them.
             original_sizes: (batch, 2), heights and widths before padding, to which `decompress` crops; by default
                 nothing is padding.
             step: width of a quantisation cell, at least 1; larger gives smaller files and coarser latents.

@@ -22,7 +22,8 @@ Why it is built this way:
   partial sum reaches 2**24. `Network` proves that bound for its weights when it is built. Everything else is scaling
   by powers of two, floor and comparison. So encoder and decoder agree bit by bit on all machines.
 * *Coder.* `constriction` takes one row of frequencies per symbol at 25-45 ns; sorting symbols by context, or a model
-  object for each context, was no faster. An adaptive binary coder would need numba or a compiled extension.
+  object for each context, was no faster. The compiled kernel (`entropy_kernel.py`) runs the same passes position by
+  position and leaves out the features that are zero.
 
 `docs/entropy_coding.md` describes the bytes: the mean magnitude of each channel in a
 byte (for generic tables 4 bytes per channel, `GenericHeader`), then the range coder's 32-bit words, little endian.
@@ -36,7 +37,9 @@ import constriction
 import numpy as np
 
 from .entropy_context import INPUT_MAX, Key, mean_magnitudes, walk
+from .entropy_kernel import kernel_levels
 from .entropy_tables import CLASS_SHIFT, NUM_PHASES, NUM_SYMBOLS, WINDOW, EntropyTables, GenericHeader
+from .kernels import library
 
 __all__ = ["EntropyTables", "decode_codes", "encode_codes"]
 
@@ -65,8 +68,15 @@ def encode_codes(codes: np.ndarray, tables: EntropyTables) -> bytes:
         generic = GenericHeader.measure(codes)
         header, levels, tables = generic.values.tobytes(), generic.values[:, 3], generic.tables(codes.ndim - 1)
     else:
-        levels = mean_magnitudes(codes)
+        measured = kernel_levels(codes)
+        levels = mean_magnitudes(codes) if measured is None else measured
         header = levels.tobytes()
+    words = tables.kernel.encode(codes, levels) if library() and tables.kernel else None
+    return header + (_encode_words(codes, tables, levels) if words is None else words)
+
+
+def _encode_words(codes: np.ndarray, tables: EntropyTables, levels: np.ndarray) -> bytes:
+    """The range coder's words, little endian, by numpy."""
     planes = codes.reshape(len(codes), -1, codes.shape[-1])
     encoder = constriction.stream.queue.RangeEncoder()
 
@@ -92,7 +102,7 @@ def encode_codes(codes: np.ndarray, tables: EntropyTables) -> bytes:
         return target
 
     walk(codes.shape, tables.plan, levels, code)
-    return header + encoder.get_compressed().astype("<u4").tobytes()
+    return encoder.get_compressed().astype("<u4").tobytes()
 
 
 def decode_codes(data: bytes, shape: Sequence[int], tables: EntropyTables) -> np.ndarray:
@@ -117,6 +127,11 @@ def decode_codes(data: bytes, shape: Sequence[int], tables: EntropyTables) -> np
             raise ValueError(f"damaged codes: a level of {levels.max()}, above {INPUT_MAX}")
     if len(data) % 4:
         raise ValueError(f"damaged codes: {len(data)} bytes are no whole number of 32-bit words")
+    codes = tables.kernel.decode(data, levels, shape) if library() and tables.kernel else None
+    return _decode_words(data, shape, tables, levels) if codes is None else codes
+
+
+def _decode_words(data: bytes, shape: tuple[int, ...], tables: EntropyTables, levels: np.ndarray) -> np.ndarray:
     decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
     out = np.empty(shape, np.int8)
     planes = out.reshape(shape[0], -1, shape[-1])

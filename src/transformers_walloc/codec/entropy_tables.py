@@ -11,6 +11,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 
 from .entropy_context import INPUT_MAX, Key, Plan, feature_counts, lattice, magnitude_features, mean_magnitudes
+from .entropy_kernel import EntropyKernel, fits_kernel
 
 FORMAT = 1
 NUM_CLASSES, NUM_PHASES, WINDOW = 32, 8, 12  # scales, eighths of a code, residuals -12..12 and one escape
@@ -141,6 +142,11 @@ class EntropyTables:
         if not 1 <= num_channels <= MAX_CHANNELS:
             raise ValueError(f"num_channels must lie in 1..{MAX_CHANNELS}, got {num_channels}")
         return cls(num_channels, 0)
+
+    @functools.cached_property
+    def kernel(self) -> EntropyKernel | None:
+        """These tables for the compiled coder; None where its weights of 16 bits are too narrow for them."""
+        return EntropyKernel(self, np.repeat(CLASS_SHIFT, NUM_PHASES)) if fits_kernel(self) else None
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """A flat dict of small integer arrays, fit for safetensors; `from_arrays` reads it."""

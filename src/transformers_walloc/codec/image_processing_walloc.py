@@ -23,10 +23,10 @@ import PIL.ImageOps
 import torch
 from transformers import BaseImageProcessor, BatchFeature
 
+from .pixels import FLOAT_DTYPES, reflect, write_pixels
 from .rasters import RasterFormat
 from .signals import to_8bit
 
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32)
 RANGES = {"num_channels": (1, 2**16), "patch_size": (1, 2**12)}
 CHANNEL_ORDERS = ("channels_first", "channels_last")
@@ -40,6 +40,7 @@ class WallocImageProcessorKwargs(TypedDict, total=False):
     num_channels: int
     patch_size: int
     input_data_format: str | None
+    do_rescale: bool
     device: str | torch.device | None
     return_tensors: str | None
     raster_format: dict | None
@@ -72,6 +73,8 @@ class WallocImageProcessor(BaseImageProcessor):
         num_channels (`int`, defaults to 3): channels of the codec.
         patch_size (`int`, defaults to 8): height and width are padded to multiples of it, in pixels; `2**num_levels`.
         input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays and tensors.
+        do_rescale (`bool`, defaults to `True`): `False` leaves 8-bit images (if all of a call are) as they are, uint8
+            with the channels of a pixel side by side. The models scale them, on a CPU in a compiled kernel.
         device (`str` or `torch.device`, *optional*): where to process and return the pixels. By default tensors stay
             on their device and everything else is on the CPU.
         return_tensors (`str`, *optional*): `"pt"`, `"np"`, or `None` for a list of (C, H, W) tensors.
@@ -93,6 +96,7 @@ class WallocImageProcessor(BaseImageProcessor):
     num_channels = 3
     patch_size = 8
     raster_format = None
+    do_rescale = True
 
     def __init__(self, **kwargs):
         _check_options(kwargs, also=BOOKKEEPING_KEYS)
@@ -106,8 +110,8 @@ class WallocImageProcessor(BaseImageProcessor):
             **kwargs: the options of the class, for this call.
 
         Returns:
-            `pixel_values` (B, C, H, W) float32 in [-0.5, 0.5], H and W the largest padded sizes of the batch, and
-            `original_sizes` (B, 2) int64 on the CPU: height and width in pixels before padding.
+            `pixel_values` (B, C, H, W) float32 in [-0.5, 0.5], or uint8 (see `do_rescale`), H and W the largest padded
+            sizes of the batch, and `original_sizes` (B, 2) int64 on the CPU: height and width in pixels before padding.
 
         Raises:
             TypeError: an unknown option, something that is no image, or a dtype without a known range.
@@ -125,12 +129,14 @@ class WallocImageProcessor(BaseImageProcessor):
             return _open_image(image_url_or_urls)
         return image_url_or_urls
 
-    def process_image(self, image, num_channels: int, input_data_format=None, device=None, **kwargs) -> torch.Tensor:
-        """One image of any kind -> (num_channels, h, w) tensor, contiguous, values and dtype untouched."""
+    def process_image(
+        self, image, num_channels: int, input_data_format=None, device=None, do_rescale: bool = True, **kwargs
+    ) -> torch.Tensor:
+        """One image of any kind -> (num_channels, h, w) tensor, values and dtype untouched."""
         if isinstance(image, PIL.Image.Image):
-            pixels = torch.from_numpy(_pil_to_array(image, num_channels))
+            pixels = torch.from_numpy(_pil_to_array(image, num_channels, planar=do_rescale))
         else:
-            pixels = _channels_first(image, num_channels, input_data_format)
+            pixels = _channels_first(image, num_channels, input_data_format, planar=do_rescale)
         if min(pixels.shape[1:]) == 0:
             raise ValueError(f"empty image: height {pixels.shape[1]}, width {pixels.shape[2]}")
         if pixels.shape[0] == 1 and num_channels == 3:
@@ -191,7 +197,13 @@ class WallocImageProcessor(BaseImageProcessor):
         return flat
 
     def _preprocess(
-        self, images: list[torch.Tensor], patch_size: int, device=None, return_tensors=None, **kwargs
+        self,
+        images: list[torch.Tensor],
+        patch_size: int,
+        do_rescale: bool = True,
+        device=None,
+        return_tensors=None,
+        **kwargs,
     ) -> BatchFeature:
         devices = {image.device for image in images}
         if len(devices) > 1:
@@ -200,15 +212,22 @@ class WallocImageProcessor(BaseImageProcessor):
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         height, width = (-(-max(lengths) // patch_size) * patch_size for lengths in zip(*sizes, strict=True))
         channels = images[0].shape[0]
-        batch = torch.empty((len(images), channels, height, width), dtype=torch.float32, device=images[0].device)
+        if do_rescale or any(image.dtype != torch.uint8 for image in images):
+            batch = torch.empty((len(images), channels, height, width), device=images[0].device)
+        else:
+            batch = torch.empty((len(images), height, width, channels), dtype=torch.uint8, device=images[0].device)
+            batch = batch.permute(0, 3, 1, 2)
         for padded, image in zip(batch, images, strict=True):
-            _write_pixels(padded[:, : image.shape[1], : image.shape[2]], image)
-            _reflect(padded, image.shape[1], image.shape[2])
+            write_pixels(padded[:, : image.shape[1], : image.shape[2]], image)
+            reflect(padded, image.shape[1], image.shape[2])
         if return_tensors is None:
             return BatchFeature({"pixel_values": list(batch), "original_sizes": sizes})
         if str(getattr(return_tensors, "value", return_tensors)) == "np":
             return BatchFeature({"pixel_values": batch.cpu().numpy(), "original_sizes": np.array(sizes)})
         return BatchFeature({"pixel_values": batch, "original_sizes": torch.tensor(sizes)})
+
+    def _validate_preprocess_kwargs(self, **kwargs) -> None:  # type: ignore[override]
+        """`_check_options` did; the inherited one wants a factor with `do_rescale`."""
 
     def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
         # The inherited one adds size, crop_size and the like, which would end up in preprocessor_config.json.
@@ -216,6 +235,8 @@ class WallocImageProcessor(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         options = super().to_dict()
+        if options.get("do_rescale") is True:
+            del options["do_rescale"]  # unknown to earlier versions
         if "device" in options:
             options["device"] = str(options["device"])
         return options
@@ -230,6 +251,8 @@ def _check_options(options: dict, also: tuple[str, ...] = ()) -> None:
             low, high = RANGES[name]
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise ValueError(f"{name} is {reprlib.repr(value)}; valid: whole numbers from {low} to {high}")
+        if name == "do_rescale" and not isinstance(value, bool):
+            raise TypeError(f"do_rescale must be a bool, not {value!r}")
         if name == "input_data_format" and value is not None and value not in CHANNEL_ORDERS:
             raise ValueError(f"unknown input_data_format {value!r}; valid: {', '.join(CHANNEL_ORDERS)}")
         if name == "return_tensors" and value is not None and getattr(value, "value", value) not in ("pt", "np"):
@@ -278,7 +301,8 @@ def _flatten(images, expected_ndims: int) -> list:
     return [images]
 
 
-def _pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
+def _pil_to_array(image: PIL.Image.Image, num_channels: int, planar: bool) -> np.ndarray:
+    """(C, h, w); of 8 bits, and not `planar`, a view of (h, w, C)."""
     # exif_transpose copies even when there is nothing to do.
     if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
         image = PIL.ImageOps.exif_transpose(image)
@@ -307,15 +331,17 @@ def _pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
                 image = image.convert(mode)
             except ValueError as error:
                 raise ValueError(f"cannot convert an image of mode {image.mode!r} to {mode}: {error}") from error
-    bands = image.split()
-    if len(bands) != num_channels:
-        raise ValueError(f"a PIL image of mode {image.mode!r} has {len(bands)} bands; num_channels is {num_channels}")
+    count = len(image.getbands())
+    if count != num_channels:
+        raise ValueError(f"a PIL image of mode {image.mode!r} has {count} bands; num_channels is {num_channels}")
+    if not planar:
+        return np.array(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
     # Band by band is twice as fast as converting the interleaved image and transposing it.
-    return np.stack([np.asarray(band) for band in bands])
+    return np.stack([np.asarray(band) for band in image.split()])
 
 
-def _channels_first(image, num_channels: int, input_data_format: str | None) -> torch.Tensor:
-    """Array or tensor of two or three axes -> contiguous (C, h, w) tensor."""
+def _channels_first(image, num_channels: int, input_data_format: str | None, planar: bool) -> torch.Tensor:
+    """Array or tensor of two or three axes -> (C, h, w) tensor, contiguous if `planar`."""
     shape = tuple(image.shape)
     if len(shape) == 2:
         image, input_data_format = image[None], "channels_first"
@@ -323,12 +349,15 @@ def _channels_first(image, num_channels: int, input_data_format: str | None) -> 
         input_data_format = _find_channels(shape, num_channels, isinstance(image, torch.Tensor))
     if isinstance(image, torch.Tensor):
         image = image.detach()
-        pixels = (image.permute(2, 0, 1) if input_data_format == "channels_last" else image).contiguous()
+        pixels = image.permute(2, 0, 1) if input_data_format == "channels_last" else image
+        pixels = pixels.contiguous() if planar else pixels
     else:
         if image.dtype.kind not in "buif":
             raise TypeError(f"an array of dtype {image.dtype} is no image; valid: integers and floats")
         image = image.transpose(2, 0, 1) if input_data_format == "channels_last" else image
-        array = np.ascontiguousarray(_native(image))
+        array = _native(image)
+        if planar or min(array.strides) < 0:
+            array = np.ascontiguousarray(array)
         pixels = torch.from_numpy(array if array.flags.writeable else array.copy())
     if pixels.shape[0] != num_channels and not (pixels.shape[0] == 1 and num_channels == 3):
         raise ValueError(f"an image of shape {shape} has {pixels.shape[0]} channels; num_channels is {num_channels}")
@@ -351,40 +380,6 @@ def _find_channels(shape: tuple[int, ...], num_channels: int, is_tensor: bool) -
 
 def _native(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def _write_pixels(target: torch.Tensor, image: torch.Tensor) -> None:
-    """Writes `image` (C, h, w) into the float32 view `target` of the same shape, mapped to [-0.5, 0.5]."""
-    if image.dtype in FLOAT_DTYPES:
-        low, high = (bound.item() for bound in torch.aminmax(image))
-        if not (low >= 0 and high <= 1):
-            if not torch.isfinite(image).all():
-                raise ValueError("the image holds NaN or infinite values; floats must lie in [0, 1]")
-            raise ValueError(f"float images must lie in [0, 1]; this one spans [{low:g}, {high:g}]")
-        middle, span = 0.5, 1.0
-    else:
-        limits = torch.iinfo(torch.uint8 if image.dtype == torch.bool else image.dtype)
-        high = 1 if image.dtype == torch.bool else limits.max
-        middle, span = (limits.min + high) / 2, float(high - limits.min)
-    # In this form, and in place, the ends of the range become exactly -0.5 and 0.5.
-    target.copy_(image).sub_(middle)
-    if span != 1:
-        target.div_(span)
-
-
-def _reflect(padded: torch.Tensor, height: int, width: int) -> None:
-    """Fills everything right of `width` and below `height` in (C, H, W) by reflection, in place."""
-    if width < padded.shape[2]:
-        padded[:, :height, width:] = padded[:, :height, _mirror(width, padded.shape[2], padded.device)]
-    if height < padded.shape[1]:
-        padded[:, height:] = padded[:, _mirror(height, padded.shape[1], padded.device)]
-
-
-def _mirror(length: int, end: int, device: torch.device) -> torch.Tensor:
-    """Where positions `length..end-1` of a signal of `length` samples are mirrored to: a triangle wave."""
-    last = length - 1
-    position = torch.arange(length, end, device=device) % max(2 * last, 1)
-    return last - (position - last).abs()
 
 
 def _unbatch(pixels) -> list[torch.Tensor]:

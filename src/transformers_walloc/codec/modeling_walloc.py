@@ -21,6 +21,7 @@ from .encoders import (
 )
 from .limits import MAX_MEMORY, MAX_TILE_POSITIONS
 from .outputs import WallocAudioDecoderOutput, WallocEncoderOutput, WallocImageDecoderOutput, WallocModelOutput
+from .pixels import scale_pixels
 from .tiles import run_in_tiles
 from .wavelets import wavelet_packet_synthesis
 
@@ -173,6 +174,8 @@ class CodecModel(EncodingModel):
         return "noise" if learning else "round"
 
     def _forward(self, x: torch.Tensor, return_loss: bool, mask: torch.Tensor | None) -> WallocModelOutput:
+        self.check_signal(x)
+        x = scale_pixels(x) if x.dtype == torch.uint8 else x
         latents = self._encode(x)
         if mask is not None and mask.shape != (len(x), *x.shape[2:]):
             raise ValueError(f"padding_mask must be {(len(x), *x.shape[2:])}, got {tuple(mask.shape)}")

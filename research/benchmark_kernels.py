@@ -1,0 +1,173 @@
+"""What the compiled kernels bring: numpy and torch beside the kernels, in one run, in CPU time of one thread.
+
+    python -m research.benchmark_kernels [--images FOLDER] [--rounds 5] [--json OUT]
+
+Every row is done in turn with the kernels switched off and on, round after round, so that a change of the machine's
+load meets both; the table shows the best round of each. Pictures are scikit-image's photographs, or those of a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+
+from transformers_walloc import WallocImageEncoder, WallocImageProcessor, bundled_path, native
+from transformers_walloc.codec import kernels
+from transformers_walloc.codec.entropy_coding import EntropyTables, decode_codes, encode_codes
+from transformers_walloc.files import write_atomically
+from transformers_walloc.latents.datasets import LATENTS, LatentTransform, encode_image
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+ROW_SIZE = (448, 448)  # of the images in the data sets, in pixels
+
+
+def load_pictures(folder: str | None) -> list[PIL.Image.Image]:
+    if folder:
+        paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+        return [PIL.Image.open(path).convert("RGB") for path in paths]
+    import skimage.data
+
+    return [PIL.Image.fromarray(getattr(skimage.data, name)()) for name in PHOTOGRAPHS]
+
+
+def best_seconds(function: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """With the kernels switched off, and with them."""
+    best = [float("inf"), float("inf")]
+    for _ in range(rounds):
+        for i, switch in enumerate((True, False)):
+            with kernels.switched_off() if switch else nullcontext(), torch.inference_mode():
+                begin = time.process_time()
+                function()
+                best[i] = min(best[i], time.process_time() - begin)
+    return best[0], best[1]
+
+
+class Table:
+    def __init__(self, rounds: int):
+        self.rounds = rounds
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, name: str, unit: str, amount: float, function: Callable[[], object], note: str = "") -> None:
+        off, on = (amount / seconds for seconds in best_seconds(function, self.rounds))
+        self.rows.append({"row": name, "unit": unit, "fallback": off, "kernels": on, "ratio": on / off, "note": note})
+        print(f"{name:<46}{off:10.2f}{on:10.2f} {unit:<10}{on / off:6.2f}x {note}", flush=True)
+
+
+def measure_encoders(table: Table, pictures: list[PIL.Image.Image]) -> None:
+    megapixels = sum(picture.width * picture.height for picture in pictures) / 1e6
+    processor = WallocImageProcessor()
+
+    def jpeg(picture: PIL.Image.Image) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
+
+    files = [jpeg(picture) for picture in pictures]
+    table.add("Pillow decodes the JPEGs", "MP/s", megapixels, lambda: [decode_jpeg(file) for file in files])
+    floats = [processor(picture, return_tensors="pt")["pixel_values"] for picture in pictures]
+    table.add("pixel_unshuffle alone, of floats", "MP/s", megapixels, lambda: [F.pixel_unshuffle(x, 8) for x in floats])
+    for name in ("rgb-16x", "rgb-4x"):
+        model = WallocImageEncoder.from_pretrained(bundled_path(name))
+
+        def encode(model=model) -> list[torch.Tensor]:
+            # Without kernels, what was done before there were any: a picture of floats.
+            rescale = kernels.library() is None
+            codes = []
+            for picture in pictures:
+                pixels = processor(picture, do_rescale=rescale, return_tensors="pt")["pixel_values"]
+                codes.append(model.encode_to_codes(pixels))
+            return codes
+
+        table.add(f"picture to codes, {name}", "MP/s", megapixels, encode)
+        with torch.no_grad():
+            codes = [item[0].numpy() for item in encode()]
+        tables, count = model.get_entropy_tables(), sum(item.size for item in codes) / 1e6
+        data = encode_all(codes, tables)
+        table.add(
+            f"entropy decoding, {name}",
+            "Mcodes/s",
+            count,
+            partial(decode_all, data, codes, tables),
+        )
+        table.add(
+            f"entropy encoding, {name}",
+            "Mcodes/s",
+            count,
+            partial(encode_all, codes, tables),
+        )
+
+
+def encode_all(codes: list[np.ndarray], tables: EntropyTables) -> list[bytes]:
+    return [encode_codes(item, tables) for item in codes]
+
+
+def decode_all(data: list[bytes], codes: list[np.ndarray], tables: EntropyTables) -> list[np.ndarray]:
+    return [decode_codes(item, like.shape, tables) for item, like in zip(data, codes, strict=True)]
+
+
+def decode_jpeg(file: bytes) -> PIL.Image.Image:
+    picture = PIL.Image.open(io.BytesIO(file))
+    picture.load()
+    return picture
+
+
+def measure_data_sets(table: Table, pictures: list[PIL.Image.Image]) -> None:
+    """Rows of data sets: photographs as JPEG, decoded and resized to floats, and the latents of the resized ones."""
+    count = len(pictures)
+    files = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
+    size = sum(map(len, files)) / count / 1e3
+
+    def read_jpegs() -> list[torch.Tensor]:
+        resized = (decode_jpeg(file).resize(ROW_SIZE, PIL.Image.Resampling.BICUBIC) for file in files)
+        return [torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255) for image in resized]
+
+    table.add("JPEG: rows read, decoded and resized", "rows/s", count, read_jpegs, f"{size:.1f} kB a row")
+    codec = WallocImageEncoder.from_pretrained(bundled_path("rgb-16x"))
+    transform = LatentTransform(codec)
+    for storage in ("webp", "walloc", "int8"):
+
+        def write(storage: str = storage) -> list[dict]:
+            return [encode_image(picture, codec, storage, ROW_SIZE) for picture in pictures]  # type: ignore[arg-type]
+
+        rows = write()
+        size = sum(len(row["bytes"]) for row in rows) / count / 1e3
+        table.add(f"{storage}: rows read", "rows/s", count, partial(transform, {LATENTS: rows}), f"{size:.1f} kB")
+
+        table.add(f"{storage}: rows written, resized", "rows/s", count, write)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", help="folder of photographs (default scikit-image's)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", metavar="OUT", help="also write the numbers to a file")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    pictures = load_pictures(arguments.images)
+    print(f"{native.describe()}\n{len(pictures)} pictures, one thread, CPU time\n")
+    print(f"{'':<46}{'fallback':>10}{'kernels':>10}")
+    table = Table(arguments.rounds)
+    measure_encoders(table, pictures)
+    measure_data_sets(table, pictures)
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps(table.rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

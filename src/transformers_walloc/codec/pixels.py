@@ -1,0 +1,111 @@
+"""Pixels of any dtype to floats in [-0.5, 0.5], and 8-bit pictures to latents or codes.
+
+The latter runs in the compiled kernel where that serves, and in torch otherwise.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from .bottleneck import latent_limit
+from .encoder_kernel import PictureEncoder, fits_kernel
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def encode_pixels(encoder: Any, pixels: torch.Tensor, step: float | None = None, margin: int = 0) -> torch.Tensor:
+    """Pictures of any size, padded to whole blocks by reflection at the bottom and at the right.
+
+    On a CPU without gradients the kernel works in bands of rows, so that no picture of floats is made.
+
+    Args:
+        encoder: a `WallocEncoder` of an image codec.
+        pixels: uint8 (batch, num_channels, height, width), fastest if the channels of a pixel lie side by side.
+        step: width of a quantisation cell, for codes; None for latents.
+        margin: pixels of reflection to add on each side first, a multiple of `config.patch_size`.
+
+    Returns:
+        (batch, latent_channels, *grid) int8 codes, or latents in at least float32.
+    """
+    kernel = picture_encoder(encoder, pixels)
+    if kernel is not None:
+        pictures = [picture.permute(1, 2, 0).numpy() for picture in pixels]
+        threads = torch.get_num_threads()
+        if len(pictures) == 1 or threads == 1:
+            results = [kernel.encode(picture, step, margin, threads) for picture in pictures]
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                results = list(pool.map(lambda picture: kernel.encode(picture, step, margin), pictures))
+        return torch.from_numpy(results[0][None] if len(results) == 1 else np.stack(results))
+    latents = encoder(_padded(scale_pixels(pixels), encoder.config.patch_size, margin))
+    if step is None:
+        return latents
+    limit = int(latent_limit(encoder.config.latent_bits))
+    return torch.round(latents / step).clamp(-limit, limit).to(torch.int8)
+
+
+def picture_encoder(encoder: Any, pixels: torch.Tensor) -> PictureEncoder | None:
+    """The kernel with the weights that an encoder has now, or None where it does not serve."""
+    weight, bias = encoder.projection.weight, encoder.projection.bias
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or pixels.device.type != "cpu":
+        return None
+    if weight.device.type != "cpu" or (torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)):
+        return None
+    if not fits_kernel(encoder.config) or not (weight.isfinite().all() and bias.isfinite().all()):
+        return None
+    return PictureEncoder(encoder.config, weight.detach().flatten(1).double().numpy(), bias.detach().double().numpy())
+
+
+def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float32 in [-0.5, 0.5], as the processor does it."""
+    return pixels.float().sub_(127.5).div_(255)
+
+
+def write_pixels(target: torch.Tensor, image: torch.Tensor) -> None:
+    """Writes `image` (C, h, w) into the view `target` of the same shape, mapped to [-0.5, 0.5] if that is float32."""
+    if target.dtype == torch.uint8:
+        target.copy_(image)
+        return
+    if image.dtype in FLOAT_DTYPES:
+        low, high = (bound.item() for bound in torch.aminmax(image))
+        if not (low >= 0 and high <= 1):
+            if not torch.isfinite(image).all():
+                raise ValueError("the image holds NaN or infinite values; floats must lie in [0, 1]")
+            raise ValueError(f"float images must lie in [0, 1]; this one spans [{low:g}, {high:g}]")
+        middle, span = 0.5, 1.0
+    else:
+        limits = torch.iinfo(torch.uint8 if image.dtype == torch.bool else image.dtype)
+        high = 1 if image.dtype == torch.bool else limits.max
+        middle, span = (limits.min + high) / 2, float(high - limits.min)
+    # In this form, and in place, the ends of the range become exactly -0.5 and 0.5.
+    target.copy_(image).sub_(middle)
+    if span != 1:
+        target.div_(span)
+
+
+def reflect(padded: torch.Tensor, height: int, width: int) -> None:
+    """Fills everything right of `width` and below `height` in (C, H, W) by reflection, in place."""
+    if width < padded.shape[2]:
+        padded[:, :height, width:] = padded[:, :height, _mirror(width, padded.shape[2], padded.device)]
+    if height < padded.shape[1]:
+        padded[:, height:] = padded[:, _mirror(height, padded.shape[1], padded.device)]
+
+
+def _mirror(length: int, end: int, device: torch.device) -> torch.Tensor:
+    """Where positions `length..end-1` of a signal of `length` samples are mirrored to: a triangle wave."""
+    last = length - 1
+    position = torch.arange(length, end, device=device) % max(2 * last, 1)
+    return last - (position - last).abs()
+
+
+def _padded(pixels: torch.Tensor, block: int, margin: int) -> torch.Tensor:
+    bottom, right = (-size % block + margin for size in pixels.shape[2:])
+    if not (margin or bottom or right):
+        return pixels
+    # Through numpy, whose reflection may be longer than the picture.
+    widths = ((0, 0), (0, 0), (margin, bottom), (margin, right))
+    return torch.from_numpy(np.pad(pixels.cpu().numpy(), widths, mode="reflect")).to(pixels.device)

@@ -1,0 +1,80 @@
+// What the library exports, and the structures that `codec/entropy_kernel.py` and `codec/encoder_kernel.py` fill in.
+// Whoever changes one of them raises the number that `walloc_interface` returns.
+
+#pragma once
+
+#include <cstdint>
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+enum Status { kOk = 0, kDamaged = 1, kLeftOver = 2, kNoMemory = 3, kNoSpace = 4 };
+
+struct Pass {
+    int32_t row_start, row_step, column_start, column_step, stride, num_neighbours;
+    int32_t hidden;               // units, a multiple of 16; the direct sums of 8 or 16 channels follow
+    int32_t sums;                 // hidden + padded direct sums
+    int32_t outputs;              // expected values, then classes: 2 * size, padded to a multiple of 8
+    int32_t reserved;
+    const int32_t* neighbours;    // (num_neighbours, 2) rows and columns in units of stride
+    const int16_t* levels;        // (size, sums)
+    const int16_t* first;         // (pairs of features, sums, 2)
+    const int32_t* first_bias;    // (sums)
+    const int16_t* second;        // (hidden / 2, outputs, 2): units k and k + 8 of sixteen
+    const int32_t* second_bias;   // (outputs)
+};
+
+struct Group {
+    int32_t first, size, num_passes, reserved;
+    const Pass* passes;
+};
+
+struct Tables {
+    int32_t num_dims, num_groups;
+    const Group* groups;
+    const uint32_t* cumulative;   // (256, kRowLength)
+    const uint8_t* magnitude;     // (256) of a code & 255
+    const uint8_t* shift;         // (256) plain bits of a row
+};
+
+struct Picture {
+    const uint8_t* pixels;  // at row `first_row`, column 0, channel 0
+    int64_t row_stride, column_stride, channel_stride;
+    int32_t height, width;                 // of the whole picture
+    int32_t first_row, num_rows;           // rows that are in memory
+    int32_t margin;                        // pixels of reflection above and to the left
+    int32_t padded_height, padded_width;   // with margins, multiples of the block
+};
+
+struct Encoder {
+    int32_t channels, num_levels, outputs, padded_outputs;  // padded to a multiple of 8
+    const float* weights;  // (block, channels, block, padded_outputs): band along x, channel, band along y
+    const float* bias;     // (padded_outputs)
+    float scale, limit;    // latents are limit * erf(scale * z)
+    float step, reserved;  // codes are latents / step
+};
+
+// Codes (channels, height, width) of `size` bytes, a multiple of 4, into `codes`. Returns a Status.
+EXPORT int walloc_entropy_decode(const Tables* tables, int32_t channels, int32_t height, int32_t width,
+                                 const uint8_t* levels, const uint8_t* data, int64_t size, int8_t* codes);
+
+// The inverse; `size` is the space at `data` and becomes the bytes written.
+EXPORT int walloc_entropy_encode(const Tables* tables, int32_t channels, int32_t height, int32_t width,
+                                 const uint8_t* levels, const int8_t* codes, uint8_t* data, int64_t* size);
+
+// How often each code & 255 occurs in a channel: adds to counts (channels, 256).
+EXPORT void walloc_histograms(const int8_t* codes, int32_t channels, int64_t positions, int64_t* counts);
+
+// Rows of blocks first_row .. first_row + num_rows - 1 of a picture, whose rows of pixels from 4 blocks before to 3
+// behind must be in memory, as (outputs, num_rows, columns) latents or codes, either of which may be null. Returns a
+// Status.
+EXPORT int walloc_encode(const Encoder* encoder, const Picture* picture, int32_t first_row, int32_t num_rows,
+                         int32_t num_threads, int32_t tile_rows, int32_t tile_columns, float* latents, int8_t* codes);
+
+EXPORT int32_t walloc_interface();
+
+// Whether this processor has what the kernels are compiled for.
+EXPORT int32_t walloc_supported();

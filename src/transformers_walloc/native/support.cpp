@@ -1,0 +1,17 @@
+// Compiled for any processor of its kind, unlike the kernels: it says whether they run on this one.
+
+#include "kernels.h"
+
+// `codec/kernels.py` must ask for the same.
+EXPORT int32_t walloc_interface() { return 1; }
+
+EXPORT int32_t walloc_supported() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#elif defined(__aarch64__)
+    return 1;
+#else
+    return 0;
+#endif
+}
