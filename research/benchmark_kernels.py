@@ -27,7 +27,7 @@ from transformers_walloc import WallocImageEncoder, WallocImageProcessor, bundle
 from transformers_walloc.codec import kernels
 from transformers_walloc.codec.entropy_coding import EntropyTables, decode_codes, encode_codes
 from transformers_walloc.files import write_atomically
-from transformers_walloc.latents.datasets import LATENTS, LatentTransform, encode_image
+from transformers_walloc.latents.datasets import LATENTS, LatentTransform, encode_rows
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 ROW_SIZE = (448, 448)  # of the images in the data sets, in pixels
@@ -143,7 +143,7 @@ def measure_data_sets(table: Table, pictures: list[PIL.Image.Image]) -> None:
     for storage in ("webp", "walloc", "int8"):
 
         def write(storage: str = storage) -> list[dict]:
-            return [encode_image(picture, codec, storage, ROW_SIZE) for picture in pictures]  # type: ignore[arg-type]
+            return encode_rows(pictures, codec, storage, ROW_SIZE)  # type: ignore[arg-type]
 
         rows = write()
         size = sum(len(row["bytes"]) for row in rows) / count / 1e3

@@ -33,6 +33,8 @@ def encode_pixels(encoder: Any, pixels: torch.Tensor, step: float | None = None,
     """
     kernel = picture_encoder(encoder, pixels)
     if kernel is not None:
+        # Pixels whose channels lie apart are read much slower than they are copied.
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         pictures = [picture.permute(1, 2, 0).numpy() for picture in pixels]
         threads = torch.get_num_threads()
         if len(pictures) == 1 or threads == 1:

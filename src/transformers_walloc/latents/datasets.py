@@ -47,29 +47,31 @@ def encode_rows(
     Images that come to the same size are encoded together, on the codec's device.
 
     Args:
-        size: (height, width) in pixels to resize to, bicubic and antialiased; None to keep the images'.
+        size: (height, width) in pixels to resize to, bicubic and antialiased, 8-bit images in 8 bits; None to keep the
+            images'.
         halo: latents on each side to add beyond the image, for windows of patches that overlap.
         step: width of a quantisation cell, at least 1; larger is smaller and coarser.
     """
     _check_storage(storage)
     config = codec.config
-    to_pixels = WallocImageProcessor(num_channels=config.num_channels, patch_size=1)
+    # 8-bit images stay what they are until the encoder, which is a compiled kernel where there is one.
+    to_pixels = WallocImageProcessor(num_channels=config.num_channels, patch_size=1, do_rescale=False)
     view = LatentView(config, halo=halo)
     prepared, groups = [], defaultdict(list)
     for i, image in enumerate(images):
-        pixels = to_pixels(image, device=codec.device, return_tensors="pt")["pixel_values"]
+        pixels = to_pixels(image, return_tensors="pt")["pixel_values"]
         prepared.append(pixels if size is None else resize_pixels(pixels, size))
-        groups[tuple(prepared[i].shape)].append(i)
+        groups[prepared[i].dtype, tuple(prepared[i].shape)].append(i)
     codec_key = f"{codec_name(config.name_or_path)}:{codec.fingerprint()}"
     rows: list[dict[str, Any]] = [{} for _ in prepared]
-    for (_, _, height, width), members in groups.items():
-        pixels = torch.cat([prepared[i] for i in members])
+    for (_, (_, _, height, width)), members in groups.items():
+        pixels = view.extend(torch.cat([prepared[i] for i in members]).to(codec.device))
         with torch.no_grad():
             if storage == "walloc":
-                blobs = codec.compress(view.extend(pixels), step=step)
+                blobs = codec.compress(pixels, step=step)
                 shapes = [unpack(blob)[0].latent_shape for blob in blobs]
             else:
-                codes = codec.quantize(view.encode(pixels, codec), step).cpu().numpy()
+                codes = codec.encode_to_codes(pixels, step).cpu().numpy()
                 blobs = [c.tobytes() if storage == "int8" else _webp(c, config.latent_bits) for c in codes]
                 shapes = [c.shape for c in codes]
         for i, data, shape in zip(members, blobs, shapes, strict=True):
@@ -124,13 +126,14 @@ class LatentTransform:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         batch = dict(batch)
-        batch[self.output_name] = [self._read(row) for row in batch.pop(LATENTS)]
+        rows = batch.pop(LATENTS)
+        codes = self.reader.batch(rows)
+        batch[self.output_name] = [self._convert(*pair) for pair in zip(rows, codes, strict=True)]
         return batch
 
-    def _read(self, row: dict[str, Any]) -> torch.Tensor:
+    def _convert(self, row: dict[str, Any], codes: torch.Tensor) -> torch.Tensor:
         if self.size is not None and list(row["size"]) != list(self.size):
             raise ValueError(f"the latents are of an image of {row['size']} pixels, the model wants {list(self.size)}")
-        codes = self.reader.codes(row)
         if self.content == "codes":
             return codes
         if self.content == "latents":
@@ -159,12 +162,29 @@ class RowReader:
         else:
             self.config, self.fingerprint = codec.config, codec.fingerprint()
 
+    def batch(self, rows: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+        """`codes` of rows; their .walloc files are decoded together, by as many threads as torch has."""
+        for row in rows:
+            self._check(row)
+        files = [row["bytes"] for row in rows if row["storage"] == "walloc"]
+        decoded = iter(self._encoder().decompress_codes(files) if files else ())
+        return [next(decoded) if row["storage"] == "walloc" else self.codes(row) for row in rows]
+
     def codes(self, row: dict[str, Any]) -> torch.Tensor:
         """(channels, height, width), int8 on the CPU.
 
         Raises:
             ValueError: the row was written by another codec, or is damaged.
         """
+        self._check(row)
+        data, shape = row["bytes"], tuple(row["shape"])
+        if row["storage"] == "walloc":
+            return self._encoder().decompress_codes(data)[0]
+        if row["storage"] == "webp":
+            return torch.from_numpy(codes_from_bytes(data, shape, self.config.latent_bits))
+        return torch.from_numpy(np.frombuffer(data, np.int8).reshape(shape).copy())
+
+    def _check(self, row: dict[str, Any]) -> None:
         name, _, fingerprint = row["codec"].rpartition(":")
         if fingerprint != self.fingerprint:
             raise ValueError(
@@ -172,12 +192,6 @@ class RowReader:
                 f"{codec_name(self.config.name_or_path)!r} ({self.fingerprint})"
             )
         _check_storage(row["storage"])
-        data, shape = row["bytes"], tuple(row["shape"])
-        if row["storage"] == "walloc":
-            return self._encoder().decompress_codes(data)[0]
-        if row["storage"] == "webp":
-            return torch.from_numpy(codes_from_bytes(data, shape, self.config.latent_bits))
-        return torch.from_numpy(np.frombuffer(data, np.int8).reshape(shape).copy())
 
     def _encoder(self) -> WallocImageEncoder | WallocImageModel:
         if isinstance(self._source, str):

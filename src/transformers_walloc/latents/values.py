@@ -232,10 +232,11 @@ def latent_windows(
 
 
 def resize_pixels(pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Bicubic and antialiased: (batch, channels, height, width) in [-0.5, 0.5] -> (batch, channels, *size)."""
+    """Bicubic and antialiased: (batch, channels, height, width) in [-0.5, 0.5] or uint8 -> (batch, channels, *size)."""
     if tuple(pixels.shape[2:]) == tuple(size):
         return pixels
-    return F.interpolate(pixels, tuple(size), mode="bicubic", antialias=True).clamp(-0.5, 0.5)
+    resized = F.interpolate(pixels, tuple(size), mode="bicubic", antialias=True)
+    return resized if pixels.dtype == torch.uint8 else resized.clamp(-0.5, 0.5)
 
 
 def reflect(x: torch.Tensor, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
