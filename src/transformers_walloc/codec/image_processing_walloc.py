@@ -23,7 +23,7 @@ import PIL.ImageOps
 import torch
 from transformers import BaseImageProcessor, BatchFeature
 
-from .pixels import FLOAT_DTYPES, reflect, write_pixels
+from .pixels import FLOAT_DTYPES, find_channels, native, reflect, write_pixels
 from .rasters import RasterFormat
 from .signals import to_8bit
 
@@ -318,7 +318,7 @@ def _pil_to_array(image: PIL.Image.Image, num_channels: int, planar: bool) -> np
             array = array.astype(np.uint16)
         if num_channels not in (1, 3):
             raise ValueError(f"a PIL image of mode {image.mode!r} has 1 band; num_channels is {num_channels}")
-        return _native(array)[None]
+        return native(array)[None]
     if image.mode in ("P", "PA") and num_channels not in (1, 3):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if num_channels in (1, 3):
@@ -346,7 +346,7 @@ def _channels_first(image, num_channels: int, input_data_format: str | None, pla
     if len(shape) == 2:
         image, input_data_format = image[None], "channels_first"
     if input_data_format is None:
-        input_data_format = _find_channels(shape, num_channels, isinstance(image, torch.Tensor))
+        input_data_format = find_channels(shape, num_channels, isinstance(image, torch.Tensor))
     if isinstance(image, torch.Tensor):
         image = image.detach()
         pixels = image.permute(2, 0, 1) if input_data_format == "channels_last" else image
@@ -355,31 +355,13 @@ def _channels_first(image, num_channels: int, input_data_format: str | None, pla
         if image.dtype.kind not in "buif":
             raise TypeError(f"an array of dtype {image.dtype} is no image; valid: integers and floats")
         image = image.transpose(2, 0, 1) if input_data_format == "channels_last" else image
-        array = _native(image)
+        array = native(image)
         if planar or min(array.strides) < 0:
             array = np.ascontiguousarray(array)
         pixels = torch.from_numpy(array if array.flags.writeable else array.copy())
     if pixels.shape[0] != num_channels and not (pixels.shape[0] == 1 and num_channels == 3):
         raise ValueError(f"an image of shape {shape} has {pixels.shape[0]} channels; num_channels is {num_channels}")
     return pixels
-
-
-def _find_channels(shape: tuple[int, ...], num_channels: int, is_tensor: bool) -> str:
-    # The codec's own number of channels decides before the single channel that can be repeated.
-    for count in (num_channels, 1) if num_channels == 3 else (num_channels,):
-        first, last = shape[0] == count, shape[2] == count
-        if first and last and not is_tensor:
-            raise ValueError(
-                f"the channel axis of an array of shape {shape} is ambiguous; pass input_data_format="
-                "'channels_first' or 'channels_last'"
-            )
-        if first or last:
-            return "channels_first" if first else "channels_last"
-    raise ValueError(f"an image of shape {shape} has no axis of {num_channels} channels, first or last")
-
-
-def _native(array: np.ndarray) -> np.ndarray:
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _unbatch(pixels) -> list[torch.Tensor]:

@@ -67,6 +67,24 @@ def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float().sub_(127.5).div_(255)
 
 
+def find_channels(shape: tuple[int, ...], num_channels: int, is_tensor: bool) -> str:
+    # The codec's own number of channels decides before the single channel that can be repeated.
+    for count in (num_channels, 1) if num_channels == 3 else (num_channels,):
+        first, last = shape[0] == count, shape[2] == count
+        if first and last and not is_tensor:
+            raise ValueError(
+                f"the channel axis of an array of shape {shape} is ambiguous; pass input_data_format="
+                "'channels_first' or 'channels_last'"
+            )
+        if first or last:
+            return "channels_first" if first else "channels_last"
+    raise ValueError(f"an image of shape {shape} has no axis of {num_channels} channels, first or last")
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def write_pixels(target: torch.Tensor, image: torch.Tensor) -> None:
     """Writes `image` (C, h, w) into the view `target` of the same shape, mapped to [-0.5, 0.5] if that is float32."""
     if target.dtype == torch.uint8:
