@@ -7,7 +7,7 @@ place, mean magnitudes along both axes, codes on opposite sides.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -144,7 +144,7 @@ class EntropyKernel:
         return packed.ctypes.data
 
     def _put_structures(self, structures: list) -> int:
-        packed: ctypes.Array = (type(structures[0]) * len(structures))(*structures)
+        packed: ctypes.Array[Any] = (type(structures[0]) * len(structures))(*structures)
         self._arrays.append(packed)
         return ctypes.addressof(packed)
 
