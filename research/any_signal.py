@@ -9,6 +9,7 @@ Each codec is fitted to one half of a signal and measured on the other: finished
 import argparse
 import io
 import math
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -66,7 +67,7 @@ def music_row(folder: str) -> list[str]:
     files = list_media(folder, [".ogg", ".flac", ".wav"])
     clip, rate = soundfile.read(files[-1], dtype="float32", always_2d=True, frames=60 * 44100)
     clip = clip.mean(axis=1)[None]
-    options = {"num_channels": 1, "sampling_rate": rate, "dimensionality_reduction": 20}
+    options: dict[str, Any] = {"num_channels": 1, "sampling_rate": rate, "dimensionality_reduction": 20}
     fit = fit_codec([str(file) for file in files[:-1][:12]], **options, **QUICK)
     inputs = fit.processor(clip, sampling_rate=rate, return_tensors="pt")
     blob = fit.model.compress(**inputs)[0]

@@ -348,7 +348,7 @@ def _names(config: WallocConfig, part: str) -> tuple[list[str], list[str]]:
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: tuple[list[str], list[str]]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporter internals
-        onnx_program = torch.onnx.export(
+        onnx_program: Any = torch.onnx.export(
             program, input_names=names[0], output_names=names[1], dynamo=True, opset_version=OPSET, verbose=False
         )
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -48,7 +48,8 @@ def read_raster(path: str | Path, data: bytes | None = None) -> tuple[np.ndarray
         ImportError: TIFF without tifffile.
     """
     source = io.BytesIO(Path(path).read_bytes() if data is None else data)
-    nodata, names = None, ()
+    nodata: Any = None
+    names: tuple[str, ...] = ()
     try:
         if Path(path).suffix.lower() == ".npy":
             array = np.load(source, allow_pickle=False)

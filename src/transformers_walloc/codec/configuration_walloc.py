@@ -243,8 +243,8 @@ class WallocImageConfig(WallocConfig):
 
     raster_format: dict | None = None
 
-    def _check(self):
-        super()._check()
+    def check(self) -> None:
+        super().check()
         if self.raster_format is not None:
             names = RasterFormat.from_dict(self.raster_format).names
             if names and len(names) != self.num_channels:

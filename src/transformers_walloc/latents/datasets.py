@@ -196,7 +196,8 @@ class RowReader:
     def _encoder(self) -> WallocImageEncoder | WallocImageModel:
         if isinstance(self._source, str):
             self._source = WallocImageEncoder.from_pretrained(self._source, dtype=torch.float32)
-        return self._source
+        encoder: Any = self._source
+        return encoder
 
 
 def _check_storage(storage: str) -> None:

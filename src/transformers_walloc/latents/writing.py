@@ -143,7 +143,9 @@ def compress_dataset(
 
         api = HfApi()
         api.create_repo(push_to_hub, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(repo_id=push_to_hub, folder_path=folder, repo_type="dataset", ignore_patterns=[".*.part"])
+        api.upload_folder(
+            repo_id=push_to_hub, folder_path=str(folder), repo_type="dataset", ignore_patterns=[".*.part"]
+        )
     return written
 
 

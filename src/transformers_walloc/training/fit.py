@@ -111,7 +111,12 @@ def fit_codec(
     if output is not None and Path(output).exists() and not overwrite:
         raise FileExistsError(f"{output} exists already")
     started = time.monotonic()
-    options = {"kind": kind, "num_channels": num_channels, "sampling_rate": sampling_rate, "nodata": nodata}
+    options: dict[str, Any] = {
+        "kind": kind,
+        "num_channels": num_channels,
+        "sampling_rate": sampling_rate,
+        "nodata": nodata,
+    }
     total = count_signals(data, kind) if progress else None
     hold_out = HOLD_OUT if validation is None else 0
     kept = TRAINED if minutes else MEASURED

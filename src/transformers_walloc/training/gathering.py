@@ -59,7 +59,7 @@ class Gathered:
         self.range = (math.inf, -math.inf)
         self.provisional = (0.0, 1.0)  # of the statistics, until the range of all data is known
         self.nodata: float | None = None
-        self.statistics: SubbandStatistics | None = None
+        self.statistics: Any = None  # SubbandStatistics, from the first signal on
 
     def take(self, signal: Signal) -> None:
         if self.first is None:
@@ -171,7 +171,7 @@ class Gathered:
     def _begin(self, signal: Signal) -> None:
         self.first = signal
         audio = signal.kind == "audio"
-        shape = {
+        shape: dict[str, Any] = {
             "num_channels": len(signal.values),
             "num_levels": self.num_levels or DEFAULT_LEVELS[signal.kind],
             "latent_channels": 1,

@@ -24,7 +24,8 @@ from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, find_files
 from ..raster_files import describe, read_raster
 
 Kind = Literal["image", "audio"]
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
