@@ -20,7 +20,7 @@ from transformers_walloc.raster_files import compress_raster, decompress_raster,
 from transformers_walloc.training.data import list_media
 from transformers_walloc.training.fit import fit_codec
 
-QUICK = {"table_steps": 0, "progress": False}  # the generic entropy tables
+QUICK: dict[str, Any] = {"table_steps": 0, "progress": False}  # the generic entropy tables
 
 
 def rasters() -> dict[str, np.ndarray]:

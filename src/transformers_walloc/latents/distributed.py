@@ -105,7 +105,8 @@ def compress_with_ray(
     errors = _Errors(files, posixpath.join(root, "errors"), id_column)
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": batch_rows}
     least, most = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
-    rows = dataset.map_batches(
+    stages: Any = dataset  # the stubs of map_batches know functions with plain arguments only
+    rows = stages.map_batches(
         _decode,
         fn_kwargs={"column": image_column, "num_channels": encoder.config.num_channels, "errors": errors},
         **tables,
