@@ -136,7 +136,7 @@ def load_bundled() -> dict:
 
     import transformers_walloc  # noqa: F401
 
-    facts = {name: load_image(f"walloc/{name}") for name in BUNDLED if name.startswith("rgb")}
+    facts = {name: load_image(f"walloc/{name}") for name in BUNDLED if not name.startswith(("stereo", "mono"))}
     for name in set(BUNDLED) - set(facts):
         config = AutoConfig.from_pretrained(f"walloc/{name}")
         extractor = AutoFeatureExtractor.from_pretrained(f"walloc/{name}")

@@ -38,7 +38,7 @@ COMMANDS = {
     "train": ("training.recipe:main", "a codec for your own images or audio, from a closed-form start"),
     "fit-tables": ("training.fit_tables:main", "entropy tables of a codec, for smaller files"),
     "dataset": ("cli.dataset", "a data set as latents, for learning"),
-    "convert": ("training.convert:main", "a checkpoint of the original package to a model folder"),
+    "convert": ("training.conversion:main", "a checkpoint of the original package to a model folder"),
     "export": ("cli.export", "a codec as ONNX graphs, for other runtimes"),
     "publish": ("training.publish:main", "a model folder to the Hub"),
     "unlink": ("cli.unlink", "take the bundled codecs out of the Hub cache, before this package is removed"),
