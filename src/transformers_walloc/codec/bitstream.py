@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from .fields import Reader, WallocFormatError, varint
 from .rasters import RasterFormat
 
 MAGIC = b"\x89WLC"
@@ -42,10 +43,6 @@ _MAX_FLOAT = float(np.finfo(np.float32).max)
 # Magic, version, coder << 4 | kind, flags, fingerprint, tables, encoder_padding << 4 | num_levels, latent_bits.
 _FIXED = struct.Struct("<4sBBB8s4sBB")
 _HAS_STEP, _HAS_CODED_CHANNELS, _HAS_SOURCE, _HAS_SAMPLE_FORMAT, _HAS_RASTER = 1, 2, 4, 8, 16
-
-
-class WallocFormatError(ValueError):
-    """The data is no .walloc file that can be decoded; the message says why."""
 
 
 class WallocCodecMismatchError(WallocFormatError):
@@ -219,20 +216,20 @@ def pack(header: Header, payload: bytes) -> bytes:
             header.encoder_padding << 4 | header.num_levels,
             header.latent_bits,
         ),
-        *(_varint(size) for size in header.sizes),
-        _varint(header.num_channels),
-        _varint(header.latent_channels),
-        _varint(header.coded_channels) if partial else b"",
+        *(varint(size) for size in header.sizes),
+        varint(header.num_channels),
+        varint(header.latent_channels),
+        varint(header.coded_channels) if partial else b"",
         struct.pack("<f", header.step) if flags & _HAS_STEP else b"",
     ]
     if header.kind == "audio":
-        parts += [_varint(header.sampling_rate or 0), struct.pack("<ff", header.gain, header.offset)]
-        parts += [_varint(value) for value in header.source or ()]
+        parts += [varint(header.sampling_rate or 0), struct.pack("<ff", header.gain, header.offset)]
+        parts += [varint(value) for value in header.source or ()]
     if header.sample_format:
-        parts.append(_varint(_key(SAMPLE_FORMATS[header.kind], header.sample_format)))
+        parts.append(varint(_key(SAMPLE_FORMATS[header.kind], header.sample_format)))
     if header.raster:
-        parts += [_varint(len(header.raster)), header.raster]
-    parts += [_varint(len(codec)), codec, payload]
+        parts += [varint(len(header.raster)), header.raster]
+    parts += [varint(len(codec)), codec, payload]
     body = b"".join(parts)
     return body + struct.pack("<I", zlib.crc32(body))
 
@@ -297,33 +294,6 @@ def tables_id(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()[:8]
 
 
-class _Reader:
-    """Takes fields off the front of `data`, which ends `end` bytes in."""
-
-    def __init__(self, data: bytes, position: int, end: int):
-        self.data, self.position, self.end = data, position, end
-
-    def take(self, count: int) -> bytes:
-        if count > self.end - self.position:
-            raise WallocFormatError("the header is longer than the file")
-        self.position += count
-        return self.data[self.position - count : self.position]
-
-    def varint(self) -> int:
-        value = 0
-        for shift in range(0, 35, 7):
-            byte = self.take(1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if shift and not byte:
-                    raise WallocFormatError("a number in the header is not in its shortest form")
-                return value
-        raise WallocFormatError("a number in the header is longer than 5 bytes")
-
-    def floats(self, count: int) -> tuple[float, ...]:
-        return struct.unpack(f"<{count}f", self.take(4 * count))
-
-
 def _read_header(data: bytes) -> tuple[Header, int]:
     """The checked header, and where the payload starts."""
     _, _, identity, flags, fingerprint, tables, transform, latent_bits = _FIXED.unpack_from(data)
@@ -333,7 +303,7 @@ def _read_header(data: bytes) -> tuple[Header, int]:
     valid = _HAS_STEP | _HAS_CODED_CHANNELS | _HAS_SAMPLE_FORMAT | (_HAS_SOURCE if kind == "audio" else _HAS_RASTER)
     if flags & ~valid:
         raise WallocFormatError(f"unknown flags {flags:#04x} in the header")
-    reader = _Reader(data, _FIXED.size, len(data) - 4)
+    reader = Reader(data, _FIXED.size, len(data) - 4)
     fields: dict[str, Any] = {
         "sizes": tuple(reader.varint() for _ in range(2 if kind == "image" else 1)),
         "num_channels": reader.varint(),
@@ -378,16 +348,6 @@ def _read_header(data: bytes) -> tuple[Header, int]:
         **fields,
     )
     return header, reader.position
-
-
-def _varint(value: int) -> bytes:
-    """Little-endian groups of 7 bits, the highest bit of a byte set if more follow (LEB128)."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _key(table: dict[int, str], value: str) -> int:
