@@ -31,7 +31,7 @@ from huggingface_hub import constants
 
 from .files import atomic_file, write_atomically
 
-BUNDLED_NAMES = ("rgb-4x", "rgb-16x", "rgb-16x-klt", "stereo-5x", "stereo-20x")
+BUNDLED_NAMES = ("rgb-4x", "rgb-16x", "rgb-16x-klt", "stereo-5x", "stereo-20x", "gray-16x")
 NAMESPACE = "walloc"
 
 # A commit hash is 40 hexadecimal digits. These leading zeros tell ours from those of the Hub.
@@ -65,7 +65,7 @@ def bundled_path(name: str) -> Path:
     """The folder of a bundled checkpoint: a complete model folder for `from_pretrained`, with its model card.
 
     Args:
-        name: "rgb-4x", "rgb-16x", "rgb-16x-klt", "stereo-5x" or "stereo-20x", with or without the leading "walloc/".
+        name: one of `BUNDLED_NAMES`, with or without the leading "walloc/".
 
     Raises:
         ValueError: no bundled checkpoint has this name.

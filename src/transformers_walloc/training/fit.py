@@ -30,6 +30,7 @@ from .signals import Kind, count_signals, read_signals
 
 DEFAULT_REDUCTION = 16.0
 HOLD_OUT = 8  # every eighth signal is measured on and not fitted to
+ROUNDING = 1 / 16  # error of rounding over the variance of the strongest channel that is left out
 MEASURED = 24  # crops that are kept for measuring
 TRAINED = 256  # crops that are kept for training a network
 
@@ -90,8 +91,8 @@ def fit_codec(
             smallest number of channels that does.
         num_levels: levels of the wavelet packet transform; 3 for images and 8 for audio if None.
         step: quantisation step of the transform's coefficients, in units of a range of 1. If None it is chosen so that
-            rounding costs as much as the strongest channel that is left out, signal or noise of the data
-            (`12 * variance`, reverse water-filling).
+            rounding costs a sixteenth of the strongest channel that is left out, signal or noise of the data: no more
+            than is lost anyway.
         rate: bits per pixel, or kilobits per second, that the step is chosen for instead.
         validation: other data to measure on. If None every eighth signal is kept for it, where there are as many.
         table_steps: optimisation steps of each network of the entropy tables; 0 keeps the generic tables.
@@ -194,7 +195,7 @@ def _closed_form(
         left_out = variances[channels] if channels < len(variances) else variances[-1]
         # No finer than what companding to `latent_bits` holds of the strongest channel.
         finest = math.sqrt(variances[0]) / companding_scale(config.latent_bits)
-        step = max(math.sqrt(12 * max(left_out, 0.0)), finest)
+        step = max(math.sqrt(12 * ROUNDING * max(left_out, 0.0)), finest)
     model = (WallocImageModel if config.num_dims == 2 else WallocAudioModel)(config)
     fit_klt(model, statistics, step)
     return model.eval(), step
