@@ -139,7 +139,7 @@ class EntropyKernel:
         )
 
     def _put(self, array: np.ndarray, dtype: type) -> int:
-        packed = np.ascontiguousarray(array, dtype)
+        packed: np.ndarray = np.ascontiguousarray(array, dtype)
         self._arrays.append(packed)
         return packed.ctypes.data
 
