@@ -45,6 +45,7 @@ from tqdm.auto import tqdm
 from research.corpora.documents import render_page, usable_fonts
 from research.corpora.filters import accept_audio, accept_image, fingerprint, largest_jpeg, looks_like, webp_streams
 from research.corpora.sources import AUDIO, FONTS, IMAGES, Source
+from transformers_walloc.files import write_atomically
 
 RECIPE = 1  # raise it when a rule below changes, so that existing corpora are made anew
 
@@ -362,17 +363,6 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Writes under a temporary name first, so that a kill never leaves half a file under the final name."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_record(record: Path, recipe: list, files: list, rejected: list) -> None:

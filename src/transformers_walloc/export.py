@@ -30,6 +30,7 @@ from .codec.bottleneck import MIN_PROBABILITY, code_dtype, companding_scale, dec
 from .codec.configuration_walloc import WallocConfig
 from .codec.filter_banks import wavelet_filters
 from .codec.modeling_walloc import WallocAudioModel, WallocImageModel
+from .files import atomic_file
 from .loading import load_codec, make_processor
 
 FORMATS = ("onnx",)
@@ -351,9 +352,5 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: tuple[
         onnx_program: Any = torch.onnx.export(
             program, input_names=names[0], output_names=names[1], dynamo=True, opset_version=OPSET, verbose=False
         )
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with atomic_file(path) as partial:
         onnx_program.save(partial, external_data=False)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

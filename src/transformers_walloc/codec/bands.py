@@ -55,7 +55,7 @@ def compress_rows(
     for first in range(0, rows, band):
         last = min(first + band, rows)
         start, stop = band_rows(first, last, height, block)
-        pixels = np.require(read(start, stop), requirements="CW")  # a band of a read-only memory map is copied
+        pixels = np.require(read(start, stop), requirements=("C", "W"))  # a band of a read-only memory map is copied
         if pixels.dtype != np.uint8 or pixels.shape != (stop - start, width, config.num_channels):
             expected = (stop - start, width, config.num_channels)
             raise ValueError(f"rows {start}..{stop - 1} must be uint8 {expected}, got {pixels.dtype} {pixels.shape}")

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 from ..codec.feature_extraction_walloc import resample
+from ..files import atomic_file, write_atomically
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
@@ -54,15 +55,12 @@ class MediaCache:
     def _build(self, files: Sequence[Path], kind: str, index: Path, sampling_rate: int):
         index.parent.mkdir(parents=True, exist_ok=True)
         shapes = []
-        partial = self.path.with_suffix(f".{os.getpid()}.part")
-        with open(partial, "wb") as out:
+        with atomic_file(self.path) as partial, open(partial, "wb") as out:
             for file in tqdm(files, desc=f"decoding {kind} files", unit="file"):
                 array = _read_image(file) if kind == "image" else _read_audio(file, sampling_rate)
                 out.write(np.ascontiguousarray(array, dtype=self.dtype).tobytes())
                 shapes.append(array.shape)
-        os.replace(partial, self.path)
-        partial.write_text(json.dumps(shapes))
-        os.replace(partial, index)
+        write_atomically(index, json.dumps(shapes))  # last: where it is, the data is
 
     def __len__(self) -> int:
         return len(self.shapes)

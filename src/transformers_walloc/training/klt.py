@@ -7,7 +7,6 @@ codec of fewer channels.
 """
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from ..codec.bottleneck import companding_scale, latent_limit
 from ..codec.configuration_walloc import WallocConfig
 from ..codec.decoders import LinearDecoder, ResidualDecoder, RestorationDecoder
 from ..codec.wavelets import wavelet_packet_analysis
+from ..files import atomic_file
 
 
 class SubbandStatistics:
@@ -46,9 +46,8 @@ class SubbandStatistics:
 
     def save(self, file: str | Path) -> None:
         """Write the sums to a safetensors file, atomically."""
-        partial = Path(file).with_suffix(f".{os.getpid()}.part")
-        save_file({"count": np.array([self.count]), "total": self.total, "products": self.products}, partial)
-        os.replace(partial, file)
+        with atomic_file(file) as partial:
+            save_file({"count": np.array([self.count]), "total": self.total, "products": self.products}, partial)
 
     @classmethod
     def load(cls, file: str | Path, config: WallocConfig) -> "SubbandStatistics":

@@ -1,0 +1,1 @@
+"""What frozen models of others still read of a signal that was coded with few numbers."""

@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""What a frozen OCR still reads of receipts: resized pages against WaLLoC latents, at equally many numbers.
+
+    pip install rapidocr-onnxruntime rapidfuzz
+    python -m research.readers.documents measure --data SROIE --pages 126     # hours; resumable, one page at a time
+    python -m research.readers.documents summarise                            # docs/results -> docs/frozen_readers.md
+
+PP-OCR (weights inside the wheel rapidocr-onnxruntime) reads each page as it is and from `DR` times fewer numbers:
+
+    resize    the page made smaller by sqrt(DR) per side (Lanczos), 8 bits, and enlarged to its size again (bicubic)
+    linear    latents of rgb-4x or rgb-16x-klt, rounded, and decoded by their closed-form linear synthesis alone
+    walloc    latents of rgb-4x or rgb-16x, rounded, and decoded by the trained decoder
+
+DR 4 and 16 are the codecs as they are, 8 and 32 the first half of the channels of rgb-4x and rgb-16x-klt. Nothing is
+trained here. SROIE has images/NAME.jpg and answers.json, {NAME: {"company": ..., "date": ..., "address": ..., "total":
+...}}; its last 126 pages by name are test. A field is found if the text that was read holds it, regardless of case,
+spaces and punctuation: date and total to the letter, company and address with at least 90% of the letters right in
+place.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from research.readers.scores import RESULTS, load_study, save_study, summarise
+from transformers_walloc import WallocImageModel, WallocImageProcessor
+from transformers_walloc.codec.decoders import LinearDecoder
+
+STORE = RESULTS / "readers_documents.json"
+FIELDS = {"company": 90, "date": 100, "address": 90, "total": 100}  # percent of letters in place that count as found
+# Codec and channels that are kept.
+LINEAR = {4: ("rgb-4x", 48), 8: ("rgb-4x", 24), 16: ("rgb-16x-klt", 12), 32: ("rgb-16x-klt", 6)}
+CODECS = {"linear": LINEAR, "walloc": {**LINEAR, 16: ("rgb-16x", 12)}}
+RATIOS = list(LINEAR)
+WAYS = {"resize": "resized", "linear": "WaLLoC, linear", "walloc": "WaLLoC"}
+CONDITIONS = ["original", *(f"{way}-{dr}" for dr in RATIOS for way in WAYS)]
+MEASURES = {"found": "fields found, %", **{field: f"{field}, %" for field in FIELDS}, "anls": "ANLS"}
+
+
+def parse_arguments(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("measure", help="read pages and keep what was found")
+    measure.add_argument("--data", type=Path, required=True, metavar="DIR", help="SROIE: images/ and answers.json")
+    measure.add_argument("--pages", type=int, default=126, help="of the last 126, evenly spread (default: all)")
+    measure.add_argument("--conditions", nargs="+", default=CONDITIONS, choices=CONDITIONS, metavar="NAME")
+    measure.add_argument("--threads", type=int, default=1, help="of OCR and codec (default: %(default)s)")
+    commands.add_parser("summarise", help="write the tables and the picture")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    args = parse_arguments(argv)
+    if args.command == "summarise":
+        summarise("documents", STORE, MEASURES, RATIOS, WAYS)
+        return 0
+    torch.set_num_threads(args.threads)
+    answers = json.loads((args.data / "answers.json").read_text())
+    names = sorted(answers)[-126:]
+    if not 1 <= args.pages <= len(names):
+        print(f"error: --pages is {args.pages}; valid: 1 to {len(names)}", file=sys.stderr)
+        return 2
+    # Evenly spread and nested: more pages later keep those that were read.
+    order = sorted(range(len(names)), key=lambda i: int(f"{i:07b}"[::-1], 2))
+    chosen = [names[i] for i in order[: args.pages]]
+    study = load_study(STORE, f"PP-OCR, {len(names)} test receipts of SROIE")
+    read, ways = reader(args.threads), Ways()
+    for name in tqdm(chosen, unit="page", mininterval=5):
+        page = Image.open(next((args.data / "images").glob(f"{name}.*"))).convert("RGB")
+        for condition in args.conditions:
+            key = ways.key(condition)
+            if study.get(condition, name, key) is None:
+                scores = score(read(ways.view(page, condition)), answers[name])
+                study.put(condition, name, key, scores)
+                save_study(STORE, study)
+    return 0
+
+
+def reader(threads: int) -> Callable[[Image.Image], str]:
+    """PP-OCR: a picture -> the lines that it reads, in its order, joined."""
+    from rapidocr_onnxruntime import RapidOCR
+
+    engine = RapidOCR(intra_op_num_threads=threads, inter_op_num_threads=1)
+
+    def read(page: Image.Image) -> str:
+        lines, _ = engine(np.asarray(page)[:, :, ::-1], use_cls=False)  # the pages are upright
+        return " ".join(line[1] for line in lines or [])
+
+    return read
+
+
+def score(text: str, answers: dict[str, str]) -> dict[str, float]:
+    """For each field that the page has: 1 if it was found, else 0; `found`, their mean; `anls`, the mean similarity.
+
+    The similarity is that of the best matching part of the text (1 - edit distance / length), 0 below one half, as in
+    ANLS (Biten et al., ICDAR 2019).
+    """
+    from rapidfuzz import fuzz
+
+    plain, found, similarity = letters(text), {}, []
+    for field, least in FIELDS.items():
+        answer = letters(answers.get(field, ""))
+        if answer:
+            percent = fuzz.partial_ratio(answer, plain) if len(plain) >= len(answer) else fuzz.ratio(answer, plain)
+            found[field] = float(answer in plain if least == 100 else percent >= least)
+            similarity.append(percent / 100 if percent >= 50 else 0.0)
+    return {**found, "found": float(np.mean(list(found.values()))), "anls": float(np.mean(similarity))}
+
+
+def letters(text: str) -> str:
+    """Letters and digits in capitals, and the points between digits, which tell 1.00 from 100."""
+    return re.sub(r"(?<!\d)\.|\.(?!\d)", "", re.sub(r"[^A-Z0-9.]", "", text.upper()))
+
+
+class Ways:
+    """Pages as each condition shows them."""
+
+    def __init__(self):
+        self.models: dict[str, WallocImageModel] = {}
+        self.processor = WallocImageProcessor()
+
+    def key(self, condition: str) -> str:
+        """What the result of a condition depends on beside the page: which weights."""
+        way, _, dr = condition.partition("-")
+        if way in ("original", "resize"):
+            return way
+        model = self.model(CODECS[way][int(dr)][0], way == "linear")
+        decoder = sum(float(p.double().abs().sum()) for p in model.decoder.parameters())
+        return f"{model.fingerprint()}:{decoder:.6e}"
+
+    def model(self, name: str, linear: bool) -> WallocImageModel:
+        key = f"{name}@linear" if linear else name
+        if key not in self.models:
+            model = WallocImageModel.from_pretrained(f"walloc/{name}").eval()
+            if linear:
+                synthesis, model.decoder = model.decoder.linear, LinearDecoder(model.config)
+                model.decoder.linear = synthesis
+            self.models[key] = model
+        return self.models[key]
+
+    @torch.inference_mode()
+    def view(self, page: Image.Image, condition: str) -> Image.Image:
+        way, _, dr = condition.partition("-")
+        if way == "original":
+            return page
+        if way == "resize":
+            small = [max(1, round(size / int(dr) ** 0.5)) for size in page.size]
+            return page.resize(small, Image.Resampling.LANCZOS).resize(page.size, Image.Resampling.BICUBIC)
+        name, channels = CODECS[way][int(dr)]
+        model, inputs = self.model(name, way == "linear"), self.processor(page, return_tensors="pt")
+        codes = model.quantize(model.encode(inputs["pixel_values"]).latents)
+        codes[:, channels:] = 0
+        pixels = model.decode(codes).pixel_values
+        (decoded,) = self.processor.post_process(pixels, original_sizes=inputs["original_sizes"])
+        assert isinstance(decoded, Image.Image)  # not an array, as codecs of other than 1 or 3 channels give
+        return decoded
+
+
+if __name__ == "__main__":
+    sys.exit(main())

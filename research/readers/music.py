@@ -1,0 +1,175 @@
+#!/usr/bin/env python
+"""What a frozen transcriber still hears of music: resampled clips against WaLLoC latents, at equally many numbers.
+
+    pip install --no-deps basic-pitch && pip install librosa pretty_midi mir_eval resampy   # its pins are old
+    python -m research.readers.music measure --data MUSIC --clips 40
+    python -m research.readers.music summarise                       # docs/results -> docs/frozen_readers.md
+
+basic-pitch (Bittner et al., ICASSP 2022; ONNX weights inside its wheel) writes down the notes of each clip as it is and
+from `DR` times fewer numbers:
+
+    resample  the clip at 1/DR of its sampling rate (soxr, very high quality) and back
+    linear    latents of stereo-5x or stereo-20x, rounded, and decoded by the closed-form linear synthesis alone
+    walloc    the same latents, decoded by the trained decoder
+
+DR 4.74 and 19 are the codecs as they are, 9.5 and 38 the first half of their channels. The score is the F1 of the notes
+against those heard in the original (mir_eval: same pitch within a quarter tone, onsets within 50 ms). Nothing is
+trained here. MUSIC holds audio files that no codec was trained on.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from tqdm.auto import tqdm
+
+from research.readers.scores import RESULTS, load_study, save_study, summarise
+from transformers_walloc import WallocAudioFeatureExtractor, WallocAudioModel
+from transformers_walloc.codec.decoders import LinearDecoder
+
+STORE = RESULTS / "readers_music.json"
+SECONDS = 20.0
+CODECS = {
+    4.74: ("walloc/stereo-5x", 108),
+    9.5: ("walloc/stereo-5x", 54),
+    19: ("walloc/stereo-20x", 27),
+    38: ("walloc/stereo-20x", 13),
+}
+WAYS = {"resample": "resampled", "linear": "WaLLoC, linear", "walloc": "WaLLoC"}
+CONDITIONS = [f"{way}-{dr:g}" for dr in CODECS for way in WAYS]
+MEASURES = {"f1": "F1 of the notes, %", "precision": "precision, %", "recall": "recall, %"}
+
+
+def parse_arguments(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("measure", help="listen to clips and keep the scores")
+    measure.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of audio files")
+    measure.add_argument(
+        "--clips", type=int, default=40, help="one from the middle of each file (default: %(default)s)"
+    )
+    measure.add_argument("--conditions", nargs="+", default=CONDITIONS, choices=CONDITIONS, metavar="NAME")
+    commands.add_parser("summarise", help="write the tables (into <!-- music:begin --> of the page) and the picture")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    args = parse_arguments(argv)
+    if args.command == "summarise":
+        summarise("music", STORE, MEASURES, list(CODECS), WAYS)
+        return 0
+    files = sorted(p for p in args.data.rglob("*") if p.suffix.lower() in (".ogg", ".flac", ".wav", ".mp3"))
+    if not files:
+        print(f"error: {args.data} has no audio files", file=sys.stderr)
+        return 2
+    files = [files[i] for i in sorted({round(i) for i in np.linspace(0, len(files) - 1, args.clips)})]
+    study = load_study(STORE, f"basic-pitch, clips of {SECONDS:g} s from the middle of validation music")
+    ways = Ways()
+    for file in tqdm(files, unit="clip", mininterval=5):
+        keys = {condition: ways.key(condition) for condition in args.conditions}
+        if all(study.get(condition, file.name, key) for condition, key in keys.items()):
+            continue
+        clip, rate = middle(file)
+        reference = notes(clip, rate)
+        if not len(reference[0]):
+            continue  # nothing to hear
+        study.put("original", file.name, "original", f1(reference, reference))
+        for condition, key in keys.items():
+            if study.get(condition, file.name, key) is None:
+                study.put(condition, file.name, key, f1(reference, notes(ways.view(clip, rate, condition), rate)))
+        save_study(STORE, study)
+    return 0
+
+
+def middle(file: Path) -> tuple[np.ndarray, int]:
+    """(2, length) float32 and the sampling rate of the clip in the middle of a file."""
+    with soundfile.SoundFile(file) as sound:
+        length = round(SECONDS * sound.samplerate)
+        sound.seek(max(0, (sound.frames - length) // 2))
+        clip = sound.read(length, dtype="float32", always_2d=True).T
+        return (np.repeat(clip, 2, axis=0) if len(clip) == 1 else clip[:2]), sound.samplerate
+
+
+def notes(clip: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals (notes, 2) in seconds and pitches (notes,) in Hz that basic-pitch hears."""
+    from basic_pitch.inference import Model, predict
+
+    global _model
+    _model = _model or Model(_weights())
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        soundfile.write(file.name, clip.T, rate, subtype="FLOAT")
+        _, _, events = predict(file.name, _model)
+    events = sorted(events)
+    return (
+        np.array([[start, end] for start, end, *_ in events]).reshape(-1, 2),
+        np.array([440 * 2 ** ((pitch - 69) / 12) for _, _, pitch, *_ in events]),
+    )
+
+
+_model = None
+
+
+def _weights() -> Path:
+    import basic_pitch
+
+    return Path(basic_pitch.__file__).parent / "saved_models" / "icassp_2022" / "nmp.onnx"
+
+
+def f1(reference: tuple[np.ndarray, np.ndarray], heard: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    from mir_eval.transcription import precision_recall_f1_overlap
+
+    if not len(heard[0]):
+        return {"f1": 0.0, "precision": 0.0, "recall": 0.0}
+    precision, recall, score, _ = precision_recall_f1_overlap(*reference, *heard, offset_ratio=None)
+    return {"f1": score, "precision": precision, "recall": recall}
+
+
+class Ways:
+    """Clips as each condition sounds."""
+
+    def __init__(self):
+        self.models: dict[str, tuple[WallocAudioModel, WallocAudioFeatureExtractor]] = {}
+
+    def key(self, condition: str) -> str:
+        """What the result of a condition depends on beside the clip: which weights."""
+        way, _, dr = condition.partition("-")
+        if way == "resample":
+            return way
+        model, _ = self.model(CODECS[float(dr)][0], way == "linear")
+        decoder = sum(float(p.double().abs().sum()) for p in model.decoder.parameters())
+        return f"{model.fingerprint()}:{decoder:.6e}"
+
+    def model(self, name: str, linear: bool) -> tuple[WallocAudioModel, WallocAudioFeatureExtractor]:
+        key = f"{name}@linear" if linear else name
+        if key not in self.models:
+            model = WallocAudioModel.from_pretrained(name).eval()
+            if linear:
+                synthesis, model.decoder = model.decoder.linear, LinearDecoder(model.config)
+                model.decoder.linear = synthesis
+            self.models[key] = model, WallocAudioFeatureExtractor.from_pretrained(name)
+        return self.models[key]
+
+    @torch.inference_mode()
+    def view(self, clip: np.ndarray, rate: int, condition: str) -> np.ndarray:
+        way, _, dr = condition.partition("-")
+        if way == "resample":
+            low = soxr.resample(clip.T, rate, rate / float(dr), quality="VHQ")
+            return soxr.resample(low, rate / float(dr), rate, quality="VHQ").T
+        name, channels = CODECS[float(dr)]
+        model, extractor = self.model(name, way == "linear")
+        inputs = extractor(clip, sampling_rate=rate, return_tensors="pt")
+        codes = model.quantize(model.encode(inputs["input_values"]).latents)
+        codes[:, channels:] = 0
+        levels = {name: inputs[name] for name in ("padding_mask", "gain", "offset")}
+        decoded = extractor.post_process(model.decode(codes).audio_values, **levels)[0]
+        ours = extractor.sampling_rate
+        return decoded if ours == rate else soxr.resample(decoded.T, ours, rate, quality="VHQ").T
+
+
+if __name__ == "__main__":
+    sys.exit(main())
