@@ -38,7 +38,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-from research.corpora.prepare import PackageError, fetch_package, scratch_folder, unpack_package
+from research.corpora.packages import PackageError, fetch_package, scratch_folder, unpack_package
 from transformers_walloc.files import write_atomically
 
 RECIPE = 1  # raise it when a rule below changes, so that songs are rendered anew
