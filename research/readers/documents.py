@@ -8,7 +8,7 @@
 PP-OCR (weights inside the wheel rapidocr-onnxruntime) reads each page as it is and from `DR` times fewer numbers:
 
     resize    the page made smaller by sqrt(DR) per side (Lanczos), 8 bits, and enlarged to its size again (bicubic)
-    linear    latents of rgb-4x or rgb-16x-klt, rounded, and decoded by their closed-form linear synthesis alone
+    linear    latents of rgb-4x or rgb-16x-klt, rounded, and decoded by the linear branch of their decoder
     walloc    latents of rgb-4x or rgb-16x, rounded, and decoded by the trained decoder
 
 DR 4 and 16 are the codecs as they are, 8 and 32 the first half of the channels of rgb-4x and rgb-16x-klt. Nothing is

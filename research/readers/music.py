@@ -9,7 +9,7 @@ basic-pitch (Bittner et al., ICASSP 2022; ONNX weights inside its wheel) writes 
 from `DR` times fewer numbers:
 
     resample  the clip at 1/DR of its sampling rate (soxr, very high quality) and back
-    linear    latents of stereo-5x or stereo-20x, rounded, and decoded by the closed-form linear synthesis alone
+    linear    latents of stereo-5x or stereo-20x, rounded, and decoded by the linear branch of the decoder
     walloc    the same latents, decoded by the trained decoder
 
 DR 4.74 and 19 are the codecs as they are, 9.5 and 38 the first half of their channels. The score is the F1 of the notes
