@@ -1,9 +1,10 @@
 """Damaged payloads, random codes and random pictures through the compiled kernels, under AddressSanitizer and UBSan.
 
-    python -m research.fuzz_kernels 1000000 [SEED]
+    python -m research.fuzz_kernels 1000000 [SEED] [--skip DONE]
 
 Starts from files of the bundled codecs and from random tables of every form. Whatever is read or written beyond an
 array, overflows, or does not come back as it went in ends the run with the sanitizer's report and a non-zero exit.
+Every 10,000 inputs are a process with a seed of its own; `--skip` goes on where an interrupted run has stopped.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import resource
 import struct
 import subprocess
 import tempfile
@@ -26,6 +28,7 @@ from transformers_walloc.native.build import FOLDER, find_compiler
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 PAYLOADS = 6  # of each table
+CHUNK = 10_000  # inputs of a process
 
 
 def random_codes(rng: np.random.Generator, channels: int, ndim: int) -> np.ndarray:
@@ -50,7 +53,8 @@ def dump_tables(tables: EntropyTables, kernel: EntropyKernel) -> bytes:
     for group in groups:
         out.append(numbers(group.first, group.size, group.num_passes))
         for step in (layout._Pass * group.num_passes).from_address(group.passes):
-            pairs = 2 * group.first + 2 * min(group.first, 3) + step.num_neighbours * group.size
+            counts = (group.first + step.num_neighbours * group.size, group.first, 8 * (group.first > 0))
+            pairs = sum(-(-count // 8) * 8 for count in counts)
             fields = [getattr(step, field[0]) for field in layout._Pass._fields_[:9]]
             out += [
                 numbers(*fields, pairs),
@@ -61,7 +65,12 @@ def dump_tables(tables: EntropyTables, kernel: EntropyKernel) -> bytes:
                 array(step.second, 2 * step.hidden * step.outputs),
                 array(step.second_bias, 4 * step.outputs),
             ]
-    out += [array(whole.cumulative, 4 * 256 * 32), array(whole.magnitude, 256), array(whole.shift, 256)]
+    out += [
+        array(whole.cumulative, 4 * 256 * 32),
+        array(whole.coarse, 2 * 256 * 32),
+        array(whole.magnitude, 256),
+        array(whole.shift, 256),
+    ]
     return b"".join(out)
 
 
@@ -102,15 +111,29 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", type=int, help="inputs")
     parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--skip", type=int, default=0, help="inputs that were done before")
     arguments = parser.parse_args(argv)
-    rng = np.random.default_rng(arguments.seed)
+    environment = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", "ASAN_OPTIONS": "detect_leaks=0"}
     with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(arguments.seed)
         cases = [dump_case(rng, tables) for tables in all_tables(rng)]
         Path(folder, "cases").write_bytes(struct.pack("<i", len(cases)) + b"".join(cases))
         compile_harness(f"{folder}/harness")
-        command = [f"{folder}/harness", f"{folder}/cases", str(arguments.count), str(arguments.seed)]
-        environment = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", "ASAN_OPTIONS": "detect_leaks=0"}
-        return subprocess.run(command, env=environment, check=False).returncode
+        done = arguments.skip
+        while done < arguments.count:
+            count = min(CHUNK, arguments.count - done)
+            seed = (arguments.seed << 32) + done
+            command = [f"{folder}/harness", f"{folder}/cases", str(count), str(seed)]
+            status = subprocess.run(command, env=environment, check=False).returncode
+            if status:  # negative: a signal
+                print(f"the harness ended with status {status} among {count} inputs after {done}, seed {seed}")
+                return 1
+            done += count
+            print(
+                f"{done} inputs, peak {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3:.0f} MB", flush=True
+            )
+    print(f"{arguments.count} inputs, nothing found")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The compiled inner loops of the entropy coder (native/entropy.cpp): its tables, and arrays in and out.
 
-The kernel multiplies pairs of features at a time, which are zero together where they can be: code and magnitude of a
+The kernel takes pairs of features at a time, which are zero together where they can be: code and magnitude of a
 place, mean magnitudes along both axes, codes on opposite sides.
 """
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .entropy_tables import EntropyTables, Network
 
 PRECISION = 24  # bits of the range coder's probabilities
-_LANES, _UNITS, _ROW_LENGTH = 8, 16, 32
+_HALF, _LANES, _UNITS, _ROW_LENGTH = 4, 8, 16, 32
+_UNIT_ORDER = np.r_[0:4, 8:12, 4:8, 12:16]  # of `activate` in native/context_network.h
 # Space for the result: nearly always enough, and always enough: a symbol, plain bits and an escape are 37 bits.
 _BYTES_PER_CODE = (1, 5)
 _DAMAGED, _LEFT_OVER = 1, 2
@@ -43,7 +44,7 @@ class _Tables(ctypes.Structure):
     _fields_ = (
         ("num_dims", ctypes.c_int32),
         ("num_groups", ctypes.c_int32),
-        *((name, ctypes.c_void_p) for name in ("groups", "cumulative", "magnitude", "shift")),
+        *((name, ctypes.c_void_p) for name in ("groups", "cumulative", "coarse", "magnitude", "shift")),
     )
 
 
@@ -67,11 +68,16 @@ class EntropyKernel:
                 )  # fmt: skip
             groups.append(_Group(first, size, len(passes), 0, self._put_structures(passes)))
             first += size
+        cumulative = _cumulative(tables.frequencies)
+        coarse = np.full(cumulative.shape, np.iinfo(np.int16).max)
+        symbols = tables.frequencies.shape[1]
+        coarse[:, : symbols - 1] = (cumulative[:, 1:symbols] >> (PRECISION - 16)).astype(np.int64) - 2**15
         self._tables = _Tables(
             tables.ndim,
             len(groups),
             self._put_structures(groups),
-            self._put(_cumulative(tables.frequencies), np.uint32),
+            self._put(cumulative, np.uint32),
+            self._put(coarse, np.int16),
             self._put(MAGNITUDE, np.uint8),
             self._put(shifts, np.uint8),
         )
@@ -116,17 +122,16 @@ class EntropyKernel:
     def _network(self, network: Network, size: int, pairs: np.ndarray) -> tuple[int, ...]:
         """Sizes, padded, and addresses of the weights of a pass."""
         units = len(network.first) - size
-        hidden, direct, outputs = _round_up(units, _UNITS), _round_up(size, _LANES), _round_up(2 * size, _LANES)
-        first = np.zeros((hidden + direct, network.first.shape[1]))
+        hidden, direct, outputs = _round_up(max(units, 1), _UNITS), _round_up(size, _HALF), _round_up(2 * size, _HALF)
+        # A further feature, of weight 0, is what fills up.
+        first = np.zeros((hidden + direct, network.first.shape[1] + 1))
         first_bias = np.zeros(hidden + direct)
         second, second_bias = np.zeros((outputs, hidden)), np.zeros(outputs)
-        for target, source in ((first, network.first), (first_bias, network.first_bias)):
+        for target, source in ((first[:, :-1], network.first), (first_bias, network.first_bias)):
             target[:units] = source[:units]
             target[hidden : hidden + size] = source[units:]
         second[: 2 * size, :units] = network.second
         second_bias[: 2 * size] = network.second_bias
-        # Units k and k + 8 of sixteen are a pair.
-        paired = second.T.reshape(-1, 2, _LANES, outputs).transpose(0, 2, 3, 1)
         return (
             hidden,
             hidden + direct,
@@ -134,7 +139,7 @@ class EntropyKernel:
             self._put(first[:, :size].T, np.int16),
             self._put(first[:, pairs].transpose(1, 0, 2), np.int16),
             self._put(first_bias, np.int32),
-            self._put(paired, np.int16),
+            self._put(second.reshape(outputs, -1, _UNITS)[..., _UNIT_ORDER], np.int16),
             self._put(second_bias, np.int32),
         )
 
@@ -190,24 +195,28 @@ def _cumulative(frequencies: np.ndarray) -> np.ndarray:
 
 
 def _pairs(plan: Plan, group: int, num_neighbours: int) -> np.ndarray:
-    """(pairs, 2) numbers of features (see `entropy_context`) in the kernel's order; the levels come apart."""
+    """(pairs, 2) numbers of features (see `entropy_context`) in the kernel's order; the levels come apart.
+
+    Codes and magnitudes here and around, mean magnitudes along both axes, codes on opposite sides along each: each of
+    these three a multiple of `_LANES`, with -1 for none.
+    """
     size = plan[group][0]
     at, first = size, 0
-    here, means, beside = [], [], []
+    none = np.zeros((0, 2), np.int64)
+    codes, means, sides = [none], [none], np.full((2, _HALF, 2), -1)
     for count, _ in plan[:group]:
         channel = at + np.arange(count)
-        here.append(np.stack([channel, channel + count], 1))
+        codes.append(np.stack([channel, channel + count], 1))
         means.append(np.stack([channel + 2 * count, channel + 3 * count], 1))
         at += 4 * count
         shifted = min(count, max(SHIFTED_CHANNELS - first, 0))
-        beside += [
-            np.array([[at + c, at + shifted + c], [at + 2 * shifted + c, at + 3 * shifted + c]]) for c in range(shifted)
-        ]
+        for c in range(shifted):
+            sides[:, first + c] = at + c + shifted * np.arange(4).reshape(2, 2)
         at += 4 * shifted
         first += count
-    around = []
     for _ in range(num_neighbours):
         channel = at + np.arange(size)
-        around.append(np.stack([channel, channel + size], 1))
+        codes.append(np.stack([channel, channel + size], 1))
         at += 2 * size
-    return np.concatenate([np.zeros((0, 2), np.int64), *here, *means, *beside, *around])
+    parts = [np.concatenate(codes), np.concatenate(means), sides.reshape(-1, 2)[: _LANES if first else 0]]
+    return np.concatenate([np.pad(part, ((0, -len(part) % _LANES), (0, 0)), constant_values=-1) for part in parts])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 KERNELS = ("encoder.cpp", "entropy.cpp")
-SUPPORT, HEADER = "support.cpp", "kernels.h"
+SUPPORT, HEADERS = "support.cpp", ("kernels.h", "context_network.h", "range_coder.h")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-pthread", "-Wall", "-Wno-psabi")
 
 
@@ -32,7 +32,7 @@ def target_flags(machine: str | None = None) -> tuple[str, ...]:
 def library_name() -> str:
     """File name of the library of these very sources: one of other sources is never loaded."""
     digest = hashlib.sha256("\0".join((*FLAGS, *target_flags())).encode())
-    for name in (*KERNELS, SUPPORT, HEADER):
+    for name in (*KERNELS, SUPPORT, *HEADERS):
         digest.update((FOLDER / name).read_bytes())
     return f"walloc-kernels-{digest.hexdigest()[:12]}{'.dylib' if sys.platform == 'darwin' else '.so'}"
 

@@ -1,9 +1,7 @@
 // The entropy coder's inner loops: the same bytes and the same codes as `entropy_coding.py`, which explains the format.
 //
 // Positions are visited one after another. Everything known of a position lies side by side, 16 bits per channel (code
-// and magnitude), so the features of a place are a few short runs of memory. Most of them are zero in smooth regions:
-// only the others are listed and multiplied, two features (16-bit weights) in one instruction. All sums are exact
-// integers below 2**24 (`Network` proves it), so their order does not matter.
+// and magnitude), so the features of a place are a few short runs of memory.
 //
 // What is read from outside is the bytes alone, through `RangeDecoder::word`, which knows where they end; all indices
 // follow from the shape and from tables that `codec/entropy_kernel.py` has built.
@@ -13,221 +11,19 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
-#include <utility>
 #include <vector>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
+#include "context_network.h"
 #include "kernels.h"
+#include "range_coder.h"
 
 namespace {
 
 constexpr int kBlock = 2048;      // positions coded at once: entropy_context.BLOCK
-constexpr int kWindow = 12;       // residuals -12..12 have symbols of their own, the last symbol is an escape
-constexpr int kEscape = 25;
-constexpr int kRowLength = 32;    // cumulative frequencies of a row: 27, then 2**24
-constexpr int kPrecision = 24;
 constexpr int kShifted = 3;       // channels whose neighbours' codes are features
-constexpr int kMaxGroup = 16;
-constexpr int kMaxSums = 272;     // 255 hidden units, padded, and a group
 constexpr int kBatch = 8;
-constexpr int kLanes = 8;
-constexpr int kMaxTile = 12;      // vectors of sums that stay in registers
-
-// Two numbers of 16 bits in one of 32.
-inline int32_t pack(int32_t low, int32_t high) {
-    return static_cast<int32_t>(static_cast<uint32_t>(low & 0xffff) | static_cast<uint32_t>(high) << 16);
-}
-
-inline int clip(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
-
-// Eight at a time: `Sums` of 32 bits, and what makes their inputs. All of it reads and writes whole vectors, so the
-// arrays have `kLanes` entries to spare behind their ends.
-#if defined(__AVX2__)
-
-using Vector = __m256i;
-inline Vector load(const void* p) { return _mm256_loadu_si256(static_cast<const Vector*>(p)); }
-inline void store(void* p, Vector v) { _mm256_storeu_si256(static_cast<Vector*>(p), v); }
-inline Vector load_known(const uint16_t* p) {
-    return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-
-struct Sums {
-    Vector v;
-    static Sums read(const int32_t* p) { return {load(p)}; }
-    void write(int32_t* p) const { store(p, v); }
-    void add(const int16_t* weights, Vector pair) { v = _mm256_add_epi32(v, _mm256_madd_epi16(load(weights), pair)); }
-};
-using Pair = Vector;
-inline Pair broadcast(int32_t pair) { return _mm256_set1_epi32(pair); }
-
-// (code, magnitude) of eight channels.
-inline void expand(const uint16_t* known, int32_t* pairs) {
-    const Vector both = load_known(known);
-    const Vector code = _mm256_srli_epi32(_mm256_srai_epi32(_mm256_slli_epi32(both, 24), 8), 16);
-    store(pairs, _mm256_or_si256(code, _mm256_slli_epi32(_mm256_srli_epi32(both, 8), 16)));
-}
-
-// Mean magnitudes of both pairs of sides.
-inline void average(const uint16_t* const sides[4], int at, int32_t* pairs) {
-    Vector magnitude[4];
-    for (int i = 0; i < 4; i++) magnitude[i] = _mm256_srli_epi32(load_known(sides[i] + at), 8);
-    const Vector low = _mm256_srli_epi32(_mm256_add_epi32(magnitude[0], magnitude[1]), 1);
-    const Vector high = _mm256_srli_epi32(_mm256_add_epi32(magnitude[2], magnitude[3]), 1);
-    store(pairs, _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
-}
-
-inline Vector ramp(const int32_t* sums) {
-    const Vector v = _mm256_srai_epi32(load(sums), 5);
-    return _mm256_min_epi32(_mm256_max_epi32(v, _mm256_setzero_si256()), _mm256_set1_epi32(511));
-}
-
-// Eight pairs of hidden units of sixteen sums.
-inline void activate(const int32_t* sums, int32_t* pairs) {
-    store(pairs, _mm256_or_si256(ramp(sums), _mm256_slli_epi32(ramp(sums + kLanes), 16)));
-}
-
-// For each mask of eight bits, the positions of the bits that are set.
-struct Positions {
-    uint8_t of[256][8];
-};
-constexpr Positions make_positions() {
-    Positions positions{};
-    for (int mask = 0; mask < 256; mask++)
-        for (int i = 0, n = 0; i < 8; i++)
-            if (mask >> i & 1) positions.of[mask][n++] = static_cast<uint8_t>(i);
-    return positions;
-}
-alignas(64) constexpr Positions kPositions = make_positions();
-
-// Of eight pairs from number `row` on, append those that are not zero; how many.
-inline int compact(const int32_t* pairs, int row, int32_t* values, int32_t* rows) {
-    const Vector v = load(pairs);
-    const Vector zero = _mm256_cmpeq_epi32(v, _mm256_setzero_si256());
-    const unsigned mask = 255u & ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(zero)));
-    const Vector order =
-        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPositions.of[mask])));
-    store(values, _mm256_permutevar8x32_epi32(v, order));
-    store(rows, _mm256_add_epi32(order, _mm256_set1_epi32(row)));
-    return __builtin_popcount(mask);
-}
-
-// How many of the entries 1..25 of a row are not above `at`.
-inline int find(const uint32_t* cumulative, uint32_t at) {
-    const Vector limit = _mm256_set1_epi32(static_cast<int>(at));
-    Vector above = _mm256_cmpgt_epi32(load(cumulative + 1), limit);
-    above = _mm256_add_epi32(above, _mm256_cmpgt_epi32(load(cumulative + 9), limit));
-    above = _mm256_add_epi32(above, _mm256_cmpgt_epi32(load(cumulative + 17), limit));
-    const Vector bytes = _mm256_abs_epi32(above);
-    // At most 3 in each of the eight: their sum by one multiplication.
-    const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
-    const __m128i quarter = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
-    const uint64_t two = static_cast<uint64_t>(_mm_cvtsi128_si64(quarter));
-    return 24 - static_cast<int>((two + (two >> 32)) & 31) + (cumulative[25] <= at);
-}
-
-#else
-
-struct Pair {
-    int32_t low, high;
-};
-inline Pair broadcast(int32_t pair) { return {static_cast<int16_t>(pair & 0xffff), pair >> 16}; }
-
-struct Sums {
-    int32_t v[kLanes];
-    static Sums read(const int32_t* p) {
-        Sums s;
-        std::memcpy(s.v, p, sizeof s.v);
-        return s;
-    }
-    void write(int32_t* p) const { std::memcpy(p, v, sizeof v); }
-    void add(const int16_t* weights, Pair pair) {
-        for (int i = 0; i < kLanes; i++) v[i] += weights[2 * i] * pair.low + weights[2 * i + 1] * pair.high;
-    }
-};
-
-inline void expand(const uint16_t* known, int32_t* pairs) {
-    for (int i = 0; i < kLanes; i++) pairs[i] = pack(static_cast<int8_t>(known[i] & 255), known[i] >> 8);
-}
-
-inline void average(const uint16_t* const sides[4], int at, int32_t* pairs) {
-    for (int i = 0; i < kLanes; i++)
-        pairs[i] = pack(((sides[0][at + i] >> 8) + (sides[1][at + i] >> 8)) >> 1,
-                        ((sides[2][at + i] >> 8) + (sides[3][at + i] >> 8)) >> 1);
-}
-
-inline void activate(const int32_t* sums, int32_t* pairs) {
-    for (int i = 0; i < kLanes; i++)
-        pairs[i] = pack(clip(sums[i] >> 5, 0, 511), clip(sums[i + kLanes] >> 5, 0, 511));
-}
-
-inline int compact(const int32_t* pairs, int row, int32_t* values, int32_t* rows) {
-    int count = 0;
-    for (int i = 0; i < kLanes; i++) {  // written always, counted if not zero: branches would be mispredicted
-        values[count] = pairs[i];
-        rows[count] = row + i;
-        count += pairs[i] != 0;
-    }
-    return count;
-}
-
-inline int find(const uint32_t* cumulative, uint32_t at) {
-    int count = 0;
-    for (int i = 1; i <= 25; i++) count += cumulative[i] <= at;
-    return count;
-}
-
-#endif
-
-// Pairs of inputs of a layer. Those that are not zero are listed with the rows of weights that belong to them.
-struct Inputs {
-    std::vector<int32_t> values, rows;
-    int count = 0;
-
-    explicit Inputs(size_t most) : values(most + 2 * kLanes), rows(most + 2 * kLanes) {}
-
-    // `pairs` has whole vectors, filled up with zeros.
-    void list(const int32_t* pairs, int size) {
-        int n = 0;
-        for (int i = 0; i < size; i += kLanes) n += compact(pairs + i, i, values.data() + n, rows.data() + n);
-        count = n;
-    }
-};
-
-// The indices are a parameter pack, so that compilers keep all sums in registers.
-template <int... K>
-void accumulate_tile(std::integer_sequence<int, K...>, const Inputs& inputs, const int16_t* weights, int row_length,
-                     const int32_t* bias, int32_t* out) {
-    Sums sums[] = {Sums::read(bias + kLanes * K)...};
-    const int32_t* values = inputs.values.data();
-    const int32_t* rows = inputs.rows.data();
-    for (int i = 0; i < inputs.count; i++) {
-        const int16_t* row = weights + static_cast<ptrdiff_t>(rows[i]) * row_length;
-        const Pair pair = broadcast(values[i]);
-        (sums[K].add(row + 2 * kLanes * K, pair), ...);
-    }
-    (sums[K].write(out + kLanes * K), ...);
-}
-
-// out = bias + weights.T @ inputs, `count` sums, a multiple of 8.
-void accumulate(const Inputs& inputs, const int16_t* weights, int count, const int32_t* bias, int32_t* out) {
-    for (int done = 0; done < count;) {
-        const int left = (count - done) / kLanes;
-        const int tile = left < kMaxTile ? left : kMaxTile;
-        const int16_t* w = weights + 2 * done;
-        switch (tile) {
-#define TILE(N) \
-    case N:                                                                                                        \
-        accumulate_tile(std::make_integer_sequence<int, N>(), inputs, w, 2 * count, bias + done, out + done); \
-        break;
-            TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
-#undef TILE
-        }
-        done += tile * kLanes;
-    }
-}
+constexpr int kRow = kBlock + kBatch;  // of a channel's predictions: the last batch may reach further
+constexpr int kMaxNeighbours = 16;
 
 // Where position i of a line of n is mirrored to, as numpy's "reflect" does once.
 inline int mirror(int i, int n) {
@@ -236,142 +32,15 @@ inline int mirror(int i, int n) {
     return clip(i, 0, n - 1);
 }
 
-// The range coder of `constriction` with 64-bit state and 32-bit words: its words, bit by bit.
-class RangeDecoder {
-public:
-    RangeDecoder(const uint8_t* data, int64_t size) : next_(data), end_(data + size) {
-        point_ = word() << 32;
-        point_ |= word();
-    }
-
-    // The symbol of a row of cumulative frequencies.
-    int symbol(const uint32_t* cumulative) {
-        const uint64_t scale = range_ >> kPrecision;
-        const uint32_t at = quantile(scale);
-        const int symbol = find(cumulative, at);
-        take(scale, cumulative[symbol], cumulative[symbol + 1]);
-        return symbol;
-    }
-
-    // A number of that many equally likely bits.
-    int bits(int count) {
-        const uint64_t scale = range_ >> kPrecision;
-        const int shift = kPrecision - count;
-        const uint32_t value = quantile(scale) >> shift;
-        take(scale, value << shift, (value + 1) << shift);
-        return static_cast<int>(value);
-    }
-
-    bool damaged() const { return damaged_; }
-    bool exhausted() const { return next_ == end_ && (range_ == ~uint64_t{0} || point_ - lower_ < (uint64_t{1} << 33) - 1); }
-
-private:
-    uint64_t word() {
-        if (next_ == end_) return 0;  // sizes are multiples of 4
-        const uint64_t value = next_[0] | next_[1] << 8 | next_[2] << 16 | static_cast<uint32_t>(next_[3]) << 24;
-        next_ += 4;
-        return value;
-    }
-
-    uint32_t quantile(uint64_t scale) {
-        const uint64_t at = (point_ - lower_) / scale;
-        if (at >> kPrecision) {
-            damaged_ = true;
-            return (1u << kPrecision) - 1;
-        }
-        return static_cast<uint32_t>(at);
-    }
-
-    void take(uint64_t scale, uint32_t from, uint32_t to) {
-        lower_ += scale * from;
-        range_ = scale * (to - from);
-        if (range_ >> 32 == 0) {
-            lower_ <<= 32;
-            range_ <<= 32;
-            point_ = point_ << 32 | word();
-        }
-    }
-
-    uint64_t lower_ = 0, range_ = ~uint64_t{0}, point_ = 0;
-    const uint8_t *next_, *end_;
-    bool damaged_ = false;
-};
-
-class RangeEncoder {
-public:
-    RangeEncoder(uint8_t* data, int64_t size) : begin_(data), next_(data), end_(data + size) {}
-
-    void symbol(const uint32_t* cumulative, int symbol) { put(cumulative[symbol], cumulative[symbol + 1]); }
-
-    void bits(int count, uint32_t value) {
-        const int shift = kPrecision - count;
-        put(value << shift, (value + 1) << shift);
-    }
-
-    // Writes what identifies the last interval; bytes in all.
-    int64_t finish() {
-        if (range_ == ~uint64_t{0}) return 0;
-        const uint64_t point = lower_ + 0xffffffffu;
-        if (held_) release(point < lower_);
-        word(point >> 32);
-        if ((lower_ + range_) >> 32 == point >> 32) word(0);
-        return next_ - begin_;
-    }
-
-    bool full() const { return full_; }
-
-private:
-    void put(uint32_t from, uint32_t to) {
-        const uint64_t scale = range_ >> kPrecision;
-        const uint64_t lower = lower_ + scale * from;
-        range_ = scale * (to - from);
-        // Words are held back while a carry may still change them.
-        if (held_ && lower + range_ > lower) {
-            release(lower < lower_);
-            held_ = 0;
-        }
-        lower_ = lower;
-        if (range_ >> 32 == 0) {
-            const uint64_t high = lower_ >> 32;
-            lower_ <<= 32;
-            range_ <<= 32;
-            if (held_) {
-                held_++;
-            } else if (lower_ + range_ > lower_) {
-                word(high);
-            } else {
-                held_ = 1;
-                first_held_ = high;
-            }
-        }
-    }
-
-    void release(bool carry) {
-        word(first_held_ + carry);
-        for (uint64_t i = 1; i < held_; i++) word(carry ? 0 : 0xffffffffu);
-    }
-
-    void word(uint64_t value) {
-        if (end_ - next_ < 4) {
-            full_ = true;
-            return;
-        }
-        for (int i = 0; i < 4; i++) next_[i] = static_cast<uint8_t>(value >> 8 * i);
-        next_ += 4;
-    }
-
-    uint64_t lower_ = 0, range_ = ~uint64_t{0}, held_ = 0, first_held_ = 0;
-    uint8_t *begin_, *next_, *end_;
-    bool full_ = false;
-};
+inline int round_up(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 // Codes of one item while they are coded.
 class Walk {
 public:
     Walk(const Tables& tables, int channels, int height, int width, const uint8_t* levels)
         : tables_(tables), channels_(channels), height_(height), width_(width), levels_(levels),
-          known_(static_cast<size_t>(channels) * height * width + kLanes), inputs_(most_inputs()),
-          expected_(kMaxGroup * kBlock), rows_(kMaxGroup * kBlock), values_(kMaxGroup * kBlock) {}
+          known_(static_cast<size_t>(channels) * height * width + kMaxGroup), inputs_(kBatch, Inputs(most_inputs())),
+          expected_(kMaxGroup * kRow), rows_(kMaxGroup * kRow), values_(kMaxGroup * kRow) {}
 
     Status decode(RangeDecoder& decoder, int8_t* codes) {
         visit([&](const Block& block) { return decode_block(decoder, block, codes); });
@@ -396,6 +65,15 @@ private:
         int count() const { return height * width; }
     };
 
+    // Numbers of pairs of features: codes from 0 on, then means and codes on opposite sides, each a multiple of eight.
+    struct Places {
+        int codes = 0, means = 0, sides = 0, all = 0;
+        Places() = default;
+        Places(const Group& group, const Pass& pass)
+            : codes(group.first + pass.num_neighbours * group.size), means(round_up(codes)),
+              sides(means + round_up(group.first)), all(group.first ? sides + kLanes : sides) {}
+    };
+
     // What is known of a code: itself and its magnitude.
     uint16_t entry(int8_t code) const {
         const uint8_t index = static_cast<uint8_t>(code);
@@ -404,15 +82,9 @@ private:
 
     int most_inputs() const {
         int most = 0;
-        for (int g = 0; g < tables_.num_groups; g++) {
-            const Group& group = tables_.groups[g];
-            for (int p = 0; p < group.num_passes; p++) {
-                const Pass& pass = group.passes[p];
-                const int features = 2 * group.first + 2 * kShifted + pass.num_neighbours * group.size;
-                if (features > most) most = features;
-                if (pass.hidden / 2 > most) most = pass.hidden / 2;
-            }
-        }
+        for (int g = 0; g < tables_.num_groups; g++)
+            for (int p = 0; p < tables_.groups[g].num_passes; p++)
+                most = std::max(most, Places(tables_.groups[g], tables_.groups[g].passes[p]).all);
         return most;
     }
 
@@ -453,101 +125,133 @@ private:
             for (int k = 0; k < pass.sums; k++) bias_[k] += levels_[group.first + i] * pass.levels[i * pass.sums + k];
         const int count = (width_ + pass.stride - 1) / pass.stride;
         narrow_ = count == 1 || height_ <= pass.stride;
-        columns_.resize(static_cast<size_t>(pass.num_neighbours) * nx);
-        for (int q = 0; q < pass.num_neighbours; q++)
-            for (int x = 0; x < nx; x++) {
+        columns_.clear();
+        for (int x = 0; x < nx; x++)
+            for (int q = 0; q < pass.num_neighbours; q++) {
                 const int at = (pass.column_start + x * pass.column_step) / pass.stride + pass.neighbours[2 * q + 1];
-                columns_[static_cast<size_t>(q) * nx + x] = mirror(at, count) * pass.stride;
+                columns_.push_back(mirror(at, count) * pass.stride);
             }
-        columns_per_neighbour_ = nx;
-        const int features = 2 * group.first + 2 * std::min(group.first, kShifted) + pass.num_neighbours * group.size;
-        num_pairs_ = (features + kLanes - 1) / kLanes * kLanes + kLanes;
-        pairs_.resize(static_cast<size_t>(kBatch) * num_pairs_ + 2 * kLanes);
+        places_ = Places(group, pass);
+        known_codes_.assign(static_cast<size_t>(kBatch) * places_.means + 2 * kMaxGroup, 0);
     }
 
     // Expected values and rows of the table of all codes of a block.
     void predict(const Block& block) {
         const Pass& pass = block.pass;
         const int rows_of_lattice = (height_ + pass.stride - 1) / pass.stride;
-        int rows[16];
         int t = 0;
         for (int j = 0; j < block.height; j++) {
             const int y = pass.row_start + (block.y + j) * pass.row_step;
-            for (int q = 0; q < pass.num_neighbours; q++)
-                rows[q] = mirror(y / pass.stride + pass.neighbours[2 * q], rows_of_lattice) * pass.stride;
+            for (int q = 0; q < pass.num_neighbours; q++) {
+                const int at = mirror(y / pass.stride + pass.neighbours[2 * q], rows_of_lattice) * pass.stride;
+                rows_around_[q] = row(at) + block.group.first;
+                row_in_pass_[q] = in_pass(at, pass.row_start, pass.row_step);
+            }
             // In batches: what was just written in pieces is slow to read as a whole.
             for (int i = 0; i < block.width; i += kBatch) {
                 const int count = std::min(kBatch, block.width - i);
-                for (int k = 0; k < count; k++) collect(block, rows, y, block.x + i + k, pairs_.data() + k * num_pairs_);
-                for (int k = 0; k < count; k++, t++) {
-                    inputs_.list(pairs_.data() + k * num_pairs_, num_pairs_ - kLanes);
-                    run_network(block, t);
-                }
+                for (int k = 0; k < count; k++) collect(block, y, block.x + i + k, k);
+                for (int k = 0; k < count; k++) list(block, y, block.x + i + k, k);
+                run_network(block, count);
+                finish(block, t, count);
+                t += count;
             }
         }
     }
 
-    // All pairs of features of the position in row y and column x of the pass, then zeros.
-    void collect(const Block& block, const int rows[], int y, int x, int32_t* pairs) const {
+    // The known codes that number k of a batch sees, of the position in row y of the picture and column x of the pass.
+    void collect(const Block& block, int y, int x, int k) {
         const Pass& pass = block.pass;
-        const int size = block.group.size;
-        pairs = collect_earlier(block.group.first, y, pass.column_start + x * pass.column_step, pairs);
-        const int32_t* column = columns_.data() + x;
-        for (int q = 0; q < pass.num_neighbours; q++, column += columns_per_neighbour_, pairs += size) {
-            // Along an axis with one known position a neighbour may be the position itself, of which nothing is known.
-            if (narrow_ && in_pass(rows[q], pass.row_start, pass.row_step) &&
-                in_pass(*column, pass.column_start, pass.column_step)) {
-                std::fill_n(pairs, size, 0);
-                continue;
-            }
-            const uint16_t* known = row(rows[q]) + static_cast<size_t>(*column) * channels_ + block.group.first;
-            expand(known, pairs);
-            if (size > kLanes) expand(known + kLanes, pairs + kLanes);
-            for (int c = block.kept; c < size; c++) pairs[c] = 0;
+        const int size = block.group.size, earlier = block.group.first;
+        uint16_t* out = known_codes_.data() + static_cast<size_t>(k) * places_.means;
+        const uint16_t* here = row(y) + static_cast<size_t>(pass.column_start + x * pass.column_step) * channels_;
+        for (int c = 0; c < earlier; c += kLanes) std::memcpy(out + c, here + c, 2 * kLanes);
+        out += earlier;
+        if (narrow_ || block.kept < size)
+            out = collect_checked(block, x, out);
+        else if (size <= 2)
+            out = collect_around<2>(block, x, out);
+        else if (size <= kLanes)
+            out = collect_around<kLanes>(block, x, out);
+        else
+            out = collect_around<kMaxGroup>(block, x, out);
+        std::fill_n(out, kLanes, uint16_t{0});
+    }
+
+    // Those of the neighbours, `width` at once, of which the group's are kept.
+    template <int width>
+    uint16_t* collect_around(const Block& block, int x, uint16_t* out) const {
+        const int count = block.pass.num_neighbours;
+        const int32_t* column = columns_.data() + static_cast<size_t>(x) * count;
+        for (int q = 0; q < count; q++, out += block.group.size)
+            std::memcpy(out, rows_around_[q] + static_cast<size_t>(column[q]) * channels_, 2 * width);
+        return out;
+    }
+
+    // The same where a group is cut off, or an axis has one known position: a neighbour may then be the position itself,
+    // of which nothing is known.
+    uint16_t* collect_checked(const Block& block, int x, uint16_t* out) const {
+        const Pass& pass = block.pass;
+        const int32_t* column = columns_.data() + static_cast<size_t>(x) * pass.num_neighbours;
+        for (int q = 0; q < pass.num_neighbours; q++, out += block.group.size) {
+            std::fill_n(out, block.group.size, uint16_t{0});
+            if (narrow_ && row_in_pass_[q] && in_pass(column[q], pass.column_start, pass.column_step)) continue;
+            std::copy_n(rows_around_[q] + static_cast<size_t>(column[q]) * channels_, block.kept, out);
         }
-        std::fill_n(pairs, kLanes, 0);
+        return out;
+    }
+
+    // Its inputs.
+    void list(const Block& block, int y, int x, int k) {
+        Inputs& inputs = inputs_[k];
+        inputs.num_rows = 0;
+        inputs.list_codes(known_codes_.data() + static_cast<size_t>(k) * places_.means, places_.means);
+        const int count = block.group.first;
+        if (count == 0) return;
+        const int column = block.pass.column_start + x * block.pass.column_step;
+        const auto beside = [&](int step) {
+            const int at = column + step;
+            return row(y) + static_cast<size_t>(at >= 0 && at < width_ ? at : mirror(at, width_)) * channels_;
+        };
+        const uint16_t* sides[4] = {beside(-1), beside(1)};
+        if (tables_.num_dims == 2) {
+            sides[2] = row(mirror(y - 1, height_)) + static_cast<size_t>(column) * channels_;
+            sides[3] = row(mirror(y + 1, height_)) + static_cast<size_t>(column) * channels_;
+        } else {
+            sides[2] = beside(-2);
+            sides[3] = beside(2);
+        }
+        inputs.list_means(sides, count, places_.means);
+        inputs.list_sides(sides, std::min(count, kShifted), places_.sides);
     }
 
     const uint16_t* row(int y) const { return known_.data() + static_cast<size_t>(y) * width_ * channels_; }
 
-    // Features from the channels of earlier groups: theirs here, mean magnitudes and codes beside. Where they end.
-    int32_t* collect_earlier(int count, int y, int x, int32_t* pairs) const {
-        if (count == 0) return pairs;
-        const uint16_t* here = row(y) + static_cast<size_t>(x) * channels_;
-        for (int c = 0; c < count; c += kLanes) expand(here + c, pairs + c);
-        pairs += count;
-        const uint16_t* sides[4];
-        sides[0] = row(y) + static_cast<size_t>(mirror(x - 1, width_)) * channels_;
-        sides[1] = row(y) + static_cast<size_t>(mirror(x + 1, width_)) * channels_;
-        if (tables_.num_dims == 2) {
-            sides[2] = row(mirror(y - 1, height_)) + static_cast<size_t>(x) * channels_;
-            sides[3] = row(mirror(y + 1, height_)) + static_cast<size_t>(x) * channels_;
-        } else {
-            sides[2] = row(y) + static_cast<size_t>(mirror(x - 2, width_)) * channels_;
-            sides[3] = row(y) + static_cast<size_t>(mirror(x + 2, width_)) * channels_;
+    // Sums for the expected values and the classes of all channels, of `count` places.
+    void run_network(const Block& block, int count) {
+        const Pass& pass = block.pass;
+        accumulate(inputs_.data(), count, pass.first, pass.sums, bias_.data(), sums_);
+        for (int k = 0; k < count; k++) {
+            alignas(32) int16_t units[kMaxSums];
+            const int32_t* sums = sums_ + k * kMaxSums;
+            for (int i = 0; i < pass.hidden; i += 16) activate(sums + i, units + i);
+            int32_t* out = outputs_ + k * pass.outputs;
+            for (int i = 0; i < pass.outputs; i += 4)
+                multiply(pass.second + static_cast<ptrdiff_t>(i) * pass.hidden, units, pass.hidden,
+                         pass.second_bias + i, out + i);
+            for (int i = 0; i < pass.sums - pass.hidden; i++) out[i] += sums[pass.hidden + i];
         }
-        for (int c = 0; c < count; c += kLanes) average(sides, c, pairs + c);
-        pairs += count;
-        for (int c = 0; c < kShifted && c < count; c++)
-            for (int axis = 0; axis < 2; axis++)
-                *pairs++ = pack(static_cast<int8_t>(sides[2 * axis][c] & 255),
-                                static_cast<int8_t>(sides[2 * axis + 1][c] & 255));
-        return pairs;
     }
 
-    void run_network(const Block& block, int t) {
-        const Pass& pass = block.pass;
-        alignas(32) int32_t sums[kMaxSums], hidden[kMaxSums / 2], outputs[2 * kMaxGroup];
-        accumulate(inputs_, pass.first, pass.sums, bias_.data(), sums);
-        for (int k = 0; k < pass.hidden; k += 2 * kLanes) activate(sums + k, hidden + k / 2);
-        inputs_.list(hidden, pass.hidden / 2);
-        accumulate(inputs_, pass.second, pass.outputs, pass.second_bias, outputs);
-        const int size = block.group.size;
-        for (int c = 0; c < block.kept; c++) {
-            const int eighths = clip((sums[pass.hidden + c] + outputs[c]) >> 10, -1024, 1016) + 4;
-            expected_[c * kBlock + t] = static_cast<int16_t>(eighths >> 3);
-            rows_[c * kBlock + t] =
-                static_cast<uint8_t>(clip(outputs[size + c] >> 15, 0, 31) << 3 | (eighths & 7));
+    // Expected values and rows of a batch from number t of the block on.
+    void finish(const Block& block, int t, int count) {
+        const int size = block.group.size, outputs = block.pass.outputs;
+        alignas(32) int32_t transposed[4 * 2 * kMaxGroup];
+        for (int k = 0; k < count; k += 4) {
+            for (int i = 0; i < outputs; i += 4) transpose(outputs_ + k * outputs + i, outputs, transposed + 4 * i);
+            for (int c = 0; c < block.kept; c++)
+                predict_four(transposed + 4 * c, transposed + 4 * (size + c), expected_.data() + c * kRow + t + k,
+                             rows_.data() + c * kRow + t + k);
         }
     }
 
@@ -556,8 +260,9 @@ private:
         escapes_.clear();
         bool wide = false;
         for (int c = 0; c < block.kept; c++)
-            for (int t = c * kBlock; t < c * kBlock + count; t++) {
-                const int symbol = decoder.symbol(tables_.cumulative + rows_[t] * kRowLength);
+            for (int t = c * kRow; t < c * kRow + count; t++) {
+                const int row = rows_[t] * kRowLength;
+                const int symbol = decoder.symbol(tables_.cumulative + row, tables_.coarse + row);
                 if (symbol == kEscape) escapes_.push_back(t);
                 wide |= tables_.shift[rows_[t]] != 0;
                 values_[t] = static_cast<int16_t>(symbol - kWindow);
@@ -565,16 +270,16 @@ private:
         if (decoder.damaged()) return false;
         if (wide)
             for (int c = 0; c < block.kept; c++)
-                for (int t = c * kBlock; t < c * kBlock + count; t++)
+                for (int t = c * kRow; t < c * kRow + count; t++)
                     if (const int shift = tables_.shift[rows_[t]])
                         values_[t] = static_cast<int16_t>(values_[t] * (1 << shift) - (1 << shift >> 1) +
                                                           decoder.bits(shift));
         for (int c = 0; c < block.kept; c++)
-            for (int t = c * kBlock; t < c * kBlock + count; t++) values_[t] += expected_[t];
+            for (int t = c * kRow; t < c * kRow + count; t++) values_[t] += expected_[t];
         for (int t : escapes_) values_[t] = static_cast<int16_t>(decoder.bits(8) - 128);
         if (decoder.damaged()) return false;
         for (int c = 0; c < block.kept; c++) {
-            int t = c * kBlock;
+            int t = c * kRow;
             for (int j = 0; j < block.height; j++) {
                 const size_t at = place(block, j);
                 int8_t* code = codes + (block.group.first + c) * static_cast<size_t>(height_) * width_ + at;
@@ -594,7 +299,7 @@ private:
         escapes_.clear();
         plain_.clear();
         for (int c = 0; c < block.kept; c++) {
-            int t = c * kBlock;
+            int t = c * kRow;
             for (int j = 0; j < block.height; j++) {
                 const int8_t* code =
                     codes + (block.group.first + c) * static_cast<size_t>(height_) * width_ + place(block, j);
@@ -635,13 +340,17 @@ private:
     const int channels_, height_, width_;
     const uint8_t* levels_;
     std::vector<uint16_t> known_;  // (height, width, channels)
-    Inputs inputs_;
+    std::vector<Inputs> inputs_;  // of a batch
+    alignas(32) int32_t sums_[kBatch * kMaxSums];
     std::vector<int16_t> expected_;
     std::vector<uint8_t> rows_;
     std::vector<int16_t> values_;
-    std::vector<int32_t> bias_, columns_;
-    std::vector<int32_t> pairs_;  // of a batch of positions
-    int columns_per_neighbour_ = 0, num_pairs_ = 0;
+    std::vector<int32_t> bias_, columns_;  // (columns of the pass, neighbours)
+    std::vector<uint16_t> known_codes_;  // (batch, places_.means)
+    Places places_{};
+    const uint16_t* rows_around_[kMaxNeighbours];
+    bool row_in_pass_[kMaxNeighbours];
+    alignas(32) int32_t outputs_[kBatch * 2 * kMaxGroup];  // of a batch
     bool narrow_ = false;
     std::vector<int> escapes_;
     std::vector<Plain> plain_;

@@ -15,15 +15,15 @@ enum Status { kOk = 0, kDamaged = 1, kLeftOver = 2, kNoMemory = 3, kNoSpace = 4 
 
 struct Pass {
     int32_t row_start, row_step, column_start, column_step, stride, num_neighbours;
-    int32_t hidden;               // units, a multiple of 16; the direct sums of 8 or 16 channels follow
-    int32_t sums;                 // hidden + padded direct sums
-    int32_t outputs;              // expected values, then classes: 2 * size, padded to a multiple of 8
+    int32_t hidden;               // units, a multiple of 16; the direct sums of the channels follow
+    int32_t sums;                 // hidden + direct sums, a multiple of 4
+    int32_t outputs;              // expected values, then classes: 2 * size, padded to a multiple of 4
     int32_t reserved;
     const int32_t* neighbours;    // (num_neighbours, 2) rows and columns in units of stride
     const int16_t* levels;        // (size, sums)
-    const int16_t* first;         // (pairs of features, sums, 2)
+    const int16_t* first;         // (pairs of features, sums, 2): `Places` in entropy.cpp has their order
     const int32_t* first_bias;    // (sums)
-    const int16_t* second;        // (hidden / 2, outputs, 2): units k and k + 8 of sixteen
+    const int16_t* second;        // (outputs, hidden), units in the order of `activate`
     const int32_t* second_bias;   // (outputs)
 };
 
@@ -36,6 +36,7 @@ struct Tables {
     int32_t num_dims, num_groups;
     const Group* groups;
     const uint32_t* cumulative;   // (256, kRowLength)
+    const int16_t* coarse;        // (256, kRowLength): the upper 16 bits of the next entry, less 2**15
     const uint8_t* magnitude;     // (256) of a code & 255
     const uint8_t* shift;         // (256) plain bits of a row
 };
