@@ -123,6 +123,7 @@ def test_rate_and_channels(here, codecs):
     for name, arguments in {
         "plain": [],
         "bpp": ["--bpp", "0.3"],
+        "refined": ["--refine", "1"],
         "psnr": ["--psnr", "22"],
         "step": ["--step", "8"],
         "channels": ["--channels", "3"],
@@ -130,6 +131,7 @@ def test_rate_and_channels(here, codecs):
         arguments += ["-o", f"{name}.walloc", "--model", codecs["image"]]
         assert main(["compress", "photo.png", *arguments]) == 0
         sizes[name] = os.path.getsize(f"{name}.walloc")
+    assert abs(sizes.pop("refined") / sizes["plain"] - 1) < 0.1
     assert sizes["plain"] == max(sizes.values()) and 8 * sizes["bpp"] / (128 * 200) <= 0.3
     with open("step.walloc", "rb") as file:
         assert unpack(file.read())[0].step == 8

@@ -3,6 +3,7 @@
 import argparse
 import json as json_module
 import os
+from typing import Any
 
 from ..files import MediaError, read_bytes, write_bytes
 from .compress import DEFAULT_CODECS
@@ -37,6 +38,7 @@ def run(
     kbps: float | None = None,
     psnr: float | None = None,
     channels: int | None = None,
+    refine: int = 0,
 ) -> int:
     """Print a codec's size and quality beside those of common formats at the same size.
 
@@ -58,7 +60,8 @@ def run(
 
     codec = Codecs(device, dtype).load(model or DEFAULT_CODECS[kind])
     with naming(input):
-        blob = codec.compress(input, data, kind, step=step, bpp=bpp, kbps=kbps, psnr=psnr, channels=channels)
+        rate: dict[str, Any] = {"step": step, "bpp": bpp, "kbps": kbps, "psnr": psnr, "channels": channels}
+        blob = codec.compress(input, data, kind, refine=refine, **rate)
         if kind == "image":
             rows, picture = compare_image(codec, input, data, blob)
             if output:

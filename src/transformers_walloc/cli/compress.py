@@ -15,6 +15,7 @@ _MAX_PIXELS = _MAX_SAMPLES = 2**26
 EXAMPLES = """\
   walloc compress photo.png                         photo.walloc, beside the photo
   walloc compress photo.png -o out.walloc --bpp 0.4 at most 0.4 bits per pixel
+  walloc compress photo.png --refine 10             sharper in as many bytes, for ten times the work
   walloc compress photos/ -o small/ -j 4            a folder with its subfolders, four files at a time
   walloc compress photos/ -o small/ --skip-existing the same job again: only what is new
   walloc compress '*.wav' --kbps 24 --force         overwrites what is there
@@ -46,6 +47,7 @@ def run(
     kbps: float | None = None,
     psnr: float | None = None,
     channels: int | None = None,
+    refine: int = 0,
     downmix: bool = False,
     max_pixels: int | None = _MAX_PIXELS,
     max_samples: int | None = _MAX_SAMPLES,
@@ -72,9 +74,10 @@ def run(
     from ..media import kind_of, naming, read_bytes, write_bytes
     from .file_codec import Codecs, no_pillow_limit
 
-    codecs = Codecs(device, dtype, encoder_only=psnr is None, workers=jobs)
+    codecs = Codecs(device, dtype, encoder_only=psnr is None and not refine, workers=jobs)
     limits: dict[str, Any] = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}
     rate: dict[str, Any] = {"step": step, "bpp": bpp, "kbps": kbps, "psnr": psnr, "channels": channels}
+    rate["refine"] = refine
 
     def compress(source: str, target: str) -> None:
         data = read_bytes(source)

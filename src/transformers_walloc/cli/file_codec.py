@@ -124,6 +124,7 @@ class FileCodec:
         kbps: float | None = None,
         psnr: float | None = None,
         channels: int | None = None,
+        refine: int = 0,
         downmix: bool = False,
         max_pixels: int | None = MAX_ENCODED_PIXELS,
         max_samples: int | None = MAX_ENCODED_SAMPLES,
@@ -141,10 +142,13 @@ class FileCodec:
         if kind == "image" and self._takes_raster(source):
             if psnr is not None:
                 raise ValueError("--psnr counts pixels of 8 bits: choose --step or --bpp for rasters")
+            if refine:
+                raise ValueError("--refine is for pictures of 8 bits and audio")
             return compress_raster(self.model, *read_raster(source, data), step=step, bpp=bpp, num_channels=channels)
         limits = {"max_pixels": max_pixels, "max_samples": max_samples}
         inputs, origin = self.inputs(source, data, downmix=downmix, do_rescale=False, **limits)
-        (blob,) = self.model.compress(**inputs, step=step, num_channels=channels, psnr=psnr, **{unit: targets[unit]})
+        rate = {"step": step, "psnr": psnr, unit: targets[unit], "num_channels": channels}
+        (blob,) = self.model.compress(**inputs, refine=refine, **rate)
         found = sample_format(data, kind)
         if origin is None and not found:
             return blob

@@ -32,6 +32,8 @@ def add_rate(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kbps", type=positive, help="audio: at most so many kilobits per second, header included")
     group.add_argument("--psnr", type=positive, help="the smallest file that reaches this PSNR, in dB")
     parser.add_argument("--channels", type=count, metavar="K", help="keep the first K latent channels only")
+    search = "search N steps for codes that the decoder makes more of: sharper at the same size, slow (try 5 to 20)"
+    parser.add_argument("--refine", type=count, default=0, metavar="N", help=search)
 
 
 def add_limits(parser: argparse.ArgumentParser, max_pixels: int, max_samples: int) -> None:

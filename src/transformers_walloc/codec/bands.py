@@ -15,10 +15,10 @@ import torch
 
 from .compression import file_of_codes, read_codes
 from .encoder_kernel import BLOCKS_BEFORE, band_rows
-from .filter_banks import block_operator, stages
 from .limits import MAX_MEMORY
 from .pixels import encode_pixels, picture_encoder
 from .signals import to_8bit
+from .tiles import decoding_halo
 
 if TYPE_CHECKING:
     from .encoders import ImageEncodingModel
@@ -119,15 +119,3 @@ def decompress_rows(
         if pixels.sum().isnan():
             raise ValueError("the decoder gives NaN: the weights of the model are damaged")
         yield to_8bit(pixels).permute(1, 2, 0).contiguous().cpu().numpy()
-
-
-def decoding_halo(model: Any) -> int | None:
-    """Latents around a place that its pixels depend on; None if all do."""
-    config, decoder = model.config, model.decoder
-    reach = getattr(decoder, "receptive_field", None)
-    if reach is None or config.boundary != "symmetric" or len(stages(config.num_levels)) > 1:
-        return None
-    synthesis = block_operator("synthesis", config.num_levels, config.wavelet, config.boundary)
-    reach += max(synthesis.before, synthesis.after)
-    network = getattr(decoder, "network", None)
-    return reach + (network.receptive_field if network is not None else 0)

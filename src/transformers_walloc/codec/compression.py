@@ -31,6 +31,7 @@ from .kernels import library
 from .limits import MAX_MEMORY, check_memory, check_payload
 from .pixels import scale_pixels
 from .rate_control import RateControl
+from .refinement import refine_latents
 from .signals import to_8bit
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def compress(
     bpp: float | None = None,
     kbps: float | None = None,
     psnr: float | None = None,
+    refine: int = 0,
 ) -> list[bytes]:
     """A .walloc file for each signal of a batch.
 
@@ -65,10 +67,12 @@ def compress(
             finest step that keeps to it is chosen.
         psnr: peak signal-to-noise ratio in dB that must be reached, of the 8-bit image or of the clip as it is given,
             mapped to [0, 1]; the coarsest step that does is chosen. Needs a model with a decoder.
+        refine: steps of a search for codes that decode to something nearer to the signal, see `refinement`; 0 for those
+            of the linear encoder. Needs a model with a decoder, and takes about three decodings a step.
 
     Raises:
         ValueError: NaN or infinite values, sizes that do not fit, a rate of the other kind of signal, more than 8
-            `latent_bits`, a target out of reach, a PSNR without a decoder.
+            `latent_bits`, a target out of reach, a PSNR or a search without a decoder.
     """
     model.check_signal(signals)
     config = model.config
@@ -78,10 +82,13 @@ def compress(
     if not audio and (gains is not None or offsets is not None):
         raise ValueError("gains and offsets are for audio")
     rate = RateControl(step, ("kbps", kbps) if audio else ("bpp", bpp), psnr)
-    if psnr is not None and not hasattr(model, "decode"):
+    if refine < 0:
+        raise ValueError(f"refine is {refine}; it must be 0 or more steps")
+    if (psnr is not None or refine) and not hasattr(model, "decode"):
+        wish = "refining codes" if refine else "psnr as a target"
         raise ValueError(
-            f"psnr as a target needs the decoder, which {type(model).__name__} lacks: load the full model, or choose a "
-            "step or a rate"
+            f"{wish} needs the decoder, which {type(model).__name__} lacks: load the full model, or choose a step or a "
+            "rate"
         )
     shared, tables = _shared_fields(model, num_channels)
     count, patch = len(signals), config.patch_size
@@ -97,7 +104,7 @@ def compress(
     files = []
     for signal, header in zip(signals, headers, strict=True):
         whole = (slice(None), *(slice(-(-size // patch) * patch) for size in header.sizes))
-        files.append(_compress_one(model, signal[whole], header, rate, tables))
+        files.append(_compress_one(model, signal[whole], header, rate, tables, refine))
     return files
 
 
@@ -248,7 +255,12 @@ def _shared_fields(model: "EncodingModel", num_channels: int | None) -> tuple[di
 
 
 def _compress_one(
-    model: "EncodingModel", signal: torch.Tensor, header: Header, rate: RateControl, tables: EntropyTables
+    model: "EncodingModel",
+    signal: torch.Tensor,
+    header: Header,
+    rate: RateControl,
+    tables: EntropyTables,
+    refine: int,
 ) -> bytes:
     if not signal.isfinite().all():
         raise ValueError("the signal holds NaN or infinite values")
@@ -258,8 +270,8 @@ def _compress_one(
         kept = codes[0, : header.coded_channels].cpu().contiguous().numpy()
         return pack(dataclasses.replace(header, step=step), encode_codes(kept, tables))
 
-    if rate.name is None:
-        step = float(np.float32(rate.step))  # as the file states it
+    step = float(np.float32(rate.step))  # as the file states it
+    if rate.name is None and not refine:
         return write(model.encode_to_codes(signal[None], step), step)
     latents = model.encoder(signal[None])
     latents[:, header.coded_channels :] = 0
@@ -268,14 +280,26 @@ def _compress_one(
         step = float(np.float32(step))
         return model.quantize(latents, step), step
 
+    def refined(trial: tuple[torch.Tensor, float]) -> tuple[torch.Tensor, float]:
+        values = (scale_pixels(signal) if signal.dtype == torch.uint8 else signal).to(latents.device)
+        better = refine_latents(model, values, latents, header.sizes, trial[1], refine)
+        return model.quantize(better, trial[1]), trial[1]
+
+    def measure(trial: tuple[torch.Tensor, float]) -> float:
+        if rate.name == "psnr":
+            return _psnr(model, signal, *trial, header)
+        # The unit of the rate: bits per pixel, or kilobits per second.
+        scale = math.prod(header.sizes) / 8
+        if header.sampling_rate:
+            scale = header.sizes[0] / header.sampling_rate * 125
+        return len(write(*trial)) / scale
+
     last = 2.0**header.latent_bits  # all codes are zero there
-    if rate.name == "psnr":
-        return write(*rate.search(quantized, lambda trial: _psnr(model, signal, *trial, header), last))
-    # The unit of the rate: bits per pixel, or kilobits per second.
-    scale = math.prod(header.sizes) / 8
-    if header.sampling_rate:
-        scale = header.sizes[0] / header.sampling_rate * 125
-    return rate.search(lambda step: write(*quantized(step)), lambda file: len(file) / scale, last)
+    if rate.name is None:
+        return write(*refined(quantized(step)))
+    if refine:
+        return write(*rate.search_refined(quantized, refined, measure, last))
+    return write(*rate.search(quantized, measure, last))
 
 
 def _decode(model: Any, codes: torch.Tensor, step: float, sizes: tuple[int, ...]) -> torch.Tensor:

@@ -8,6 +8,8 @@ Trial = TypeVar("Trial")
 
 # Two ends and six interpolated steps come within about 1% of a target.
 _MAX_TRIALS = 8
+# Refining takes long, and the second comes close.
+_MAX_REFINED = 3
 
 
 class RateControl:
@@ -33,7 +35,43 @@ class RateControl:
         self.name: str | None
         self.name, self.target = next(iter(targets.items()), (None, 0.0))
 
-    def search(self, trial: Callable[[float], Trial], measure: Callable[[Trial], float], last: float) -> Trial:
+    def meets(self, value: float, target: float) -> bool:
+        return value >= target if self.name == "psnr" else value <= target
+
+    def tolerance(self, target: float) -> float:
+        return 0.01 if self.name == "psnr" else 0.005 * target
+
+    def search_refined(
+        self,
+        trial: Callable[[float], Trial],
+        refine: Callable[[Trial], Trial],
+        measure: Callable[[Trial], float],
+        last: float,
+    ) -> Trial:
+        """As `search` for trials that get better and larger, by about as much at all steps, when they are refined.
+
+        What refining does to the measure at one step tells where to search the next.
+        """
+        best, aim = None, self.target
+        for _ in range(_MAX_REFINED):
+            refined = refine(self.search(trial, measure, last, aim))
+            value = measure(refined)
+            if self.meets(value, self.target):
+                best = refined
+                if abs(value - self.target) <= self.tolerance(self.target):
+                    break
+            elif best is not None:
+                break
+            aim = aim + self.target - value if self.name == "psnr" else aim * self.target / value
+        return self.search(trial, measure, last) if best is None else best
+
+    def search(
+        self,
+        trial: Callable[[float], Trial],
+        measure: Callable[[Trial], float],
+        last: float,
+        target: float | None = None,
+    ) -> Trial:
         """The trial that meets the target with the best step from 1 to `last`: the finest for a rate, the coarsest for
         a PSNR; within 0.5% of a rate and 0.01 dB of a PSNR if at most 8 trials come that close.
 
@@ -43,30 +81,27 @@ class RateControl:
         Raises:
             ValueError: the target is out of reach; names the range that is not.
         """
-        is_rate = self.name != "psnr"
+        is_rate, target = self.name != "psnr", self.target if target is None else target
 
         def attempt(step: float) -> tuple[Trial, float, float]:
             result = trial(step)
             return result, step, measure(result)
 
-        def meets(value: float) -> bool:
-            return value <= self.target if is_rate else value >= self.target
-
         fine, coarse = attempt(1.0), attempt(last)
         bad, good = (fine, coarse) if is_rate else (coarse, fine)
-        if meets(bad[2]):  # the best end already does
+        if self.meets(bad[2], target):  # the best end already does
             return bad[0]
-        if not meets(good[2]):
+        if not self.meets(good[2], target):
             low, high = sorted((fine[2], coarse[2]))
             raise ValueError(
-                f"{self.name} {self.target:g} is out of reach: this signal and codec give {low:.4g} to {high:.4g}"
+                f"{self.name} {target:g} is out of reach: this signal and codec give {low:.4g} to {high:.4g}"
             )
-        tolerance = 0.005 * self.target if is_rate else 0.01
+        tolerance = self.tolerance(target)
         for _ in range(_MAX_TRIALS - 2):
-            if abs(good[2] - self.target) <= tolerance:
+            if abs(good[2] - target) <= tolerance:
                 break
             span = bad[2] - good[2]
-            share = (self.target - good[2]) / span if math.isfinite(span) and span else 0.5
+            share = (target - good[2]) / span if math.isfinite(span) and span else 0.5
             middle = attempt(good[1] * (bad[1] / good[1]) ** min(max(share, 0.1), 0.9))
-            good, bad = (middle, bad) if meets(middle[2]) else (good, middle)
+            good, bad = (middle, bad) if self.meets(middle[2], target) else (good, middle)
         return good[0]

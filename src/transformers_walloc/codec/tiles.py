@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .filter_banks import block_operator, stages
+
 
 def run_in_tiles(
     function: Callable[[tuple[Any, ...]], torch.Tensor],
@@ -39,6 +41,18 @@ def run_in_tiles(
     if result is None:
         raise ValueError(f"the grid {tuple(grid)} is empty")
     return result
+
+
+def decoding_halo(model: Any) -> int | None:
+    """Latents around a place that its pixels depend on; None if all do."""
+    config, decoder = model.config, model.decoder
+    reach = getattr(decoder, "receptive_field", None)
+    if reach is None or config.boundary != "symmetric" or len(stages(config.num_levels)) > 1:
+        return None
+    synthesis = block_operator("synthesis", config.num_levels, config.wavelet, config.boundary)
+    reach += max(synthesis.before, synthesis.after)
+    network = getattr(decoder, "network", None)
+    return reach + (network.receptive_field if network is not None else 0)
 
 
 def _box(starts: Sequence[int], ends: Sequence[int], magnification: int) -> tuple[Any, ...]:

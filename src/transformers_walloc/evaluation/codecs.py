@@ -89,6 +89,7 @@ class WallocCodec(Codec):
         linear: its closed-form linear decoder in place of the trained one.
         step: of the quantiser; coarser codes from 1 upwards.
         num_channels: only so many of the latent channels, the first ones.
+        refine: steps of the search for better codes.
 
     Raises:
         CodecUnavailableError: the model cannot be had.
@@ -103,6 +104,7 @@ class WallocCodec(Codec):
         linear: bool = False,
         step: float = 1.0,
         num_channels: int | None = None,
+        refine: int = 0,
     ):
         try:
             self.model, self.processor = load_codec(model)
@@ -114,7 +116,7 @@ class WallocCodec(Codec):
         if linear:
             use_linear_decoder(self.model)
         self.name, self.kind, self.sampling_rate = os.fspath(model), kind, sampling_rate
-        self.step, self.num_channels = step, num_channels
+        self.options = {"step": step, "num_channels": num_channels, "refine": refine}
         self.latent_channels = config.latent_channels
         self.dimensionality_reduction = config.dimensionality_reduction
         if num_channels is not None:
@@ -134,7 +136,7 @@ class WallocCodec(Codec):
 
     @torch.inference_mode()
     def write(self, signal: np.ndarray) -> bytes:
-        return self.model.compress(**self.prepare([signal]), step=self.step, num_channels=self.num_channels)[0]
+        return self.model.compress(**self.prepare([signal]), **self.options)[0]
 
     @torch.inference_mode()
     def read(self, blob: bytes, like: np.ndarray) -> np.ndarray:
@@ -147,7 +149,7 @@ class WallocCodec(Codec):
         with clock.stage("prepare"):
             inputs = self.prepare(signals)
         with clock.stage("encode"):
-            codes = model.quantize(model.encode(inputs[name]).latents, self.step)
+            codes = model.quantize(model.encode(inputs[name]).latents, self.options["step"])
         if not decode:
             return
         tables = model.get_entropy_tables()
@@ -156,7 +158,7 @@ class WallocCodec(Codec):
         with clock.stage("entropy_decode"):
             codes = torch.from_numpy(np.stack([decode_codes(data, codes.shape[1:], tables) for data in payloads]))
         with clock.stage("decode"):
-            decoded = model.decode(codes, step=self.step)[0]
+            decoded = model.decode(codes, step=self.options["step"])[0]
         with clock.stage("finish"):
             self.processor.post_process(decoded, *(inputs[other] for other in inputs if other != name))
 

@@ -5,6 +5,7 @@ A spec is `NAME` or `NAME@option,option=value`:
     rgb-16x, walloc/rgb-16x, runs/model   a WaLLoC model: bundled name, Hub id or folder
     rgb-16x@linear                        its closed-form linear decoder (KLT) in place of the trained one
     rgb-16x@step=2  rgb-16x@channels=8    coarser codes; only the first 8 latent channels
+    rgb-16x@refine=10                     codes searched for with ten gradients, not those of the linear encoder
     jpeg@quality=50                       jpeg, webp, avif, jxl (images); opus, vorbis, mp3 (audio, 0 is best)
     webp@like=rgb-16x                     the smallest file that is no smaller than that of rgb-16x for the same signal
     resize@factor=4                       downscaling, stored as lossless WebP, and bicubic upscaling
@@ -47,9 +48,10 @@ def make_codec(spec: str, kind: str, sampling_rate: int = 44100, speed_only: boo
     if name in NEURAL[kind]:
         _check_options(spec, options, ())
         return NeuralCodec(name, kind, sampling_rate, speed_only)
-    _check_options(spec, options, ("linear", "step", "channels"))
+    _check_options(spec, options, ("linear", "step", "channels", "refine"))
     channels = int(options["channels"]) if "channels" in options else None
-    codec = WallocCodec(name, kind, sampling_rate, "linear" in options, float(options.get("step", 1)), channels)
+    linear, step, refine = "linear" in options, float(options.get("step", 1)), int(options.get("refine", 0))
+    codec = WallocCodec(name, kind, sampling_rate, linear, step, channels, refine)
     codec.name = spec
     return codec
 
