@@ -87,7 +87,9 @@ class _Problem:
         total, slope = 0.0, torch.zeros_like(latents)
         halo, tile = (0, max(grid)) if self.halo is None else (self.halo, TILE_SIZE)
         for corner in itertools.product(*(range(0, size, tile) for size in grid)):
-            around = [slice(max(a - halo, 0), min(a + tile + halo, n)) for a, n in zip(corner, grid, strict=True)]
+            around: list[Any] = [
+                slice(max(a - halo, 0), min(a + tile + halo, n)) for a, n in zip(corner, grid, strict=True)
+            ]
             own = [
                 slice(block * a, min(block * (a + tile), n)) for a, n in zip(corner, self.target.shape[1:], strict=True)
             ]
