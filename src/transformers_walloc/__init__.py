@@ -10,9 +10,10 @@ from .bundled import bundled_path, link_bundled_checkpoints
 from .registration import register_when_needed
 
 if TYPE_CHECKING:
-    from .codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+    from .codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig, WallocVolumeConfig
     from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
     from .codec.image_processing_walloc import WallocImageProcessor
+    from .codec.image_processing_walloc_volume import WallocVolumeImageProcessor
     from .codec.modeling_walloc import (
         WallocAudioEncoder,
         WallocAudioModel,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         WallocImageModel,
         WallocPreTrainedModel,
     )
+    from .codec.modeling_walloc_volume import WallocVolumeEncoder, WallocVolumeModel
     from .latents.datasets import latent_transform
     from .latents.image_processing import WallocLatentImageProcessor
     from .latents.modeling import WallocLatentConfig, WallocLatentModel
@@ -48,6 +50,10 @@ __all__ = [
     "WallocLatentModel",
     "WallocPreTrainedModel",
     "WallocSeparationConfig",
+    "WallocVolumeConfig",
+    "WallocVolumeEncoder",
+    "WallocVolumeImageProcessor",
+    "WallocVolumeModel",
     "bundled_path",
     "latent_transform",
     "latent_values",
@@ -59,9 +65,10 @@ __all__ = [
 
 # Where the names above are; tests hold this against the imports for type checkers.
 _MODULES = {
-    "codec.configuration_walloc": ("WallocAudioConfig", "WallocConfig", "WallocImageConfig"),
+    "codec.configuration_walloc": ("WallocAudioConfig", "WallocConfig", "WallocImageConfig", "WallocVolumeConfig"),
     "codec.feature_extraction_walloc": ("WallocAudioFeatureExtractor",),
     "codec.image_processing_walloc": ("WallocImageProcessor",),
+    "codec.image_processing_walloc_volume": ("WallocVolumeImageProcessor",),
     "codec.modeling_walloc": (
         "WallocAudioEncoder",
         "WallocAudioModel",
@@ -69,6 +76,7 @@ _MODULES = {
         "WallocImageModel",
         "WallocPreTrainedModel",
     ),
+    "codec.modeling_walloc_volume": ("WallocVolumeEncoder", "WallocVolumeModel"),
     "latents.datasets": ("latent_transform",),
     "latents.image_processing": ("WallocLatentImageProcessor",),
     "latents.modeling": ("WallocLatentConfig", "WallocLatentModel"),

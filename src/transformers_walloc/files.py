@@ -32,6 +32,7 @@ from pathlib import Path
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".ppm", ".gif")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 RASTER_SUFFIXES = (".tif", ".tiff", ".npy")  # any number of bands and bits
+VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov", ".avi", ".webm")
 WALLOC_SUFFIX = ".walloc"
 STANDARD_STREAM = "-"
 

@@ -7,10 +7,12 @@ import torch
 from transformers import AutoConfig
 
 from .bundled import BUNDLED_NAMES, NAMESPACE, bundled_path
-from .codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+from .codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig, WallocVolumeConfig
 from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
 from .codec.image_processing_walloc import WallocImageProcessor
+from .codec.image_processing_walloc_volume import WallocVolumeImageProcessor
 from .codec.modeling_walloc import WallocAudioEncoder, WallocAudioModel, WallocImageEncoder, WallocImageModel
+from .codec.modeling_walloc_volume import WallocVolumeEncoder, WallocVolumeModel
 
 
 def load_codec(
@@ -38,6 +40,8 @@ def load_codec(
         model_class: Any = WallocImageEncoder if encoder_only else WallocImageModel
     elif isinstance(config, WallocAudioConfig):
         model_class = WallocAudioEncoder if encoder_only else WallocAudioModel
+    elif isinstance(config, WallocVolumeConfig):
+        model_class = WallocVolumeEncoder if encoder_only else WallocVolumeModel
     else:
         raise ValueError(f"{name}: a model of type {config.model_type!r} is no WaLLoC codec")
     model = model_class.from_pretrained(path, dtype=dtype).eval()
@@ -46,9 +50,10 @@ def load_codec(
 
 def make_processor(config: WallocConfig) -> Any:
     """The image processor or feature extractor that suits a codec's configuration."""
-    if isinstance(config, WallocImageConfig):
+    if isinstance(config, WallocImageConfig | WallocVolumeConfig):
         stated = {"raster_format": config.raster_format} if config.raster_format else {}
-        return WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size, **stated)
+        processor = WallocImageProcessor if isinstance(config, WallocImageConfig) else WallocVolumeImageProcessor
+        return processor(num_channels=config.num_channels, patch_size=config.patch_size, **stated)
     if not isinstance(config, WallocAudioConfig):
         raise TypeError(f"config must be one of a WaLLoC codec, got {type(config).__name__}")
     return WallocAudioFeatureExtractor(

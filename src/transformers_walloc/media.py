@@ -20,6 +20,7 @@ from .files import (
     IMAGE_SUFFIXES,
     RASTER_SUFFIXES,
     STANDARD_STREAM,
+    VIDEO_SUFFIXES,
     WALLOC_SUFFIX,
     MediaError,
     atomic_file,
@@ -81,7 +82,7 @@ class MediaWarning(UserWarning):
 
 
 def kind_of(path: str, data: bytes) -> str:
-    """ "image", "audio" or "walloc", by the content where the suffix does not say."""
+    """ "image", "audio", "volume" (a video) or "walloc", by the content where the suffix does not say."""
     from .codec.bitstream import MAGIC
 
     suffix = Path(path).suffix.lower()
@@ -91,6 +92,8 @@ def kind_of(path: str, data: bytes) -> str:
         return "image"
     if suffix in AUDIO_SUFFIXES:
         return "audio"
+    if suffix in VIDEO_SUFFIXES:
+        return "volume"
     try:
         with PIL.Image.open(io.BytesIO(data)):
             return "image"

@@ -1,4 +1,4 @@
-"""Rasters in files, TIFF and NumPy, with any number of bands, 8 to 64 bits, missing values; and as .walloc files.
+"""Rasters in files, TIFF and NumPy, any number of bands, 8 to 64 bits, missing values; and as .walloc files.
 
 ```python
 array, raster = read_raster("scene.tif")             # as stored; RasterFormat: dtype, range, nodata, layout, names
@@ -79,7 +79,7 @@ def describe(
     """The format of an array, its range measured as `read_raster` says.
 
     Args:
-        array: (H, W), (H, W, C) or (C, H, W).
+        array: (H, W), (H, W, C) or (C, H, W); the layout of volumes has to be told.
         layout: of the axes; where None, bands come first if the first axis is shorter than the last.
         nodata: the value that marks missing samples; NaN in floats counts without being named.
         names: of the bands.
@@ -147,33 +147,39 @@ def encode_raster(array: np.ndarray, raster: RasterFormat, path: str | Path) -> 
     return file.getvalue()
 
 
-def compress_raster(model, array: np.ndarray, raster: RasterFormat | None = None, **rate) -> bytes:
+def compress_raster(
+    model, array: np.ndarray, raster: RasterFormat | None = None, frame_rate: float = 0.0, **rate
+) -> bytes:
     """A .walloc file of a raster, which keeps its type, range, bands, layout and missing samples.
 
     Args:
-        model: an image codec with as many channels as the raster has bands.
-        array: (H, W), (H, W, C) or (C, H, W) as `raster.layout` says.
+        model: a codec for images or volumes with as many channels as the raster has bands.
+        array: (H, W), (H, W, C) or (C, H, W) as `raster.layout` says, with a depth before H for volumes.
         raster: as `read_raster` or `describe` gives it; `describe(array)` if None. Its range is replaced by the codec's
             where the codec states one.
+        frame_rate: of a clip, in frames per second.
         **rate: `step`, `bpp` or `num_channels` of the model's `compress`.
 
     Raises:
         ValueError: another number of bands, values outside of the codec's range.
     """
-    raster = describe(array) if raster is None else raster
+    if raster is None:
+        raster = describe(array, volume_layout(array.shape) if model.config.num_dims == 3 else None)
     if model.config.raster_format:
         stated = RasterFormat.from_dict(model.config.raster_format)
         raster = dataclasses.replace(raster, low=stated.low, high=stated.high, names=raster.names or stated.names)
     planes = raster.from_layout(array)
+    if planes.ndim - 1 != model.config.num_dims:
+        raise ValueError(f"an array of shape {array.shape} ({raster.layout}) is not what the codec is for")
     if len(planes) != model.config.num_channels:
         raise ValueError(f"the raster has {len(planes)} bands; the codec is for {model.config.num_channels}")
-    height, width = planes.shape[1:]
-    patch = model.config.patch_size
-    unit = np.pad(raster.to_unit(planes), ((0, 0), (0, -height % patch), (0, -width % patch)), "reflect")
+    sizes, patch = planes.shape[1:], model.config.patch_size
+    unit = np.pad(raster.to_unit(planes), ((0, 0), *((0, -size % patch) for size in sizes)), "reflect")
     pixels = torch.from_numpy(unit)[None].to(model.device)
-    (blob,) = model.compress(pixels, torch.tensor([[height, width]]), **rate)
+    (blob,) = model.compress(pixels, torch.tensor([sizes]), **rate)
     header, payload = unpack(blob, None, None)
-    return pack(dataclasses.replace(header, raster=raster.pack(raster.missing(planes))), payload)
+    facts: dict[str, Any] = {"raster": raster.pack(raster.missing(planes)), "frame_rate": frame_rate}
+    return pack(dataclasses.replace(header, **facts), payload)
 
 
 def decompress_raster(model, blob: bytes, max_memory: int | None = MAX_MEMORY) -> tuple[np.ndarray, RasterFormat]:
@@ -232,6 +238,15 @@ def _band_names(metadata: str) -> tuple[str, ...]:
     except (ElementTree.ParseError, ValueError):
         return ()
     return tuple(found[i] for i in sorted(found)) if sorted(found) == list(range(len(found))) else ()
+
+
+def volume_layout(shape: tuple[int, ...]) -> str:
+    """Layout of a volume: of four axes the shorter end is the channels."""
+    if len(shape) not in (3, 4):
+        raise ValueError(f"an array of shape {shape} is no volume; valid: (D, H, W), (D, H, W, C), (C, D, H, W)")
+    if len(shape) == 3:
+        return "single"
+    return "channels_first" if shape[0] < shape[3] else "channels_last"
 
 
 def _layout_of(shape: tuple[int, ...]) -> str:

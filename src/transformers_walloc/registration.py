@@ -34,10 +34,12 @@ def register() -> None:
     """Make the Auto classes know this package's models and processors. Calling it again does no harm."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoProcessor
 
-    from .codec.configuration_walloc import WallocAudioConfig, WallocImageConfig
+    from .codec.configuration_walloc import WallocAudioConfig, WallocImageConfig, WallocVolumeConfig
     from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
     from .codec.image_processing_walloc import WallocImageProcessor
+    from .codec.image_processing_walloc_volume import WallocVolumeImageProcessor
     from .codec.modeling_walloc import WallocAudioModel, WallocImageModel
+    from .codec.modeling_walloc_volume import WallocVolumeModel
     from .latents.image_processing import WallocLatentImageProcessor
     from .latents.modeling import WallocLatentConfig, WallocLatentModel
     from .latents.separation import WallocForAudioSourceSeparation, WallocSeparationConfig
@@ -45,13 +47,18 @@ def register() -> None:
     models: dict[type, type] = {
         WallocImageConfig: WallocImageModel,
         WallocAudioConfig: WallocAudioModel,
+        WallocVolumeConfig: WallocVolumeModel,
         WallocLatentConfig: WallocLatentModel,
         WallocSeparationConfig: WallocForAudioSourceSeparation,
     }
     for config, model in models.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
         AutoModel.register(config, model, exist_ok=True)
-    image_processors = {WallocImageConfig: WallocImageProcessor, WallocLatentConfig: WallocLatentImageProcessor}
+    image_processors: dict[type, type] = {
+        WallocImageConfig: WallocImageProcessor,
+        WallocVolumeConfig: WallocVolumeImageProcessor,
+        WallocLatentConfig: WallocLatentImageProcessor,
+    }
     for config, processor in image_processors.items():
         # Ours needs no torchvision, so it serves as either backend.
         classes: dict[str, type] = {"pil": processor, "torchvision": processor}

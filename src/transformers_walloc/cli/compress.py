@@ -4,7 +4,15 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, WALLOC_SUFFIX, MediaError, find_files
+from ..files import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    RASTER_SUFFIXES,
+    VIDEO_SUFFIXES,
+    WALLOC_SUFFIX,
+    MediaError,
+    find_files,
+)
 from .jobs import plan_outputs, run_jobs
 from .options import add_files, add_limits, add_model, add_rate
 
@@ -63,7 +71,7 @@ def run(
         ValueError: inputs that do not exist, an output that cannot be.
     """
     plan = plan_outputs(
-        find_files(inputs, IMAGE_SUFFIXES + AUDIO_SUFFIXES + RASTER_SUFFIXES),
+        find_files(inputs, IMAGE_SUFFIXES + AUDIO_SUFFIXES + RASTER_SUFFIXES + VIDEO_SUFFIXES),
         output,
         lambda _: WALLOC_SUFFIX,
         force,
@@ -84,6 +92,10 @@ def run(
         kind = kind_of(source, data)
         if kind == "walloc":
             raise MediaError(f"{source}: already a .walloc file")
+        if not model and kind not in DEFAULT_CODECS:
+            raise MediaError(
+                f"{source}: no bundled codec is for volumes and video: fit one (walloc fit), and give --model"
+            )
         codec = codecs.load(model or DEFAULT_CODECS[kind])
         with naming(source):
             blob = codec.compress(source, data, kind, downmix=downmix, **rate, **limits)

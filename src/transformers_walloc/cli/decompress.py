@@ -9,6 +9,7 @@ from ..files import (
     IMAGE_SUFFIXES,
     RASTER_SUFFIXES,
     STANDARD_STREAM,
+    VIDEO_SUFFIXES,
     WALLOC_SUFFIX,
     find_files,
     read_bytes,
@@ -59,7 +60,7 @@ def run(
     Raises:
         ValueError: inputs that do not exist, an output or a format that cannot be.
     """
-    valid = tuple(dict.fromkeys(IMAGE_SUFFIXES + RASTER_SUFFIXES + AUDIO_SUFFIXES))
+    valid = tuple(dict.fromkeys(IMAGE_SUFFIXES + RASTER_SUFFIXES + AUDIO_SUFFIXES + VIDEO_SUFFIXES))
     suffix = f".{format.lower().lstrip('.')}" if format else None
     if suffix and suffix not in valid:
         raise ValueError(f"unknown --format {format!r}; valid: {', '.join(valid)}")
@@ -100,4 +101,4 @@ def _usual_suffix(source: str) -> str:
         return ".png"
     with open(source, "rb") as file:
         kind = peek_kind(file.read(8))
-    return {"audio": ".wav", "raster": ".tif"}.get(kind or "", ".png")
+    return {"audio": ".wav", "raster": ".tif", "volume": ".tif"}.get(kind or "", ".png")

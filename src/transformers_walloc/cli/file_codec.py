@@ -11,11 +11,12 @@ import PIL.Image
 
 from ..codec.bitstream import Header, pack, unpack
 from ..codec.limits import MAX_MEMORY
-from ..files import RASTER_SUFFIXES
+from ..files import RASTER_SUFFIXES, VIDEO_SUFFIXES
 from ..media import MAX_PIXELS as MAX_ENCODED_PIXELS
 from ..media import MAX_SAMPLES as MAX_ENCODED_SAMPLES
 from ..media import STANDARD_STREAM, encode_audio, encode_image, read_audio, read_image, sample_format
 from ..raster_files import compress_raster, decompress_raster, encode_raster, read_raster
+from ..volume_files import encode_volume, read_volume
 
 
 class Codecs:
@@ -71,7 +72,7 @@ class FileCodec:
 
     def __init__(self, name: str, model: Any, processor: Any):
         self.name, self.model, self.processor = name, model, processor
-        self.kind = "image" if model.config.num_dims == 2 else "audio"
+        self.kind = {1: "audio", 2: "image", 3: "volume"}[model.config.num_dims]
 
     def inputs(
         self,
@@ -131,12 +132,14 @@ class FileCodec:
     ) -> bytes:
         """A .walloc file of an image or audio file. `kind` is what the file is; the other arguments as in `inputs` and
         in the model's `compress`. ValueError for what does not fit the codec."""
+        if self.kind == "volume" and Path(source).suffix.lower() in RASTER_SUFFIXES:
+            kind = "volume"
         if kind != self.kind:
             raise ValueError(
                 f"the codec {self.name!r} is for {self.kind} and the file is {kind}: choose another --model"
             )
         targets = {"bpp": bpp, "kbps": kbps}
-        unit, other = ("bpp", "kbps") if kind == "image" else ("kbps", "bpp")
+        unit, other = ("kbps", "bpp") if kind == "audio" else ("bpp", "kbps")
         if targets[other] is not None:
             raise ValueError(f"--{other} is not for {kind}; use --{unit}")
         if kind == "image" and self._takes_raster(source):
@@ -145,6 +148,11 @@ class FileCodec:
             if refine:
                 raise ValueError("--refine is for pictures of 8 bits and audio")
             return compress_raster(self.model, *read_raster(source, data), step=step, bpp=bpp, num_channels=channels)
+        if kind == "volume":
+            if psnr is not None:
+                raise ValueError("--psnr is for images of 8 bits and audio: choose --step or --bpp for volumes")
+            array, raster, frame_rate = read_volume(source, data, max_pixels)
+            return compress_raster(self.model, array, raster, frame_rate, step=step, bpp=bpp, num_channels=channels)
         limits = {"max_pixels": max_pixels, "max_samples": max_samples}
         inputs, origin = self.inputs(source, data, downmix=downmix, do_rescale=False, **limits)
         rate = {"step": step, "psnr": psnr, unit: targets[unit], "num_channels": channels}
@@ -162,6 +170,10 @@ class FileCodec:
             max_memory: refuse a file that would take more bytes of memory before it is decoded; None for no limit.
         """
         name = target if Path(target).suffix else STANDARD_STREAM
+        if header.kind == "volume":
+            return encode_volume(*decompress_raster(self.model, data, max_memory), name, header.frame_rate)
+        if Path(name).suffix.lower() in VIDEO_SUFFIXES:
+            raise ValueError(f"the file holds {header.kind}, which is no video")
         if header.raster:
             return encode_raster(*decompress_raster(self.model, data, max_memory), name)
         if self.kind == "image":

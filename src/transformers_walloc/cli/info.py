@@ -56,7 +56,17 @@ def describe(source: str, data: bytes) -> dict[str, Any]:
         raise MediaError(f"{source}: {error}") from error
     count = math.prod(header.sizes)
     facts: dict[str, Any] = {"file": source, "bytes": len(data), "codec": header.codec, "kind": header.kind}
-    if header.kind == "image":
+    if header.kind == "volume":
+        facts |= dict(zip(("depth", "height", "width"), header.sizes, strict=True))
+        facts |= {"channels": header.num_channels, "bits_per_voxel": 8 * len(data) / count}
+        if header.frame_rate:
+            facts["frame_rate"] = header.frame_rate
+        uncompressed = count * header.num_channels
+        if header.raster:
+            raster = header.read_raster()[0]
+            facts |= raster.to_dict()
+            uncompressed *= raster.itemsize
+    elif header.kind == "image":
         channels = 1 if header.sample_format == "gray" else header.num_channels
         facts |= {"height": header.sizes[0], "width": header.sizes[1]}
         facts |= {"channels": channels, "bits_per_pixel": 8 * len(data) / count}

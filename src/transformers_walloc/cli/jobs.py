@@ -10,10 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, STANDARD_STREAM, WALLOC_SUFFIX, MediaError
+from ..files import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    RASTER_SUFFIXES,
+    STANDARD_STREAM,
+    VIDEO_SUFFIXES,
+    WALLOC_SUFFIX,
+    MediaError,
+)
 from .messages import complain
 
-_KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *RASTER_SUFFIXES, WALLOC_SUFFIX)
+_KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *RASTER_SUFFIXES, *VIDEO_SUFFIXES, WALLOC_SUFFIX)
 
 
 @dataclass

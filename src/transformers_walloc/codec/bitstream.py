@@ -26,9 +26,14 @@ from .rasters import RasterFormat
 MAGIC = b"\x89WLC"
 VERSION = 1
 CODERS = {1: "range"}  # entropy_coding.py
-KINDS = {1: "image", 2: "audio"}
+KINDS = {1: "image", 2: "audio", 3: "volume"}
+NUM_DIMS = {"image": 2, "audio": 1, "volume": 3}
 # What the samples of a source were where it is not the usual three colours, or 16 bits of audio.
-SAMPLE_FORMATS = {"image": {1: "gray"}, "audio": {1: "8-bit", 2: "24-bit", 3: "32-bit", 4: "float"}}
+SAMPLE_FORMATS: dict[str, dict[int, str]] = {
+    "image": {1: "gray"},
+    "audio": {1: "8-bit", 2: "24-bit", 3: "32-bit", 4: "float"},
+    "volume": {},
+}
 
 # Limits of what is decoded unless the caller says otherwise: positions after padding to whole patches. The first is
 # Pillow's against decompression bombs, the second three hours at 48 kHz.
@@ -54,8 +59,8 @@ class Header:
     """What a .walloc file says about itself.
 
     Args:
-        kind: "image" or "audio".
-        sizes: (height, width) in pixels or (length,) in samples, before padding.
+        kind: "image", "audio" or "volume".
+        sizes: (height, width) in pixels, (length,) in samples or (depth, height, width), before padding.
         num_channels: channels of the signal.
         num_levels: levels of the wavelet packet transform; a latent covers `2**num_levels` samples per axis.
         encoder_padding: latents that the encoder adds at either end of an axis, 0 or 1.
@@ -72,8 +77,9 @@ class Header:
             they differ; what reads the file may convert back.
         sample_format: what the samples of the source were, so that what reads the file may write the like: "gray" of an
             image; "8-bit", "24-bit", "32-bit" or "float" of audio. Empty for the usual, colours and 16 bits.
-        raster: of an image of other samples than 8-bit ones, `RasterFormat.pack` of their type, range, bands, layout
-            and of which are missing.
+        frame_rate: of a volume that is a clip, in frames per second; 0 otherwise.
+        raster: of an image or a volume of other samples than 8-bit ones, `RasterFormat.pack` of their type, range,
+            bands, layout and of which are missing.
         coder: entropy coder of the payload, "range".
 
     Raises:
@@ -96,12 +102,13 @@ class Header:
     gain: float = 1.0
     offset: float = 0.0
     source: tuple[int, int, int] | None = None
+    frame_rate: float = 0.0
     sample_format: str = ""
     raster: bytes = b""
     coder: str = "range"
 
     def __post_init__(self):
-        for name in ("step", "gain", "offset"):
+        for name in ("step", "gain", "offset", "frame_rate"):
             object.__setattr__(self, name, _float32(name, getattr(self, name)))
         if not self.coded_channels:
             object.__setattr__(self, "coded_channels", self.latent_channels)
@@ -134,13 +141,15 @@ class Header:
             )
         if self.kind == "audio":
             if self.raster:
-                raise WallocFormatError("raster belongs to an image, not to audio")
+                raise WallocFormatError("raster belongs to an image or a volume, not to audio")
             _check_range("sampling_rate", self.sampling_rate or 0, 1, _MAX_RATE)
             if 0.5 * abs(self.gain) + abs(self.offset) > _MAX_FLOAT:  # decoded samples lie in [-0.5, 0.5]
                 raise WallocFormatError(f"gain {self.gain} and offset {self.offset} lead to samples beyond float32")
             self._check_source()
         elif (self.sampling_rate, self.gain, self.offset, self.source) != (None, 1.0, 0.0, None):
-            raise WallocFormatError("sampling_rate, gain, offset and source belong to audio, not to an image")
+            raise WallocFormatError(f"sampling_rate, gain, offset and source belong to audio, not to {self.kind}s")
+        if self.frame_rate < 0 or (self.frame_rate and self.kind != "volume"):
+            raise WallocFormatError(f"frame_rate is {self.frame_rate}; valid: positive, of a volume, or 0")
 
     def _check_source(self):
         if self.source is None:
@@ -166,7 +175,7 @@ class Header:
 
     @property
     def num_dims(self) -> int:
-        return 1 if self.kind == "audio" else 2
+        return NUM_DIMS[self.kind]
 
     @property
     def patch_size(self) -> int:
@@ -184,8 +193,9 @@ class Header:
 
     @property
     def coded_shape(self) -> tuple[int, ...]:
-        """Shape of the codes in the payload."""
-        return (self.coded_channels, *self.grid)
+        """Shape of the codes in the payload. The slices of a volume are one below the other."""
+        grid = self.grid if self.num_dims < 3 else (self.grid[0] * self.grid[1], self.grid[2])
+        return (self.coded_channels, *grid)
 
     @property
     def padded_size(self) -> int:
@@ -225,6 +235,8 @@ def pack(header: Header, payload: bytes) -> bytes:
     if header.kind == "audio":
         parts += [varint(header.sampling_rate or 0), struct.pack("<ff", header.gain, header.offset)]
         parts += [varint(value) for value in header.source or ()]
+    if header.kind == "volume":
+        parts.append(struct.pack("<f", header.frame_rate))
     if header.sample_format:
         parts.append(varint(_key(SAMPLE_FORMATS[header.kind], header.sample_format)))
     if header.raster:
@@ -241,7 +253,8 @@ def unpack(
 
     Args:
         data: a whole .walloc file.
-        max_pixels: refuse images that decode to more pixels, counted after padding to whole patches; None for no limit.
+        max_pixels: refuse images and volumes that decode to more pixels, counted after padding to whole patches; None
+            for no limit.
         max_samples: the same for samples per channel of audio.
 
     Raises:
@@ -264,7 +277,7 @@ def unpack(
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise WallocFormatError("the file is damaged or truncated: its checksum does not match")
     header, position = _read_header(data)
-    limit, unit = (max_pixels, "pixels") if header.kind == "image" else (max_samples, "samples")
+    limit, unit = (max_samples, "samples") if header.kind == "audio" else (max_pixels, "pixels")
     decoded_size = max(header.padded_size, header.source[2] if header.source else 0)
     if limit is not None and decoded_size > limit:
         raise WallocFormatError(
@@ -305,7 +318,7 @@ def _read_header(data: bytes) -> tuple[Header, int]:
         raise WallocFormatError(f"unknown flags {flags:#04x} in the header")
     reader = Reader(data, _FIXED.size, len(data) - 4)
     fields: dict[str, Any] = {
-        "sizes": tuple(reader.varint() for _ in range(2 if kind == "image" else 1)),
+        "sizes": tuple(reader.varint() for _ in range(NUM_DIMS[kind])),
         "num_channels": reader.varint(),
         "latent_channels": reader.varint(),
     }
@@ -324,6 +337,8 @@ def _read_header(data: bytes) -> tuple[Header, int]:
         fields["gain"], fields["offset"] = reader.floats(2)
         if flags & _HAS_SOURCE:
             fields["source"] = (reader.varint(), reader.varint(), reader.varint())
+    if kind == "volume":
+        (fields["frame_rate"],) = reader.floats(1)
     if flags & _HAS_SAMPLE_FORMAT:
         sample_format = reader.varint()
         fields["sample_format"] = SAMPLE_FORMATS[kind].get(sample_format)

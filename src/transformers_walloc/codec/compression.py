@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from .bitstream import (
+    NUM_DIMS,
     Header,
     WallocCodecMismatchError,
     WallocFormatError,
@@ -59,12 +60,13 @@ def compress(
         model: a codec, or its encoder alone.
         signals: (batch, num_channels, *sizes) in [-0.5, 0.5], images uint8 as well, sizes multiples of
             `config.patch_size`.
-        sizes: of each signal without its padding, (height, width) or (length,); by default nothing is padding.
+        sizes: of each signal without its padding, (height, width), (length,) or (depth, height, width); by default
+            nothing is padding.
         gains, offsets: of each clip, stored so that `decompress` can return `gain * decoded + offset`; audio only.
         step: width of a quantisation cell, at least 1; larger gives smaller files and coarser latents.
         num_channels: latent channels to keep, from the first; the others are decoded as zero. All by default.
-        bpp, kbps: bits per pixel of an image, or kilobits per second of audio, that the whole file must not exceed; the
-            finest step that keeps to it is chosen.
+        bpp, kbps: bits per pixel of an image or volume, or kilobits per second of audio, that the whole file must not
+            exceed; the finest step that keeps to it is chosen.
         psnr: peak signal-to-noise ratio in dB that must be reached, of the 8-bit image or of the clip as it is given,
             mapped to [0, 1]; the coarsest step that does is chosen. Needs a model with a decoder.
         refine: steps of a search for codes that decode to something nearer to the signal, see `refinement`; 0 for those
@@ -144,8 +146,8 @@ def decompress(
             padding to whole patches.
 
     Returns:
-        A list of float32 tensors on the model's device: images (num_channels, height, width) in [-0.5, 0.5], or
-        waveforms (num_channels, length) at their original level.
+        A list of float32 tensors on the model's device: images (num_channels, height, width) or volumes (num_channels,
+        depth, height, width) in [-0.5, 0.5], or waveforms (num_channels, length) at their original level.
 
     Raises:
         WallocFormatError: a `ValueError`: damaged, truncated, foreign or too large, or written by another codec.
@@ -156,7 +158,7 @@ def decompress(
         signal = _decode(model, torch.from_numpy(codes)[None], header.step, header.sizes)
         if signal.sum().isnan():  # infinite values were clamped
             raise ValueError("the decoder gives NaN: the weights of the model are damaged")
-        signals.append(signal if header.kind == "image" else signal.mul_(header.gain).add_(header.offset))
+        signals.append(signal.mul_(header.gain).add_(header.offset) if header.kind == "audio" else signal)
     return signals
 
 
@@ -195,14 +197,14 @@ def decompress_codes(
     return codes
 
 
-def image_sizes(original_sizes: Any, batch: int) -> list[tuple[int, ...]] | None:
-    """Sizes for `compress` of the (batch, 2) that an image processor gives."""
+def image_sizes(original_sizes: Any, batch: int, num_dims: int = 2) -> list[tuple[int, ...]] | None:
+    """Sizes for `compress` of the (batch, num_dims) that an image processor gives."""
     if original_sizes is None:
         return None
     sizes = torch.as_tensor(original_sizes)
-    if sizes.shape != (batch, 2):
-        raise ValueError(f"original_sizes must be ({batch}, 2), got {tuple(sizes.shape)}")
-    return [(int(height), int(width)) for height, width in sizes.tolist()]
+    if sizes.shape != (batch, num_dims):
+        raise ValueError(f"original_sizes must be ({batch}, {num_dims}), got {tuple(sizes.shape)}")
+    return [tuple(map(int, size)) for size in sizes.tolist()]
 
 
 def audio_sizes(padding_mask: Any, input_values: torch.Tensor) -> list[tuple[int, ...]] | None:
@@ -238,7 +240,7 @@ def _shared_fields(model: "EncodingModel", num_channels: int | None) -> tuple[di
     tables, identity = tables_from_buffer(model.entropy_tables, config.latent_channels)
     audio = config.num_dims == 1
     shared: dict[str, Any] = {
-        "kind": "audio" if audio else "image",
+        "kind": _kind(config),
         "num_channels": config.num_channels,
         "num_levels": config.num_levels,
         "latent_channels": config.latent_channels,
@@ -267,7 +269,7 @@ def _compress_one(
     signal = signal if signal.dtype == torch.uint8 else signal.float()
 
     def write(codes: torch.Tensor, step: float) -> bytes:
-        kept = codes[0, : header.coded_channels].cpu().contiguous().numpy()
+        kept = codes[0, : header.coded_channels].cpu().contiguous().numpy().reshape(header.coded_shape)
         return pack(dataclasses.replace(header, step=step), encode_codes(kept, tables))
 
     step = float(np.float32(rate.step))  # as the file states it
@@ -336,7 +338,8 @@ def _read(
         check_payload(payload, header, tables)
         codes = np.zeros(header.latent_shape, np.int8)
         try:
-            codes[: header.coded_channels] = decode_codes(payload, header.coded_shape, tables)
+            read = decode_codes(payload, header.coded_shape, tables)
+            codes[: header.coded_channels] = read.reshape(header.coded_channels, *header.grid)
         except WallocFormatError:
             raise
         except ValueError as error:
@@ -350,7 +353,7 @@ def _read(
 def _check_codec(model: "EncodingModel", header: Header, fingerprint: str, tables: str) -> None:
     config = model.config
     own_name, name = codec_name(config._name_or_path), header.codec
-    kind = "audio" if config.num_dims == 1 else "image"
+    kind = _kind(config)
     if header.kind != kind:
         raise WallocCodecMismatchError(
             f"the file holds {header.kind} of codec {name or header.fingerprint!r}; {own_name!r} is for {kind}: load "
@@ -371,6 +374,10 @@ def _check_codec(model: "EncodingModel", header: Header, fingerprint: str, table
             f"the file was written with other entropy tables ({header.tables}) than this checkpoint of {own_name!r} "
             f"carries ({tables}); load the checkpoint that wrote it"
         )
+
+
+def _kind(config) -> str:
+    return next(kind for kind, num_dims in NUM_DIMS.items() if num_dims == config.num_dims)
 
 
 def _sizes(signals: torch.Tensor, sizes: Sequence[tuple[int, ...]] | None) -> list[tuple[int, ...]]:

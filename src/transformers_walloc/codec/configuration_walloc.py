@@ -1,4 +1,4 @@
-"""Configurations of WaLLoC codecs for images and audio."""
+"""Configurations of WaLLoC codecs for images, audio and volumes."""
 
 import difflib
 import math
@@ -30,11 +30,13 @@ RANGES = {
     "sampling_rate": (1, 2**24),
 }
 MAX_WEIGHTS = 2**29  # 2 GB of float32
+MAX_VOLUME_LEVELS = 5  # 32,768 subbands of each channel
 
 
 class WallocConfig(PreTrainedConfig):
     r"""
-    What codecs for all kinds of signals have in common; use [`WallocImageConfig`] or [`WallocAudioConfig`].
+    What codecs for all kinds of signals have in common; use [`WallocImageConfig`], [`WallocAudioConfig`] or
+    [`WallocVolumeConfig`].
 
     Args:
         num_channels (`int`): channels of the signal: 3 for RGB, 2 for stereo, any number for multispectral images.
@@ -120,7 +122,7 @@ class WallocConfig(PreTrainedConfig):
         """
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
-            kind = {"walloc_image": "Image", "walloc_audio": "Audio"}.get(str(found))
+            kind = {"walloc_image": "Image", "walloc_audio": "Audio", "walloc_volume": "Volume"}.get(str(found))
             load = f"Walloc{kind}Model, Walloc{kind}Encoder or AutoModel" if kind else "AutoModel"
             raise ValueError(
                 f"the checkpoint is a {reprlib.repr(found)}, which {cls.__name__} ({cls.model_type!r}) cannot read: "
@@ -169,7 +171,7 @@ class WallocConfig(PreTrainedConfig):
             raise ValueError(
                 f"unknown decoder_type {reprlib.repr(self.decoder_type)}; valid: {', '.join(DECODER_TYPES)}"
             )
-        foreign = {1: ("kl", "restoration"), 2: ("oobleck",)}.get(self.num_dims, ())
+        foreign = {1: ("kl", "restoration"), 2: ("oobleck",), 3: ("kl", "oobleck", "restoration")}[self.num_dims]
         if self.decoder_type in foreign:
             raise ValueError(f"decoder_type {self.decoder_type!r} is not for signals of {self.num_dims} dimensions")
         if self.patch_size % self.decoder_downsampling:
@@ -245,10 +247,41 @@ class WallocImageConfig(WallocConfig):
 
     def check(self) -> None:
         super().check()
-        if self.raster_format is not None:
-            names = RasterFormat.from_dict(self.raster_format).names
-            if names and len(names) != self.num_channels:
-                raise ValueError(f"raster_format names {len(names)} bands; the codec has {self.num_channels} channels")
+        _check_raster_format(self.raster_format, self.num_channels)
+
+
+class WallocVolumeConfig(WallocConfig):
+    r"""
+    Configuration of a WaLLoC codec for volumes and video: stacks of slices, clips of frames. A latent covers
+    `2**num_levels` samples along each of the three axes, depth (or time), height and width.
+
+    Args:
+        raster_format (`dict`, *optional*): type, range, missing values, bands and layout of the samples, as
+            `RasterFormat.to_dict` gives them; without it they are 8-bit numbers over their full range.
+
+    ```python
+    >>> from transformers_walloc import WallocVolumeConfig
+
+    >>> WallocVolumeConfig().subband_channels, WallocVolumeConfig().dimensionality_reduction
+    (64, 16.0)
+    ```"""
+
+    model_type = "walloc_volume"
+    num_dims = 3
+
+    num_channels: int = 1
+    num_levels: int = 2
+    latent_channels: int = 4
+    decoder_type: str = "linear"
+    decoder_hidden_size: int = 48
+    decoder_num_layers: int = 4
+    raster_format: dict | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.num_levels > MAX_VOLUME_LEVELS:
+            raise ValueError(f"num_levels is {self.num_levels}; valid for volumes: 1 to {MAX_VOLUME_LEVELS}")
+        _check_raster_format(self.raster_format, self.num_channels)
 
 
 class WallocAudioConfig(WallocConfig):
@@ -279,3 +312,9 @@ class WallocAudioConfig(WallocConfig):
     def frame_rate(self) -> float:
         """Latents per second."""
         return self.sampling_rate / self.patch_size
+
+
+def _check_raster_format(options: dict | None, num_channels: int) -> None:
+    names = RasterFormat.from_dict(options).names if options is not None else ()
+    if names and len(names) != num_channels:
+        raise ValueError(f"raster_format names {len(names)} bands; the codec has {num_channels} channels")

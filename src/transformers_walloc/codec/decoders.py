@@ -1,8 +1,8 @@
 """Decoders: decompanded latents -> subbands of the wavelet packet transform, and for `restoration` on to pixels.
 
-All map (batch, latent_channels, *grid) to (batch, subband_channels, *grid) for grids of one (audio) or two (image)
-dimensions. Ours have no operation that spans the grid (no attention, no normalisation over positions), so that a
-latent influences only `receptive_field` positions around it and tiles decode to the same values as the whole.
+All map (batch, latent_channels, *grid) to (batch, subband_channels, *grid) for grids of one (audio), two (image) or
+three (volume) dimensions. Ours have no operation that spans the grid (no attention, no normalisation over positions),
+so that a latent influences only `receptive_field` positions around it and tiles decode to the same values as the whole.
 """
 
 import math
@@ -111,7 +111,8 @@ class ResidualDecoder(nn.Module):
     the standard deviations of the latents and of what the linear synthesis leaves of each subband.
 
     The network runs on (batch, channels, height, width) in channels-last memory, with a height of 1 for audio: on a CPU
-    training is two to four times as fast as with contiguous images or with one-dimensional convolutions.
+    training is two to four times as fast as with contiguous images or with one-dimensional convolutions. Volumes have
+    three-dimensional convolutions.
     """
 
     latent_std: torch.Tensor
@@ -133,7 +134,8 @@ class ResidualDecoder(nn.Module):
         hidden = torch.asinh(3.0 * z.float() / self.latent_std.float().view(per_channel)).to(self.stem.weight.dtype)
         if z.ndim == 3:
             hidden = hidden[:, :, None]
-        hidden = self.stem(hidden.contiguous(memory_format=torch.channels_last))
+        memory_format = torch.channels_last if hidden.ndim == 4 else torch.channels_last_3d
+        hidden = self.stem(hidden.contiguous(memory_format=memory_format))
         for block in self.blocks:
             hidden = block(hidden)
         # Subbands span more than eight bits of precision, so the sum is formed in float32 whatever the network runs in.
@@ -157,16 +159,19 @@ class PostFilter(nn.Conv1d):
     """Filters the waveform behind the synthesis; starts as the identity."""
 
 
-def _convolution(config: WallocConfig, inputs: int, outputs: int) -> nn.Conv2d:
+def _convolution(config: WallocConfig, inputs: int, outputs: int) -> nn.Conv2d | nn.Conv3d:
     kernel = config.decoder_kernel_size
+    if config.num_dims == 3:
+        return nn.Conv3d(inputs, outputs, kernel, padding="same")
     return nn.Conv2d(inputs, outputs, (1, kernel) if config.num_dims == 1 else kernel, padding="same")
 
 
-def convolution_class(config: WallocConfig) -> type[nn.Conv1d] | type[nn.Conv2d]:
-    return nn.Conv1d if config.num_dims == 1 else nn.Conv2d
+def convolution_class(config: WallocConfig) -> type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]:
+    classes: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+    return classes[config.num_dims]
 
 
-def pointwise_float32(x: torch.Tensor, layer: nn.Conv1d | nn.Conv2d) -> torch.Tensor:
+def pointwise_float32(x: torch.Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> torch.Tensor:
     """A convolution of kernel 1 in float32, also where autocast or the weights would make it coarser."""
     with torch.autocast(x.device.type, enabled=False):
         weight = layer.weight.flatten(1).float()

@@ -60,7 +60,7 @@ class WallocEncoder(nn.Module):
                 config.num_dims,
             )
             # Before companding, which makes infinite values finite.
-            check_finite(z, "pixel_values" if config.num_dims == 2 else "input_values")
+            check_finite(z, "input_values" if config.num_dims == 1 else "pixel_values")
             return compand(self._pad(z), config.latent_bits)
 
     def from_subbands(self, subbands: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ class WallocPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: Any):
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.Linear):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.Linear):
             if isinstance(module, PostFilter):
                 init.dirac_(module.weight)
             else:
@@ -234,7 +234,7 @@ class EncodingModel(WallocPreTrainedModel):
         if not (x.is_floating_point() or (x.dtype == torch.uint8 and config.num_dims == 2)):
             raise TypeError(f"{name} must be floating point in [-0.5, 0.5], got {x.dtype}; use the processor")
         if x.ndim != config.num_dims + 2 or x.shape[1] != config.num_channels or 0 in x.shape:
-            sizes = "height, width" if config.num_dims == 2 else "length"
+            sizes = {1: "length", 2: "height, width", 3: "depth, height, width"}[config.num_dims]
             raise ValueError(f"{name} must be (batch, {config.num_channels}, {sizes}), got {tuple(x.shape)}")
         if any(size % config.patch_size for size in x.shape[2:]):
             raise ValueError(

@@ -99,7 +99,7 @@ class WallocImageProcessor(BaseImageProcessor):
     do_rescale = True
 
     def __init__(self, **kwargs):
-        _check_options(kwargs, also=BOOKKEEPING_KEYS)
+        check_options(kwargs, also=BOOKKEEPING_KEYS)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
 
@@ -118,7 +118,7 @@ class WallocImageProcessor(BaseImageProcessor):
             ValueError: an empty batch or image, a wrong number of channels, an ambiguous channel axis, floats outside
                 [0, 1], NaN, an unreadable file.
         """
-        _check_options(kwargs)
+        check_options(kwargs)
         return super().preprocess(images, **kwargs)
 
     def fetch_images(self, image_url_or_urls):
@@ -227,7 +227,7 @@ class WallocImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": batch, "original_sizes": torch.tensor(sizes)})
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:  # type: ignore[override]
-        """`_check_options` did; the inherited one wants a factor with `do_rescale`."""
+        """`check_options` did; the inherited one wants a factor with `do_rescale`."""
 
     def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
         # The inherited one adds size, crop_size and the like, which would end up in preprocessor_config.json.
@@ -242,7 +242,7 @@ class WallocImageProcessor(BaseImageProcessor):
         return options
 
 
-def _check_options(options: dict, also: tuple[str, ...] = ()) -> None:
+def check_options(options: dict, also: tuple[str, ...] = ()) -> None:
     valid = tuple(WallocImageProcessorKwargs.__annotations__)
     for name, value in options.items():
         if name not in valid + also:

@@ -28,6 +28,16 @@ class WallocImageDecoderOutput(ModelOutput):
 
 
 @dataclass
+class WallocVolumeDecoderOutput(ModelOutput):
+    """
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, depth, height, width)`): in [-0.5, 0.5].
+    """
+
+    pixel_values: torch.Tensor | None = None
+
+
+@dataclass
 class WallocAudioDecoderOutput(ModelOutput):
     """
     Args:

@@ -36,7 +36,8 @@ class RasterFormat:
         dtype: of the file, one of `DTYPES`.
         low, high: the values that the codec maps to -0.5 and 0.5.
         nodata: the value that marks missing samples, NaN for NaN; None if none are missing.
-        layout: "single" (H, W), "channels_last" (H, W, C) or "channels_first" (C, H, W).
+        layout: "single" (H, W), "channels_last" (H, W, C) or "channels_first" (C, H, W); of volumes with a depth
+            before H.
         names: of the bands, or none.
 
     Raises:
@@ -136,18 +137,18 @@ class RasterFormat:
         return result
 
     def from_layout(self, array: np.ndarray) -> np.ndarray:
-        """(H, W), (H, W, C) or (C, H, W), as `layout` says -> (C, H, W)."""
-        if array.ndim != (2 if self.layout == "single" else 3):
+        """(H, W), (H, W, C) or (C, H, W), as `layout` says -> (C, H, W); the same with a depth before H."""
+        if array.ndim not in ((2, 3) if self.layout == "single" else (3, 4)):
             raise ValueError(f"an image of shape {array.shape} is not {self.layout}")
         if self.layout == "single":
             return array[None]
-        return array if self.layout == "channels_first" else array.transpose(2, 0, 1)
+        return array if self.layout == "channels_first" else np.moveaxis(array, -1, 0)
 
     def to_layout(self, planes: np.ndarray) -> np.ndarray:
         """The inverse of `from_layout`."""
         if self.layout == "single":
             return planes[0]
-        return planes if self.layout == "channels_first" else np.ascontiguousarray(planes.transpose(1, 2, 0))
+        return planes if self.layout == "channels_first" else np.ascontiguousarray(np.moveaxis(planes, 0, -1))
 
     def pack(self, mask: np.ndarray | None = None) -> bytes:
         """Bytes for a .walloc file, of the format and of which samples are missing."""

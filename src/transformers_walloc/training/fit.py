@@ -1,4 +1,4 @@
-"""Fit a codec to your own signals in one pass: images of any number of bands and bits, audio of any number of channels.
+"""Fit a codec to your own signals in one pass: images and volumes of any bands and bits, audio of any channels.
 
 The pass accumulates the covariance of the wavelet packet coefficients; its leading eigenvectors are the codec
 (Karhunen-Loeve transform). The same data give the same codec. `walloc fit` is `fit_codec` as a command.
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..codec.bottleneck import companding_scale
 from ..codec.configuration_walloc import WallocConfig
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
+from ..codec.modeling_walloc_volume import WallocVolumeModel
 from ..loading import make_processor
 from .conversion import save_model_folder
 from .entropy_fitting import fit_entropy_tables
@@ -78,7 +79,8 @@ def fit_codec(
     Args:
         data: a folder, files, or an iterable of images or clips; see `read_signals`.
         output: model folder to write; none if None.
-        kind: "image" or "audio", where the data do not tell.
+        kind: "image", "audio" or "volume", where the data do not tell: "volume" makes slices of three axes, and of the
+            pages of TIFF files.
         num_channels: converts images to gray (1) or colour (3) and clips to mono (1).
         sampling_rate: of the codec, in Hz, to which clips are resampled; that of the first clip if None.
         sample_range: the values that become -0.5 and 0.5; measured if None, see `raster_files.read_raster`.
@@ -89,7 +91,7 @@ def fit_codec(
         latent_channels: the same as a number of channels.
         psnr: the same as the PSNR in dB (of samples over their range, clips normalised) that must be reached, by the
             smallest number of channels that does.
-        num_levels: levels of the wavelet packet transform; 3 for images and 8 for audio if None.
+        num_levels: levels of the wavelet packet transform; 3 for images, 8 for audio, 2 for volumes if None.
         step: quantisation step of the transform's coefficients, in units of a range of 1. If None it is chosen so that
             rounding costs a sixteenth of the strongest channel that is left out, signal or noise of the data: no more
             than is lost anyway.
@@ -155,6 +157,8 @@ def fit_codec(
         codes = [
             model.quantize(model.encode(x[None]).latents, coarser)[0].numpy() for coarser in (1.0, 2.0) for x in units
         ]
+        if model.config.num_dims == 3:  # as in files: slices one below the other
+            codes = [item.reshape(len(item), -1, item.shape[-1]) for item in codes]
         if progress:
             print("entropy tables", flush=True)
         with torch.enable_grad():
@@ -196,7 +200,7 @@ def _closed_form(
         # No finer than what companding to `latent_bits` holds of the strongest channel.
         finest = math.sqrt(variances[0]) / companding_scale(config.latent_bits)
         step = max(math.sqrt(12 * ROUNDING * max(left_out, 0.0)), finest)
-    model = (WallocImageModel if config.num_dims == 2 else WallocAudioModel)(config)
+    model: Any = {1: WallocAudioModel, 2: WallocImageModel, 3: WallocVolumeModel}[config.num_dims](config)
     fit_klt(model, statistics, step)
     return model.eval(), step
 
@@ -253,7 +257,7 @@ def _rate(model, units) -> float:
     """Bits per pixel, or kilobits per second, of finished files."""
     size = sum(len(model.compress(x[None])[0]) for x in units)
     positions = sum(math.prod(x.shape[1:]) for x in units)
-    return 8 * size / positions * (1.0 if model.config.num_dims == 2 else model.config.sampling_rate / 1000)
+    return 8 * size / positions * (model.config.sampling_rate / 1000 if model.config.num_dims == 1 else 1.0)
 
 
 def _measure(model, step: float, units, found: Gathered) -> dict[str, Any]:
@@ -261,14 +265,14 @@ def _measure(model, step: float, units, found: Gathered) -> dict[str, Any]:
     rate = _rate(model, units)
     first = found.first
     bits = 16 if first is None or first.raster is None else 8 * np.dtype(first.raster.dtype).itemsize
-    per_position = rate if config.num_dims == 2 else rate * 1000 / config.sampling_rate
+    per_position = rate * 1000 / config.sampling_rate if config.num_dims == 1 else rate
     return {
         "num_levels": config.num_levels,
         "latent_channels": config.latent_channels,
         "dimensionality_reduction": round(config.dimensionality_reduction, 2),
         "step": float(step),
         "psnr": round(_psnr(model, units), 2),
-        "bpp" if config.num_dims == 2 else "kbps": round(rate, 4),
+        "kbps" if config.num_dims == 1 else "bpp": round(rate, 4),
         "compression_ratio": round(bits * config.num_channels / per_position, 1),
         "raw_bits": bits,
     }
@@ -278,6 +282,8 @@ def _save(fit: Fit, output: Path, overwrite: bool) -> None:
     facts = {**fit.facts, "codec": output.name}
     documents = {"README.md": model_card(facts), "fit.json": json.dumps(facts, indent=2) + "\n"}
     save_model_folder(fit.model, output, torch.float16, overwrite, documents)
+    if fit.model.config.num_dims == 3:  # the atlas is of pictures and waveforms
+        return
     try:
         from ..evaluation import plots
 

@@ -5,7 +5,7 @@ from typing import Any
 
 def model_card(facts: dict[str, Any]) -> str:
     """README.md of a fitted codec: what it is for and what was measured."""
-    name, image = facts["codec"], facts["kind"] == "image"
+    name, image = facts["codec"], facts["kind"] != "audio"
     auto = "AutoImageProcessor" if image else "AutoFeatureExtractor"
     return f"""---
 library_name: transformers
@@ -42,13 +42,14 @@ def described(facts: dict[str, Any]) -> str:
         return f"{many}: audio of {facts['num_channels']} channels at {facts['sampling_rate']} Hz"
     missing = f", nodata {facts['nodata']}" if facts["nodata"] is not None else ""
     return (
-        f"{many}: images of {facts['num_channels']} channels, {facts['dtype']}, range {facts['low']:g} to "
+        f"{many}: {facts['kind']}s of {facts['num_channels']} channels, {facts['dtype']}, range {facts['low']:g} to "
         f"{facts['high']:g}{missing}"
     )
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
-    rate = f"{facts['bpp']:g} bits per pixel" if "bpp" in facts else f"{facts['kbps']:g} kbit/s"
+    unit = {"image": "bits per pixel", "volume": "bits per voxel", "audio": "kbit/s"}[facts["kind"]]
+    rate = f"{facts['kbps' if facts['kind'] == 'audio' else 'bpp']:g} {unit}"
     return [
         f"dimensionality reduction {facts['dimensionality_reduction']:g} ({facts['latent_channels']} channels)",
         f"PSNR {facts['psnr']:.2f} dB over the range of the samples",

@@ -1,8 +1,9 @@
-"""Fit a codec to your own signals in one pass: images of any number of bands and bits, audio of any number of channels.
+"""Fit a codec to your own signals in one pass: images and volumes of any bands and bits, audio of any channels.
 
     walloc fit scans/ --output my-codec                                  # what the data are is found and printed
     walloc fit scenes/*.tif --output bands-8x --dimensionality-reduction 8
     walloc fit recordings/ --output array-mic --psnr 45 --minutes 10     # and train its decoder
+    walloc fit stacks/ --output scanner --kind volume                    # pages of a TIFF, or NumPy, are slices
 
 The pass accumulates the covariance of the wavelet packet coefficients; its leading eigenvectors are the codec
 (Karhunen-Loeve transform). The same data give the same codec. The folder loads with
@@ -16,9 +17,11 @@ from collections.abc import Sequence
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `walloc fit`."""
-    parser.add_argument("data", nargs="+", metavar="DATA", help="folders, files or patterns: images, TIFF, NPY, audio")
+    parser.add_argument(
+        "data", nargs="+", metavar="DATA", help="folders, files or patterns: images, TIFF, NPY, audio, video"
+    )
     parser.add_argument("--output", "-o", required=True, metavar="DIR", help="model folder to write")
-    parser.add_argument("--kind", choices=["image", "audio"], help="where a folder holds both")
+    parser.add_argument("--kind", choices=["image", "audio", "volume"], help="where data do not tell")
     parser.add_argument("--num-channels", type=int, metavar="N", help="1 makes gray or mono, 3 colour; default: as is")
     parser.add_argument("--sampling-rate", type=int, metavar="HZ", help="resample audio; default: that of the first")
     parser.add_argument(
@@ -30,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--dimensionality-reduction", type=float, metavar="R", help="R times fewer numbers; default: 16")
     size.add_argument("--latent-channels", type=int, metavar="K", help="the same as a number of channels")
     size.add_argument("--psnr", type=float, metavar="DB", help="the fewest channels that reach it")
-    parser.add_argument("--num-levels", type=int, metavar="J", help="wavelet levels; default: 3, audio 8")
+    parser.add_argument("--num-levels", type=int, metavar="J", help="wavelet levels; default: 3, audio 8, volumes 2")
     coarse = parser.add_mutually_exclusive_group()
     coarse.add_argument("--step", type=float, help="quantisation step over the range of samples; default: from data")
     coarse.add_argument("--rate", type=float, metavar="R", help="bits per pixel or kbit/s to choose the step for")

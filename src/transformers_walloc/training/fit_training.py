@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from .trainer import CodecTrainer
 
-PIECE_SIZES = {2: 128, 1: 32768}
+PIECE_SIZES = {2: 128, 1: 32768, 3: 32}
 
 
 class _Pieces(IterableDataset):

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig, WallocVolumeConfig
 from ..codec.rasters import RasterFormat
 from .klt import SubbandStatistics
 from .signals import Signal
 
-DEFAULT_LEVELS = {"image": 3, "audio": 8}
-KEPT_SIZES = {"image": 512, "audio": 2**17}  # of crops, per axis
+DEFAULT_LEVELS = {"image": 3, "audio": 8, "volume": 2}
+KEPT_SIZES = {"image": 512, "audio": 2**17, "volume": 64}  # of crops, per axis
 MAX_CHUNK = 2**20  # samples of a clip that are analysed at a time
+MAX_SLAB = 2**23  # voxels of a volume that are
 
 
 class Kept:
@@ -74,10 +75,19 @@ class Gathered:
             return
         self.kept.offer(signal)
         unit = self._unit(signal, self.provisional)
-        for start in range(0, unit.shape[-1], MAX_CHUNK) if signal.kind == "audio" else [0]:
-            piece = unit[..., start : start + MAX_CHUNK] if signal.kind == "audio" else unit
+        for piece in self._pieces(unit):
             if min(piece.shape[1:]) >= self.config.patch_size:
                 self.statistics.update(_cropped(piece, self.config.patch_size)[None])
+
+    def _pieces(self, unit: torch.Tensor) -> list[torch.Tensor]:
+        """What is analysed at a time, in bounded memory: stretches of a clip, slabs of a volume."""
+        if unit.ndim == 2:
+            return list(unit.split(MAX_CHUNK, dim=1))
+        if unit.ndim == 4:
+            patch = self.config.patch_size
+            slices = MAX_SLAB // math.prod(unit.shape[2:]) // patch * patch
+            return list(unit.split(max(slices, 8 * patch), dim=1))
+        return [unit]
 
     def check(self, signal: Signal) -> None:
         """ValueError unless a signal is like the first."""
@@ -181,7 +191,7 @@ class Gathered:
         if audio:
             self.config = WallocAudioConfig(**shape, sampling_rate=self.sampling_rate or signal.rate or 44100)
         else:
-            self.config = WallocImageConfig(**shape)
+            self.config = (WallocVolumeConfig if signal.kind == "volume" else WallocImageConfig)(**shape)
         if signal.raster is not None and not signal.is_unit:
             self.provisional = self.sample_range or (signal.raster.low, signal.raster.high)
         else:

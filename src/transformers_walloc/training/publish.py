@@ -59,7 +59,7 @@ def stage(folder: Path, staged: Path) -> None:
     """Copy a checkpoint folder and add the code and the `auto_map` entries that load it."""
     shutil.copytree(folder, staged)
     model = AutoModel.from_pretrained(folder)
-    image = model.config.num_dims == 2
+    image = model.config.num_dims != 1
     auto_class = "AutoImageProcessor" if image else "AutoFeatureExtractor"
     processor = (AutoImageProcessor if image else AutoFeatureExtractor).from_pretrained(folder)
     type(model.config).register_for_auto_class()

@@ -1,7 +1,7 @@
 """Signals of any kind for fitting a codec: files, folders, arrays, PIL images and what `datasets` yields.
 
-Everything becomes (channels, *sizes) arrays: images in their own type with a `RasterFormat` that says what their
-numbers mean, audio as float32 with its sampling rate.
+Everything becomes (channels, *sizes) arrays: images and volumes in their own type with a `RasterFormat` that says what
+their numbers mean, audio as float32 with its sampling rate.
 """
 
 import io
@@ -20,10 +20,11 @@ import torch
 
 from ..codec.feature_extraction_walloc import resample
 from ..codec.rasters import RasterFormat
-from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, find_files
-from ..raster_files import describe, read_raster
+from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, VIDEO_SUFFIXES, find_files
+from ..raster_files import describe, read_raster, volume_layout
+from ..volume_files import read_volume
 
-Kind = Literal["image", "audio"]
+Kind = Literal["image", "audio", "volume"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
@@ -31,11 +32,12 @@ _GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 @dataclass
 class Signal:
-    """One image or clip.
+    """One image, clip or volume.
 
     Args:
-        values: (channels, height, width) in the type of the raster, or (channels, length) float32.
-        raster: of images.
+        values: (channels, height, width) or (channels, depth, height, width) in the type of the raster, or (channels,
+            length) float32.
+        raster: of images and volumes.
         rate: of audio, in Hz.
         name: for messages.
         is_unit: the values lie in [-0.5, 0.5] already, as a codec takes them.
@@ -49,7 +51,9 @@ class Signal:
 
     @property
     def kind(self) -> Kind:
-        return "audio" if self.raster is None else "image"
+        if self.raster is None:
+            return "audio"
+        return "volume" if self.values.ndim == 4 else "image"
 
 
 def read_signals(
@@ -62,10 +66,12 @@ def read_signals(
     """Signals of a file, a folder, a glob pattern, a list of these, or any iterable of images or clips.
 
     Args:
-        data: paths; or arrays and tensors, (H, W), (H, W, C), (C, H, W) for images and (T,), (C, T) for audio; PIL
+        data: paths; or arrays and tensors, (H, W), (H, W, C), (C, H, W) for images, (T,), (C, T) for audio and
+            (D, H, W), (D, H, W, C), (C, D, H, W) for volumes; PIL
             images; rows of `datasets` (dicts with an image, or with array and sampling_rate); dicts with `pixel_values`
             or `input_values` as processors give them, in [-0.5, 0.5].
-        kind: takes arrays of two axes for clips if "audio", and leaves other files of a folder out.
+        kind: takes arrays of two axes for clips if "audio", and of three axes and files of several pages for volumes if
+            "volume"; leaves other files of a folder out.
         num_channels: images are converted to gray for 1 and to colour for 3, clips averaged for 1; otherwise signals
             keep the channels that they have.
         sampling_rate: clips are resampled to it; otherwise they keep theirs.
@@ -123,9 +129,13 @@ def _entries(data: Any, kind: Kind | None) -> Iterator[Any]:
             raise ValueError(f"data is {type(data).__name__}; valid: paths, or an iterable of images or clips")
         yield from data
         return
-    suffixes = {"image": (*IMAGE_SUFFIXES, ".npy"), "audio": (*AUDIO_SUFFIXES, ".npy")}
+    suffixes = {
+        "image": (*IMAGE_SUFFIXES, ".npy"),
+        "audio": (*AUDIO_SUFFIXES, ".npy"),
+        "volume": (*RASTER_SUFFIXES, *VIDEO_SUFFIXES),
+    }
     names = [data] if isinstance(data, str | os.PathLike) else data
-    wanted = suffixes[kind] if kind else (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, ".npy")
+    wanted = suffixes[kind] if kind else (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *VIDEO_SUFFIXES, ".npy")
     for path, _ in find_files([os.fspath(name) for name in names], wanted):
         yield _Path(path)
 
@@ -140,6 +150,9 @@ def _read_file(path: str, kind: Kind | None, num_channels: int | None) -> Signal
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path}: not audio that can be read: {error}") from error
         return Signal(np.ascontiguousarray(samples.T), rate=int(rate), name=path)
+    if kind == "volume" or suffix in VIDEO_SUFFIXES:
+        array, raster, _ = read_volume(path)
+        return Signal(raster.from_layout(array), raster, name=path)
     if suffix == ".npy" and kind == "audio":
         return _from_object(np.load(path, allow_pickle=False), kind, path)
     if suffix in RASTER_SUFFIXES and (num_channels is None or suffix == ".npy"):
@@ -168,7 +181,7 @@ def _from_object(entry: Any, kind: Kind | None, name: str = "") -> Signal:
         if clip.dtype.kind == "i":
             clip = clip / -float(np.iinfo(clip.dtype).min)
         return Signal(clip.astype(np.float32), rate=0, name=name)
-    raster = describe(entry)
+    raster = describe(entry, volume_layout(entry.shape) if kind == "volume" or entry.ndim == 4 else None)
     return Signal(np.ascontiguousarray(raster.from_layout(entry)), raster, name=name)
 
 
