@@ -149,8 +149,8 @@ class FileCodec:
                 raise ValueError("--refine is for pictures of 8 bits and audio")
             return compress_raster(self.model, *read_raster(source, data), step=step, bpp=bpp, num_channels=channels)
         if kind == "volume":
-            if psnr is not None:
-                raise ValueError("--psnr is for images of 8 bits and audio: choose --step or --bpp for volumes")
+            if psnr is not None or refine:
+                raise ValueError("--psnr and --refine are for images of 8 bits and audio: volumes have --step or --bpp")
             array, raster, frame_rate = read_volume(source, data, max_pixels)
             return compress_raster(self.model, array, raster, frame_rate, step=step, bpp=bpp, num_channels=channels)
         limits = {"max_pixels": max_pixels, "max_samples": max_samples}
