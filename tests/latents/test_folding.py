@@ -86,6 +86,55 @@ def test_fold_of_a_stem(kernel, stride, padding):
     assert relative_error(tokens, expected) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("codec_channels", "pixel_channels", "colours"),
+    [
+        (1, 3, None),
+        (1, 1, None),
+        (3, 1, None),
+        (6, 6, None),
+        (4, 3, [[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]]),
+        (5, 3, [[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0.2, 0.9]]),
+    ],
+)
+def test_fold_of_other_channels(codec_channels, pixel_channels, colours):
+    """Gray and multi-band codecs for models of other channels: the mixture of decoded channels through the model."""
+    torch.manual_seed(0)
+    config = WallocImageConfig(num_channels=codec_channels, num_levels=2, latent_channels=7, decoder_type="linear")
+    codec = WallocImageModel(config).eval()
+    with torch.no_grad():
+        codec.decoder.linear.bias.normal_(std=0.1)
+    weight, bias = torch.randn(4, pixel_channels, 8, 8) * 0.1, torch.randn(4)
+    mean, std = torch.rand(pixel_channels).tolist(), (0.2 + torch.rand(pixel_channels)).tolist()
+    latents = torch.randn(1, 7, 20, 20) * 30
+    decoded = linear_decode(codec, latents) + 0.5
+    if colours is not None:
+        mixed = torch.einsum("pc,bchw->bphw", torch.tensor(colours, dtype=decoded.dtype), decoded)
+    elif pixel_channels == 1 and codec_channels == 3:
+        mixed = (0.299 * decoded[:, :1] + 0.587 * decoded[:, 1:2] + 0.114 * decoded[:, 2:]).to(decoded)
+    else:
+        mixed = decoded.expand(-1, pixel_channels, -1, -1)
+    resized = F.avg_pool2d(mixed, 2)
+    normalised = (resized - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    expected = F.conv2d(normalised, weight, bias, stride=8)[:, :, 2, 2]
+    folded, shift = fold_patch_embedding(weight, bias, codec, 4, None, mean, std, colours=colours)
+    halo = (folded.shape[2] - 4) // 2
+    window = latent_values(latents, config)[:, :, 8 - halo : 12 + halo, 8 - halo : 12 + halo]
+    tokens = F.conv2d(window, folded.float(), shift.float())[:, :, 0, 0]
+    assert relative_error(tokens, expected) < 1e-4
+
+
+def test_channels_without_a_usual_mixture_are_refused():
+    codec = WallocImageModel(WallocImageConfig(num_channels=4, latent_channels=4, decoder_type="linear"))
+    weight = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="say with colours what each is made of"):
+        fold_patch_embedding(weight, None, codec, 2)
+    with pytest.raises(ValueError, match="3 rows of 4"):
+        fold_patch_embedding(weight, None, codec, 2, colours=[[1, 0, 0]] * 3)
+    with pytest.raises(ValueError, match="2 numbers for 3 channels"):
+        fold_patch_embedding(weight, None, codec, 2, image_mean=(0.4, 0.5), colours=[[1, 0, 0, 0]] * 3)
+
+
 def test_box_is_area():
     x = torch.rand(1, 1, 12, 12, dtype=torch.float64)
     matrix = torch.from_numpy(resize_matrix(12, 3))

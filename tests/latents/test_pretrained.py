@@ -21,9 +21,9 @@ from pixel_models import (
     relative_error,
     tokens_and_output,
 )
-from transformers import AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments
 
-from transformers_walloc import LatentView
+from transformers_walloc import LatentView, WallocImageConfig, WallocImageModel
 from transformers_walloc.latents.families import embedding_parameters, family_of
 from transformers_walloc.latents.folding import exact_halo
 from transformers_walloc.latents.layouts import flatten_patches
@@ -83,6 +83,31 @@ def test_scale_changes_training_only(initialization, family, codec, folders):
     for tokens, output in outputs[1:]:
         assert relative_error(tokens, outputs[0][0]) < 1e-4 and relative_error(output, outputs[0][1]) < 1e-3
     assert not weights[0].equal(weights[1])
+
+
+@pytest.mark.parametrize(("codec_channels", "pixel_channels"), [(1, 3), (6, 6)])
+def test_codecs_of_other_channels(codec_channels, pixel_channels, folders, tmp_path):
+    """A gray codec for a model of colours, and a codec of six bands for a model that takes six."""
+    torch.manual_seed(0)
+    shape = {"num_channels": codec_channels, "latent_channels": 4 * codec_channels, "decoder_type": "linear"}
+    codec = WallocImageModel(WallocImageConfig(**shape)).eval()
+    folder = folders("vit")
+    if pixel_channels != 3:
+        config = AutoConfig.from_pretrained(folder, num_channels=pixel_channels)
+        AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+        folder = str(tmp_path)
+    halo = exact_halo(codec.config, 2, PATCH)
+    gray = photograph(GRID[0] * 16, GRID[1] * 16).mean(dim=1, keepdim=True)
+    x = gray * torch.linspace(0.3, 1, codec_channels)[:, None, None]
+    latents = latents_with_halo(codec, x, halo)
+    pixels = linear_decode(codec, latents)[:, :, 8 * halo : -8 * halo, 8 * halo : -8 * halo]
+    pixels = (torch.nn.functional.avg_pool2d(pixels, 4) + 0.5 - 0.4) / 0.3
+    inputs = {"pixel_values": pixels.expand(-1, pixel_channels, -1, -1)}
+    tokens, output = tokens_and_output(AutoModelForImageClassification.from_pretrained(folder), inputs)
+    statistics = {"image_mean": (0.4,), "image_std": (0.3,)}
+    model = load_on_latents(folder, codec, AutoModelForImageClassification, patch_size=2, halo=None, **statistics)
+    folded_tokens, folded_output = tokens_and_output(model, {"pixel_values": _windows(codec, model, latents)})
+    assert relative_error(folded_tokens, tokens) < 1e-4 and relative_error(folded_output, output) < 1e-3
 
 
 def test_model_of_text_and_images(codec, folders):

@@ -64,6 +64,7 @@ def fold_patch_embedding(
     resample: Resample = "box",
     stride: int | None = None,
     padding: int = 0,
+    colours: Sequence[Sequence[float]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compose a pixel patch embedding with resize, normalisation and the codec's linear synthesis.
 
@@ -71,7 +72,7 @@ def fold_patch_embedding(
     over windows of latents in the same way.
 
     Args:
-        weight: (D, num_channels, P, P) of the patch embedding, whose pixels are `(x01 - image_mean) / image_std` with
+        weight: (D, channels, P, P) of the patch embedding, whose pixels are `(x01 - image_mean) / image_std` with
             x01 in [0, 1], resized by `resample` from `patch_size * 2**num_levels` to `stride` pixels per side.
         bias: (D,) or None.
         codec: a full model whose decoder has a linear synthesis (`residual` or `linear`).
@@ -81,6 +82,8 @@ def fold_patch_embedding(
         stride: of the convolution, in pixels; None for P, a patch embedding.
         padding: of the convolution, in pixels. Where it reaches beyond the image, the result sees a reflection of it,
             and not the zeros that the pixel model sees: exact for all but the outermost outputs.
+        colours: what each channel of the pixel model is made of, in parts of the codec's channels (in [0, 1]); see
+            `colour_matrix`.
 
     Returns:
         weight (D, latent_channels, k, k) with k = patch_size + 2 halo, for `latent_values`, and bias (D,), float64.
@@ -88,9 +91,8 @@ def fold_patch_embedding(
     config, linear = codec.config, getattr(codec.decoder, "linear", None)
     if not isinstance(linear, nn.Conv2d) or linear.bias is None:
         raise ValueError(f"folding needs a linear synthesis, which decoder_type {config.decoder_type!r} does not have")
-    channels, pixel_patch = weight.shape[1:3]
-    if channels != config.num_channels:
-        raise ValueError(f"the patch embedding takes {channels} channels, the codec {config.num_channels}")
+    channels, pixel_patch = config.num_channels, weight.shape[2]
+    mixing = colour_matrix(channels, weight.shape[1], colours)
     stride = pixel_patch if stride is None else stride
     operator = _axis_operator(config, patch_size, stride, halo, resample, pixel_patch, padding)
     axis = torch.from_numpy(operator)  # (P, bands, k)
@@ -101,13 +103,47 @@ def fold_patch_embedding(
     constant = linear.bias.detach().double().cpu()
     constant = constant.unflatten(0, (channels, -1))[:, order].unflatten(1, (bands, bands))
 
-    std = torch.tensor(image_std, dtype=torch.float64)
-    scaled = weight.detach().double().cpu() / std[:, None, None]
-    folded = torch.einsum("dcyx,yvi,xhj,cvhk->dkij", scaled, axis, axis, synthesis)
-    level = torch.einsum("yv,xh,cvh->cyx", axis.sum(2), axis.sum(2), constant)  # what zero latents decode to
-    level = level + 0.5 - torch.tensor(image_mean, dtype=torch.float64)[:, None, None]
-    shift = torch.einsum("dcyx,cyx->d", scaled, level)
+    scaled = weight.detach().double().cpu() / _of_channels(image_std, len(mixing))
+    by_channel = torch.einsum("dpyx,pc->dcyx", scaled, mixing)
+    folded = torch.einsum("dcyx,yvi,xhj,cvhk->dkij", by_channel, axis, axis, synthesis)
+    level = torch.einsum("yv,xh,cvh->cyx", axis.sum(2), axis.sum(2), constant) + 0.5  # what zero latents decode to
+    level = torch.einsum("pc,cyx->pyx", mixing, level) - _of_channels(image_mean, len(mixing))
+    shift = torch.einsum("dpyx,pyx->d", scaled, level)
     return folded, shift if bias is None else shift + bias.detach().double().cpu()
+
+
+def colour_matrix(
+    codec_channels: int, pixel_channels: int, colours: Sequence[Sequence[float]] | None = None
+) -> torch.Tensor:
+    """What each channel of a pixel model is made of, in parts of the codec's channels.
+
+    Args:
+        codec_channels, pixel_channels: how many there are.
+        colours: rows of the matrix, for example `[[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]]` for the third, second and
+            first of four bands as red, green and blue. If None, equal numbers are the same channels, gray is all
+            colours alike, and gray is made of three as ITU-R BT.601 luma, as Pillow does it.
+
+    Returns:
+        (pixel_channels, codec_channels) float64.
+
+    Raises:
+        ValueError: a matrix of another shape, or channels for which there is no usual one.
+    """
+    if colours is not None:
+        matrix = torch.tensor(colours, dtype=torch.float64)
+        if matrix.shape != (pixel_channels, codec_channels):
+            raise ValueError(f"colours must be {pixel_channels} rows of {codec_channels}, got {tuple(matrix.shape)}")
+        return matrix
+    if codec_channels == pixel_channels:
+        return torch.eye(codec_channels, dtype=torch.float64)
+    if codec_channels == 1:
+        return torch.ones(pixel_channels, 1, dtype=torch.float64)
+    if (codec_channels, pixel_channels) == (3, 1):
+        return torch.tensor([[0.299, 0.587, 0.114]], dtype=torch.float64)
+    raise ValueError(
+        f"the patch embedding takes {pixel_channels} channels, the codec {codec_channels}: say with colours what each "
+        "is made of"
+    )
 
 
 def average_patch_embedding(weight: torch.Tensor, codec: WallocImageModel, kernel_size: int) -> torch.Tensor:
@@ -195,3 +231,13 @@ def _unit_variance(codec: WallocImageModel) -> torch.Tensor:
     std = getattr(codec.decoder, "latent_std", None)
     std = torch.ones(config.latent_channels) if std is None else std.cpu()
     return companding_scale(config.latent_bits) / std.double().clamp_min(1e-6)
+
+
+def _of_channels(numbers: Sequence[float], channels: int) -> torch.Tensor:
+    """A number for each channel as (channels, 1, 1) float64; equal ones stand for any number of channels."""
+    values = torch.tensor(numbers, dtype=torch.float64).flatten()
+    if len(values) != channels:
+        if not len(values) or values.min() != values.max():
+            raise ValueError(f"image_mean and image_std have {len(values)} numbers for {channels} channels")
+        values = values[:1].expand(channels)
+    return values[:, None, None]

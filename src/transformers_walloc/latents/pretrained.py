@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
 from ..codec.modeling_walloc import WallocImageModel
-from .families import embedding_parameters, family_of, pixel_patch_size, reshape_config
+from .families import embedding_parameters, family_of, pixel_patch_size, reshape_config, vision_config
 from .folding import (
     Resample,
     average_patch_embedding,
@@ -34,6 +34,7 @@ def load_on_latents(
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     resample: Resample = "box",
+    colours: Sequence[Sequence[float]] | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
     """Load a pretrained vision or vision-language model so that it takes WaLLoC latents in place of pixels.
@@ -58,11 +59,13 @@ def load_on_latents(
         image_mean, image_std: normalisation of the pixels that the model was trained on; None to read them from its
             image processor.
         resample: filter of the resize that the fold reproduces.
+        colours: what each channel of the pixel model is made of, in parts of the codec's channels, see
+            `folding.colour_matrix`: gray codecs and those of as many channels as the model need none.
         **kwargs: for `from_pretrained` (`dtype`, `device_map`, ...), and what is to differ in the config, as
             `num_labels`.
 
     Raises:
-        ValueError: an unknown family, initialization or scale.
+        ValueError: an unknown family, initialization or scale, or channels that need `colours`.
     """
     if initialization not in get_args(Initialization):
         raise ValueError(f"unknown initialization {initialization!r}; valid: {', '.join(get_args(Initialization))}")
@@ -71,13 +74,14 @@ def load_on_latents(
     config, kwargs = config_class.from_pretrained(pretrained, return_unused_kwargs=True, **kwargs)
     kwargs["ignore_mismatched_sizes"] = True
     family, pixel_patch = family_of(config), pixel_patch_size(config)
+    pixel_channels = getattr(vision_config(config), family.channels, 3)
     patch_size = equal_cost_patch_size(codec.config, pixel_patch) if patch_size is None else patch_size
     if halo is None:
         halo = exact_halo(codec.config, patch_size, pixel_patch, resample)
     windows = {"patch_size": patch_size, "halo": halo, "constant_channel": family.constant_channel}
     view = LatentView.scaled(codec.config, scale, **windows)
     if family.normalises:
-        image_mean = image_std = (0.5,) * codec.config.num_channels
+        image_mean = image_std = (0.5,)
     if image_mean is None or image_std is None:
         processor = AutoImageProcessor.from_pretrained(pretrained)
         image_mean, image_std = image_mean or processor.image_mean, image_std or processor.image_std
@@ -89,7 +93,7 @@ def load_on_latents(
     model = auto_class.from_pretrained(pretrained, config=config, **kwargs)
     new_weight, new_bias = embedding_parameters(model, family)
     model.config.walloc_latents = view.to_dict()
-    weight = kernels_of(weight, family.layout, codec.config.num_channels)
+    weight = kernels_of(weight, family.layout, pixel_channels)
     if initialization == "random":
         folded = random_patch_embedding(len(weight), codec, view.kernel_size)
         shift = torch.zeros(len(folded), dtype=torch.float64)
@@ -97,7 +101,9 @@ def load_on_latents(
         folded = average_patch_embedding(weight, codec, view.kernel_size)
         shift = torch.zeros(len(folded), dtype=torch.float64) if bias is None else bias.detach().double().cpu()
     else:
-        folded, shift = fold_patch_embedding(weight, bias, codec, patch_size, halo, image_mean, image_std, resample)
+        folded, shift = fold_patch_embedding(
+            weight, bias, codec, patch_size, halo, image_mean, image_std, resample, colours=colours
+        )
     folded, shift = _on_scale(folded, shift, view, centred=initialization == "random")
     with torch.no_grad():
         if new_bias is not None:
