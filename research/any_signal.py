@@ -9,6 +9,7 @@ Each codec is fitted to one half of a signal and measured on the other: finished
 import argparse
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import soundfile
 from transformers_walloc.raster_files import compress_raster, decompress_raster, describe, encode_raster
 from transformers_walloc.training.data import list_media
 from transformers_walloc.training.fit import fit_codec
+from transformers_walloc.volume_files import encode_volume
 
 QUICK: dict[str, Any] = {"table_steps": 0, "progress": False}  # the generic entropy tables
 
@@ -62,6 +64,30 @@ def raster_row(name: str, planes: np.ndarray) -> list[str]:
     return row(name, fit, test, restored, raster.high - raster.low, len(blob), test.nbytes, lossless)
 
 
+def volume_rows() -> list[list[str]]:
+    """Two scans of a head from the tests of nibabel: fitted to the first, measured on the second, in 3-D and 2-D."""
+    import nibabel
+
+    path = Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz"
+    scans = np.asarray(nibabel.load(path).dataobj).transpose(3, 2, 1, 0)
+    first, second = (np.ascontiguousarray(scan) for scan in scans)
+    raster = describe(second, "single")
+    peer = {"TIFF, deflate": len(encode_volume(second, raster, "x.tif"))}
+    rows = []
+    for name, levels in (("MRI, 24 slices of 12 bits", 2), ("the same in blocks of 8 x 8 x 8", 3)):
+        fit = fit_codec([first], kind="volume", num_levels=levels, dimensionality_reduction=16, **QUICK)
+        blob = compress_raster(fit.model, second)
+        restored, raster = decompress_raster(fit.model, blob)
+        if restored.dtype != second.dtype or restored.shape != second.shape:
+            raise RuntimeError(f"{name} came back as {restored.dtype} {restored.shape}")
+        rows.append(row(name, fit, second, restored, raster.high - raster.low, len(blob), second.nbytes, peer))
+    fit = fit_codec(list(first), dimensionality_reduction=16, validation=[first[12]], **QUICK)
+    blobs = [compress_raster(fit.model, image) for image in second]
+    restored = np.stack([decompress_raster(fit.model, blob)[0] for blob in blobs])
+    size, span = sum(map(len, blobs)), raster.high - raster.low
+    return [*rows, row("the same, slice by slice in 2-D", fit, second, restored, span, size, second.nbytes, peer)]
+
+
 def music_row(folder: str) -> list[str]:
     """The music of a folder in mono, the last file measured on."""
     files = list_media(folder, [".ogg", ".flac", ".wav"])
@@ -94,7 +120,7 @@ def main(argv=None) -> list[list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--music", metavar="DIR", help="folder of music files")
     arguments = parser.parse_args(argv)
-    rows = [raster_row(name, planes) for name, planes in rasters().items()]
+    rows = [raster_row(name, planes) for name, planes in rasters().items()] + volume_rows()
     if arguments.music:
         rows.append(music_row(arguments.music))
     header = ["signal", "DR", "PSNR, dB", "CR", "lossless CR"]
