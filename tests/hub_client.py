@@ -70,6 +70,15 @@ def unreachable(folder: str) -> dict:
     return {"bundled": load_bundled()}
 
 
+def unwritable(folder: str) -> dict:
+    """No network, and a Hub cache that cannot be made."""
+    from huggingface_hub import constants
+
+    import transformers_walloc  # noqa: F401
+
+    return {"loaded": load_image("walloc/rgb-16x"), "cache": constants.HF_HUB_CACHE}
+
+
 def remote_code(folder: str) -> dict:
     """Somebody who has transformers but not this package, and trusts the repository's code."""
     sys.modules["transformers_walloc"] = None  # type: ignore[assignment]

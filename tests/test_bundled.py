@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -182,11 +183,58 @@ def test_switched_off(package, monkeypatch):
     assert not Path(constants.HF_HUB_CACHE).exists()
 
 
-def test_an_unusable_cache_is_said(package, tmp_path, monkeypatch):
+@pytest.fixture
+def unusable(package, tmp_path, monkeypatch):
+    """A Hub cache that is none, and temporary files of its own."""
     (tmp_path / "file").write_text("in the way")
+    (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path
+
+
+def test_a_process_with_an_unusable_cache_gets_its_own(unusable, package):
+    with pytest.warns(UserWarning, match="cannot be written: what this process downloads"):
+        bundled.link_bundled_checkpoints()
+    assert Path(constants.HF_HUB_CACHE).parent == unusable / "temporary"
+    assert os.path.samefile(cached("model.safetensors"), package / "rgb-16x" / "model.safetensors")
+    bundled.link_bundled_checkpoints()  # another import changes nothing
+    bundled._remove_private_cache(constants.HF_HUB_CACHE, 0)
+    assert cached("model.safetensors")
+    bundled._remove_private_cache(constants.HF_HUB_CACHE, os.getpid())
+    assert not any((unusable / "temporary").iterdir()) and (package / "rgb-16x" / "model.safetensors").is_file()
+
+
+def test_what_a_read_only_cache_holds_is_found(unusable, package, monkeypatch):
+    cache = unusable / "read-only"
+    foreign = cache / "models--someone--model"
+    (foreign / "refs").mkdir(parents=True)
+    (foreign / "snapshots" / HUB_COMMIT).mkdir(parents=True)
+    (foreign / "refs" / "main").write_text(HUB_COMMIT)
+    (foreign / "snapshots" / HUB_COMMIT / "config.json").write_text("theirs")
+    (cache / "models--walloc--rgb-16x").mkdir()  # without a revision
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+    def refuse(folder, repository):
+        if repository.parent == cache:
+            raise PermissionError(str(repository))
+        return link(folder, repository)
+
+    link = bundled._link_repository
+    monkeypatch.setattr(bundled, "_link_repository", refuse)  # root may write everywhere
+    with pytest.warns(UserWarning, match="cannot be written"):
+        bundled.link_bundled_checkpoints()
+    found = try_to_load_from_cache("someone/model", "config.json", cache_dir=constants.HF_HUB_CACHE)
+    assert Path(found).read_text() == "theirs" and cached("config.json")
+    bundled._remove_private_cache(constants.HF_HUB_CACHE, os.getpid())
+    assert (foreign / "refs" / "main").read_text() == HUB_COMMIT
+
+
+def test_where_nothing_can_be_written_it_is_said(unusable, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(unusable / "file"))
     with pytest.warns(UserWarning, match=r"walloc/rgb-16x.*bundled_path\('rgb-4x'\)"):
         bundled.link_bundled_checkpoints()
+    assert Path(constants.HF_HUB_CACHE).parent == unusable / "file"
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"main", "pipe"])

@@ -142,6 +142,14 @@ def test_bundled_codecs_when_the_network_fails(fresh, unreachable):
     assert "Retrying" not in facts["log"]  # the client waits half a minute for a file it does not know to be missing
 
 
+def test_bundled_codecs_when_the_cache_cannot_be_written(fresh, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "file" / "home"), "TMPDIR": str(tmp_path)}
+    facts = run_client("unwritable", tmp_path, environment)
+    assert facts["loaded"] == fresh["bundled"]["rgb-16x"] and "cannot be written" in facts["log"]
+    assert facts["cache"].startswith(str(tmp_path)) and not os.path.exists(facts["cache"])  # it ended with its process
+
+
 def test_bundled_codecs_when_the_hub_has_no_such_repository(online, fresh):
     assert online["bundled"] == fresh["bundled"]
 

@@ -14,8 +14,12 @@ still wins where there is one; transformers itself is not patched. A linked repo
 
 Two hops of links keep the package safe: deleting a cached revision deletes what its snapshot points to, a mere link.
 Such links, of a cache on another file system, point nowhere once the package is removed: `walloc unlink` before that.
+
+Where the cache cannot be written, this process gets one of its own, in the folder of temporary files, with links to
+all repositories of the other; huggingface_hub and transformers read `constants.HF_HUB_CACHE` with every call.
 """
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -109,7 +113,8 @@ def link_bundled_checkpoints() -> None:
     or upgraded package left behind are renewed. The environment variable `WALLOC_NO_BUNDLED=1` switches it off.
 
     Warns:
-        UserWarning: the cache can neither be written nor has the ids, so that they do not work without a network.
+        UserWarning: the cache can neither be written nor has the ids. This process uses a temporary one then; where
+            there is none either, the ids do not work without a network.
     """
     if os.environ.get("WALLOC_NO_BUNDLED", "").upper() in constants.ENV_VARS_TRUE_VALUES:
         return
@@ -124,12 +129,7 @@ def link_bundled_checkpoints() -> None:
             if _reference(repository) is None:
                 unlinked.append(name)
     if unlinked:
-        warnings.warn(
-            f"the Hub cache {constants.HF_HUB_CACHE} cannot be written, so from_pretrained does not find "
-            f"{', '.join(f'{NAMESPACE}/{name}' for name in unlinked)} without a network: set HF_HOME to a folder that "
-            f"can be written, or load from transformers_walloc.bundled_path({unlinked[0]!r})",
-            stacklevel=2,
-        )
+        _use_private_cache(unlinked)
 
 
 def unlink_bundled_checkpoints() -> list[Path]:
@@ -153,6 +153,42 @@ def unlink_bundled_checkpoints() -> list[Path]:
         if main and main.startswith(_COMMIT_PREFIX):
             (repository / "refs" / "main").unlink()
     return removed
+
+
+def _use_private_cache(names: list[str]) -> None:
+    """Link the named checkpoints into a cache for this process alone, with what the one that cannot be written has."""
+    cache = os.path.abspath(constants.HF_HUB_CACHE)
+    said = f"the Hub cache {cache} cannot be written"
+    try:
+        private = tempfile.mkdtemp(prefix="walloc-hub-")
+        atexit.register(_remove_private_cache, private, os.getpid())
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            for entry in os.scandir(cache):
+                if not entry.name.startswith("."):  # .locks is written
+                    os.symlink(entry.path, os.path.join(private, entry.name))
+        for name in names:
+            repository = Path(private) / _repository(name).name
+            repository.unlink(missing_ok=True)  # a broken one
+            _link_repository(_bundled_root() / name, repository)
+    except OSError:
+        unknown = ", ".join(f"{NAMESPACE}/{name}" for name in names)
+        warnings.warn(
+            f"{said}, so from_pretrained does not find {unknown} without a network: set HF_HOME to a folder that can "
+            f"be written, or load from transformers_walloc.bundled_path({names[0]!r})",
+            stacklevel=3,
+        )
+        return
+    constants.HF_HUB_CACHE = private
+    warnings.warn(
+        f"{said}: what this process downloads is kept in {private} until it ends; set HF_HOME to a folder that can be "
+        "written",
+        stacklevel=3,
+    )
+
+
+def _remove_private_cache(folder: str, process: int) -> None:
+    if os.getpid() == process:  # and not one that was forked from it
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _repository(name: str) -> Path:
