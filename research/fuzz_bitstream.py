@@ -3,8 +3,10 @@
     python -m research.fuzz_bitstream 100000
 
 Every input must either decode to a signal of the size that its header states, within the limit, or end in
-`WallocFormatError`; anything else is printed with the input and makes the exit status 1. Most damage is caught by the
-checksum, so two thirds of the inputs get a valid one and reach the parser and the entropy decoder.
+`WallocFormatError`, and take no more than `MAX_SECONDS` of processor time; all together may not make the process grow
+by more than `MAX_GROWTH`. Anything else is printed with the input and makes the exit status 1. Most damage is caught by
+the checksum, so most of the inputs get a valid one and reach the parser and the entropy decoder.
+`research.fuzz_coverage` looks for inputs by what they reach.
 """
 
 import argparse
@@ -23,9 +25,12 @@ import torch
 from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
 from transformers_walloc.codec.bitstream import Header, WallocFormatError, pack, unpack
 from transformers_walloc.codec.entropy_tables import GenericHeader
+from transformers_walloc.codec.rasters import RasterFormat
 
 MAX_PIXELS = 2**16
 MAX_SAMPLES = 2**18
+MAX_SECONDS = 2.0
+MAX_GROWTH = 512  # MiB
 
 
 def valid_files(seed: int) -> list[tuple[torch.nn.Module, bytes]]:
@@ -35,13 +40,17 @@ def valid_files(seed: int) -> list[tuple[torch.nn.Module, bytes]]:
     image = WallocImageModel(WallocImageConfig(num_levels=2, **small)).eval()
     audio = WallocAudioModel(WallocAudioConfig(num_levels=3, **small)).eval()
     pixels, samples = torch.rand(1, 3, 32, 48) - 0.5, torch.rand(1, 2, 512) - 0.5
+    restoring: dict[str, Any] = {"decoder_type": "restoration", "decoder_hidden_size": 8, "decoder_num_layers": 2}
+    restored = WallocImageModel(WallocImageConfig(num_levels=2, latent_channels=4, **restoring)).eval()
     fitted = WallocImageModel(image.config).eval()
     fitted.load_state_dict(image.state_dict())
     fitted.set_entropy_tables(
         GenericHeader.measure(image.decompress_codes(image.compress(pixels))[0].numpy()).tables(2)
     )
     files = [
-        (model, model.compress(pixels, [[29, 41]], **options)[0]) for model in (image, fitted) for options in _OPTIONS
+        (model, model.compress(pixels, [[29, 41]], **options)[0])
+        for model in (image, fitted, restored)
+        for options in _OPTIONS
     ]
     files += [(audio, audio.compress(samples, gain=[2.0], offset=[0.5], **options)[0]) for options in _OPTIONS]
     return files
@@ -99,11 +108,39 @@ def bombs(rng: np.random.Generator, data: bytes) -> bytes:
     return pack(dataclasses.replace(header, **fields), payload)
 
 
+def fields(rng: np.random.Generator, data: bytes) -> bytes:
+    """Optional fields of the header, damaged or not, that contradict the others or not."""
+    header, payload = unpack(data)
+    changes: list[dict[str, Any]] = [
+        {"step": float(2 ** rng.uniform(0, 17))},
+        {"coded_channels": int(rng.integers(0, 6))},
+        {"codec": rng.bytes(int(rng.integers(4))).decode("latin-1")},
+        {"sample_format": "gray" if header.kind == "image" else str(rng.choice(["8-bit", "24-bit", "float"]))},
+        {"raster": _raster(rng, header)},
+        {"source": (int(rng.integers(1, 4)), int(2 ** rng.uniform(0, 24)), int(2 ** rng.uniform(0, 31)))},
+        {"gain": float(rng.normal() * 10 ** rng.uniform(0, 40)), "offset": float(10 ** rng.uniform(0, 40))},
+    ]
+    chosen = rng.choice(len(changes), size=rng.integers(1, 3), replace=False)
+    try:
+        header = dataclasses.replace(header, **{name: value for i in chosen for name, value in changes[i].items()})
+    except WallocFormatError:  # cannot be written, so it is written as it was
+        return data
+    return pack(header, payload)
+
+
+def _raster(rng: np.random.Generator, header: Header) -> bytes:
+    """A raster format with a mask of missing samples, whole or damaged, or of another size."""
+    sizes = header.sizes if rng.random() < 0.5 else (20, 30)
+    packed = RasterFormat(dtype="int16", low=-5, high=900, nodata=-9).pack(rng.random(sizes) < 0.1)
+    damages = (lambda _, whole: whole, truncate, flip_bits)
+    return damages[rng.integers(3)](rng, packed)
+
+
 def _with_checksum(body: bytes) -> bytes:
     return body + zlib.crc32(body).to_bytes(4, "little")
 
 
-MUTATIONS = (truncate, flip_bits, random_bytes, header_bytes, payload_bytes, bombs)
+MUTATIONS = (truncate, flip_bits, random_bytes, header_bytes, payload_bytes, bombs, fields)
 
 
 def fuzz(count: int, seed: int = 0, report: Callable[[str], None] = print) -> tuple[collections.Counter, list[str]]:
@@ -119,7 +156,7 @@ def fuzz(count: int, seed: int = 0, report: Callable[[str], None] = print) -> tu
         if rng.random() < 0.05:  # the wrong model
             model = files[rng.integers(len(files))][0]
         damaged = mutate(rng, data)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             outcome = decode(model, damaged)
         except WallocFormatError:
@@ -129,11 +166,15 @@ def fuzz(count: int, seed: int = 0, report: Callable[[str], None] = print) -> tu
             outcome = "FAILED"
             if isinstance(error, KeyboardInterrupt):
                 break
-        slowest = max(slowest, time.perf_counter() - start)
+        seconds = time.process_time() - start
+        if seconds > MAX_SECONDS:
+            failures.append(f"{mutate.__name__}: {seconds:.1f} s: {damaged.hex()}")
+            outcome = "FAILED"
+        slowest = max(slowest, seconds)
         counts[mutate.__name__, outcome] += 1
         if index and index % 20_000 == 0:
             report(f"{index} inputs, {len(failures)} failures")
-    report(f"slowest input: {slowest:.3f} s")
+    report(f"slowest input: {slowest:.3f} s of processor time")
     return counts, failures
 
 
@@ -155,13 +196,15 @@ def main() -> int:
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    counts, failures = fuzz(options.count, options.seed)
+    counts, failures = fuzz(options.count, options.seed, report=lambda line: print(line, flush=True))
     seconds = time.perf_counter() - start
     print(f"\n{'mutation':16}{'refused':>10}{'decoded':>10}{'FAILED':>10}")
     for mutate in MUTATIONS:
         cells = (counts[mutate.__name__, outcome] for outcome in ("refused", "decoded", "FAILED"))
         print(f"{mutate.__name__:16}" + "".join(f"{cell:10}" for cell in cells))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if grown > MAX_GROWTH:
+        failures.append(f"peak memory grew by {grown:.0f} MiB; limit: {MAX_GROWTH}")
     print(f"\n{options.count} inputs in {seconds:.0f} s, {len(failures)} failures; peak memory grew by {grown:.0f} MiB")
     for failure in failures[:20]:
         print(failure)
