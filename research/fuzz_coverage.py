@@ -4,7 +4,8 @@
 
 Starts from the files of `research.fuzz_bitstream`. An input is a file without its checksum, which is added, so that
 every one reaches the parser; what it must end in, and how soon, is checked as there, and libFuzzer ends the run at an
-input that takes 2 GB. All options of libFuzzer can be given. The entropy decoder runs in Python, where its branches are seen.
+input that takes 2 GB. All options of libFuzzer can be given. The entropy decoder runs in Python, where its branches
+are seen.
 """
 
 import os

@@ -43,12 +43,19 @@ __all__ = [
     "encode_audio",
     "encode_image",
     "find_files",
+    "image_format_of",
+    "is_deep",
+    "is_gray",
     "kind_of",
     "naming",
+    "open_image",
     "read_audio",
     "read_bytes",
     "read_image",
     "sample_format",
+    "to_srgb",
+    "transparency",
+    "warn",
     "write_atomically",
     "write_bytes",
 ]
@@ -71,7 +78,8 @@ _SUBTYPES = {
     "8-bit": ("PCM_U8", "PCM_S8"),
     "24-bit": ("PCM_24",),
     "32-bit": ("PCM_32", "PCM_24"),
-    "float": ("FLOAT", "PCM_24", "DOUBLE"),
+    "float": ("FLOAT", "PCM_24"),
+    "double": ("DOUBLE", "FLOAT", "PCM_24"),
 }
 # How the common audio files begin: to know them where soundfile is not installed.
 _AUDIO_STARTS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"FORM", b"caff", b".snd")
@@ -112,6 +120,8 @@ def kind_of(path: str, data: bytes) -> str:
 def read_image(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> PIL.Image.Image:
     """A decoded image: upright, and in sRGB if it states another colour space.
 
+    `picture_files.read_picture` also gives what such an image does not have.
+
     Args:
         path: the name for messages.
         data: the file.
@@ -123,6 +133,16 @@ def read_image(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> P
     Warns:
         MediaWarning: frames, transparency, colour spaces or bits that the result does not have.
     """
+    image = open_image(path, data, max_pixels)
+    if is_deep(image, data):
+        warn(path, "samples of more than 8 bits are kept with 8 bits")
+    if transparency(image) is not None:
+        warn(path, "transparent parts become white")
+    return to_srgb(path, PIL.ImageOps.exif_transpose(image))
+
+
+def open_image(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> PIL.Image.Image:
+    """A decoded image as Pillow has it, the first frame; the arguments and errors are those of `read_image`."""
     try:
         image = PIL.Image.open(io.BytesIO(data))
         pixels = image.width * image.height
@@ -139,12 +159,27 @@ def read_image(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> P
         raise MediaError(f"{path}: {reason}") from error
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a photograph with its preview
-        _warn(path, f"only the first of {frames} frames is kept")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16") or (image.format == "PNG" and data[24] > 8):
-        _warn(path, "samples of more than 8 bits are kept with 8 bits")
-    if image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
-        _warn(path, "transparent parts become white")
-    return _to_srgb(path, PIL.ImageOps.exif_transpose(image))
+        warn(path, f"only the first of {frames} frames is kept")
+    return image
+
+
+def is_deep(image: PIL.Image.Image, data: bytes) -> bool:
+    """Whether the file has samples of more than 8 bits, of which Pillow may have dropped some."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (1,))) > 8  # type: ignore[attr-defined] - BitsPerSample
+    return image.mode in ("I", "F") or image.mode.startswith("I;16") or (image.format == "PNG" and data[24] > 8)
+
+
+def is_gray(image: PIL.Image.Image) -> bool:
+    return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
+
+
+def transparency(image: PIL.Image.Image) -> np.ndarray | None:
+    """(height, width) uint8, 0 where an image is transparent; None if it is opaque."""
+    if not image.has_transparency_data:
+        return None
+    alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    return alpha if alpha.min() < 255 else None
 
 
 def read_audio(
@@ -181,30 +216,41 @@ def read_audio(
     return np.ascontiguousarray(clip.T), int(rate)
 
 
-def sample_format(data: bytes, kind: str) -> str:
-    """What a .walloc file states about the samples of its source, see `bitstream.SAMPLE_FORMATS`."""
-    if kind == "image":
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            return "gray" if image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16") else ""
+def sample_format(data: bytes) -> str:
+    """What a .walloc file states about the samples of audio, see `bitstream.SAMPLE_FORMATS`."""
     subtype = _soundfile().info(io.BytesIO(data)).subtype
-    return next((name for name, subtypes in _SUBTYPES.items() if subtype in subtypes), "")
+    subtype = "PCM_U8" if subtype == "PCM_S8" else subtype
+    return next((name for name, subtypes in _SUBTYPES.items() if subtype == subtypes[0]), "")
 
 
-def encode_image(image: PIL.Image.Image, path: str, **options) -> bytes:
-    """The image as the bytes of a file; the suffix of `path` names the format, PNG for "-"."""
+def encode_image(image: PIL.Image.Image, path: str, profile: bytes = b"", **options) -> bytes:
+    """The image as the bytes of a file.
+
+    Args:
+        path: the suffix names the format, PNG for "-".
+        profile: ICC profile of its colours; empty for none.
+        **options: of Pillow's `save`; by default those that lose least.
+    """
+    image_format = image_format_of(path)
+    file = io.BytesIO()
+    options = options or _IMAGE_OPTIONS.get(image_format, {})
+    try:
+        image.save(file, image_format, **options, **({"icc_profile": profile} if profile else {}))
+    except (OSError, ValueError, KeyError) as error:
+        raise MediaError(f"{path}: cannot write the image as {image_format}: {error}") from error
+    return file.getvalue()
+
+
+def image_format_of(path: str) -> str:
+    """Pillow's name of the format that the suffix of a path stands for; MediaError if it cannot be written."""
     suffix = ".png" if path == STANDARD_STREAM else Path(path).suffix.lower()
     PIL.Image.init()
-    image_format = PIL.Image.registered_extensions().get(suffix)
+    image_format = PIL.Image.registered_extensions().get(suffix, "")
     if image_format not in PIL.Image.SAVE:
         raise MediaError(
             f"{path}: cannot write images as {suffix or 'a file without suffix'!r}; {_valid_suffixes('image')}"
         )
-    file = io.BytesIO()
-    try:
-        image.save(file, image_format, **(options or _IMAGE_OPTIONS.get(image_format, {})))
-    except (OSError, ValueError, KeyError) as error:
-        raise MediaError(f"{path}: cannot write the image as {image_format}: {error}") from error
-    return file.getvalue()
+    return image_format
 
 
 def encode_audio(samples: np.ndarray, rate: int, path: str, sample_format: str = "", **options) -> bytes:
@@ -238,7 +284,7 @@ def encode_audio(samples: np.ndarray, rate: int, path: str, sample_format: str =
             break
     limit = np.inf if subtype in ("FLOAT", "DOUBLE") else 1
     if clipped := np.count_nonzero(np.abs(samples) > limit):
-        _warn(path, f"{clipped} of {samples.size} samples were louder than full scale and are clipped")
+        warn(path, f"{clipped} of {samples.size} samples were louder than full scale and are clipped")
     if subtype == "OPUS" and rate not in _OPUS_RATES:
         import torch
 
@@ -269,11 +315,12 @@ def naming(source: str) -> Iterator[None]:
         raise MediaError(f"{source}: {message}") from error
 
 
-def _warn(path: str, text: str) -> None:
+def warn(path: str, text: str) -> None:
+    """Say what the result of a file does not keep."""
     warnings.warn(MediaWarning(f"{path}: {text}"), stacklevel=3)
 
 
-def _to_srgb(path: str, image: PIL.Image.Image) -> PIL.Image.Image:
+def to_srgb(path: str, image: PIL.Image.Image) -> PIL.Image.Image:
     """Colours of phones and cameras are often not sRGB, which decoded images are: their files have no profile."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
@@ -289,9 +336,9 @@ def _to_srgb(path: str, image: PIL.Image.Image) -> PIL.Image.Image:
     except (OSError, PIL.ImageCms.PyCMSError):
         converted = None
     if converted is None:
-        _warn(path, "its colour profile is damaged and not used")
+        warn(path, "its colour profile is damaged and not used")
         return image
-    _warn(path, f"colours are converted from {name or 'its colour profile'} to sRGB")
+    warn(path, f"colours are converted from {name or 'its colour profile'} to sRGB")
     if image.mode == "RGBA":
         converted.putalpha(image.getchannel("A"))
     return converted

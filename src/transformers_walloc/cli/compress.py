@@ -30,8 +30,9 @@ EXAMPLES = """\
   walloc compress concert.flac --downmix            six channels to stereo
   walloc compress - < photo.png > photo.walloc      between other programs
 
-Images are upright and in sRGB afterwards; metadata is not kept. What else a .walloc file does not keep (frames of an
-animation, transparency, more than 8 bits) is said. a.png and a.jpg in one job become a.png.walloc and a.jpg.walloc."""
+Images are upright afterwards; metadata is not kept, but transparency and colour profiles are, without loss, and so is
+whether there were 16 bits or gray. What a .walloc file does not keep (frames of an animation, CMYK) is said. a.png and
+a.jpg in one job become a.png.walloc and a.jpg.walloc."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

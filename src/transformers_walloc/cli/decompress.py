@@ -28,7 +28,8 @@ EXAMPLES = """\
   walloc decompress small/ -o full/ --format webp
   walloc decompress song.walloc -o - --format flac | ffplay -
 
-Gray images come back gray, audio at its rate and channels and, where the format can, with its bits per sample."""
+Images come back gray, with 16 bits, transparency and their colour profile if they had them, audio at its rate, channels
+and bits per sample; what the chosen format cannot hold is said."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

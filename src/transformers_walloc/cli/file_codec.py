@@ -14,9 +14,12 @@ from ..codec.limits import MAX_MEMORY
 from ..files import RASTER_SUFFIXES, VIDEO_SUFFIXES
 from ..media import MAX_PIXELS as MAX_ENCODED_PIXELS
 from ..media import MAX_SAMPLES as MAX_ENCODED_SAMPLES
-from ..media import STANDARD_STREAM, encode_audio, encode_image, read_audio, read_image, sample_format
+from ..media import STANDARD_STREAM, encode_audio, read_audio, read_image, sample_format, warn
+from ..picture_files import encode_picture, read_picture
 from ..raster_files import compress_raster, decompress_raster, encode_raster, read_raster
 from ..volume_files import encode_volume, read_volume
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts to gray
 
 
 class Codecs:
@@ -83,8 +86,8 @@ class FileCodec:
         do_rescale: bool = True,
         max_pixels: int | None = MAX_ENCODED_PIXELS,
         max_samples: int | None = MAX_ENCODED_SAMPLES,
-    ) -> tuple[dict[str, Any], tuple[int, int, int] | None]:
-        """What the model takes, on its device, and (channels, rate, length) of audio that had to be converted.
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the model takes, on its device, and fields of the header that say what the file was.
 
         Args:
             source: name of the file, for messages.
@@ -94,8 +97,7 @@ class FileCodec:
             max_pixels, max_samples: refuse what is larger, before it is decoded; None for no limit.
         """
         if self.kind == "image":
-            image = read_image(source, data, max_pixels)
-            return self._to_device(self.processor(image, do_rescale=do_rescale, return_tensors="pt")), None
+            return self._image_inputs(source, data, do_rescale, max_pixels)
         import torch
 
         from ..codec.audio_loading import mix
@@ -112,7 +114,8 @@ class FileCodec:
         origin = (len(samples), rate, samples.shape[1])
         batch = self.processor(samples, sampling_rate=rate, max_samples=max_samples, return_tensors="pt")
         converted = (len(samples), rate) != (config.num_channels, config.sampling_rate)
-        return self._to_device(batch), origin if converted else None
+        fields = {"source": origin if converted else None, "sample_format": sample_format(data)}
+        return self._to_device(batch), fields
 
     def compress(
         self,
@@ -154,14 +157,20 @@ class FileCodec:
             array, raster, frame_rate = read_volume(source, data, max_pixels)
             return compress_raster(self.model, array, raster, frame_rate, step=step, bpp=bpp, num_channels=channels)
         limits = {"max_pixels": max_pixels, "max_samples": max_samples}
-        inputs, origin = self.inputs(source, data, downmix=downmix, do_rescale=False, **limits)
-        rate = {"step": step, "psnr": psnr, unit: targets[unit], "num_channels": channels}
+        inputs, fields = self.inputs(source, data, downmix=downmix, do_rescale=False, **limits)
+        target = targets[unit]
+        if target is not None:
+            target -= self._rate_of(fields, inputs)  # it counts the whole file
+            if target <= 0:
+                raise ValueError(
+                    f"{unit} {targets[unit]:g} is out of reach: what is kept beside the latents takes more"
+                )
+        rate = {"step": step, "psnr": psnr, unit: target, "num_channels": channels}
         (blob,) = self.model.compress(**inputs, refine=refine, **rate)
-        found = sample_format(data, kind)
-        if origin is None and not found:
+        if not any(fields.values()):
             return blob
         header, payload = unpack(blob, None, None)
-        return pack(dataclasses.replace(header, source=origin, sample_format=found), payload)
+        return pack(dataclasses.replace(header, **fields), payload)
 
     def decompress(self, data: bytes, header: Header, target: str, max_memory: int | None = MAX_MEMORY) -> bytes:
         """The bytes of an image or audio file; the suffix of `target` names the format.
@@ -177,10 +186,10 @@ class FileCodec:
         if header.raster:
             return encode_raster(*decompress_raster(self.model, data, max_memory), name)
         if self.kind == "image":
-            image = self._picture(data, header, max_memory)
-            if not isinstance(image, PIL.Image.Image):
+            if header.num_channels not in (1, 3):
                 raise ValueError(f"images of {header.num_channels} channels cannot be written to a file")
-            return encode_image(image.convert("L") if header.sample_format == "gray" else image, name)
+            side_data = header.read_side_data()
+            return encode_picture(self._picture(data, header, max_memory), side_data, name)
         samples, rate = self.waveform(data, header, max_memory)
         return encode_audio(samples, rate, name, header.sample_format)
 
@@ -191,19 +200,54 @@ class FileCodec:
         made_for = config.raster_format is not None or config.num_channels not in (1, 3)
         return suffix in RASTER_SUFFIXES and (suffix == ".npy" or made_for)
 
+    def _image_inputs(
+        self, source: str, data: bytes, do_rescale: bool, max_pixels: int | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        config = self.model.config
+        channels = config.num_channels
+        if config.raster_format is not None or channels not in (1, 3):
+            image = read_image(source, data, max_pixels)
+            return self._to_device(self.processor(image, do_rescale=do_rescale, return_tensors="pt")), {}
+        picture = read_picture(source, data, max_pixels)
+        pixels = picture.pixels
+        if channels == 1 and pixels.ndim == 3:
+            warn(source, f"colours become gray: the codec {self.name!r} has one channel")
+            pixels = (pixels @ LUMA).round().astype(pixels.dtype)
+        options = {"input_data_format": "channels_last"} if pixels.ndim == 3 else {}
+        batch = self.processor(pixels, do_rescale=do_rescale, return_tensors="pt", **options)
+        fields = {"sample_format": picture.sample_format, "side_data": picture.side_data.pack()}
+        return self._to_device(batch), fields
+
+    def _rate_of(self, fields: dict[str, Any], inputs: dict[str, Any]) -> float:
+        """Bits per pixel, or kilobits per second, of header fields at most."""
+        size = 10 * sum(map(bool, fields.values())) + len(fields.get("side_data", b""))
+        if self.kind == "image":
+            height, width = inputs["original_sizes"][0].tolist()
+            return 8 * size / (height * width)
+        return size * self.model.config.sampling_rate / inputs["padding_mask"][0].sum().item() / 125
+
     def _picture(self, data: bytes, header: Header, max_memory: int | None) -> Any:
-        """What `post_process` makes of the decoded picture, band by band: floats are four times as large."""
+        """(height, width) or (height, width, 3) uint8 or uint16, as the file says of its source."""
         import numpy as np
 
         from ..codec.bands import decompress_rows
 
-        picture, top = np.empty((*header.sizes, header.num_channels), np.uint8), 0
-        for rows in decompress_rows(self.model, data, max_memory=max_memory):
-            picture[top : top + len(rows)] = rows
-            top += len(rows)
-        if header.num_channels not in (1, 3):
+        if "16-bit" in header.sample_format:
+            (pixels,) = self.model.decompress([data], max_memory=max_memory)
+            planes = pixels.add_(0.5).clamp_(0, 1).mul_(65535).round_().cpu().numpy().astype(np.uint16)
+            picture = np.ascontiguousarray(planes.transpose(1, 2, 0))
+        else:  # band by band: floats are four times as large
+            picture, top = np.empty((*header.sizes, header.num_channels), np.uint8), 0
+            for rows in decompress_rows(self.model, data, max_memory=max_memory):
+                picture[top : top + len(rows)] = rows
+                top += len(rows)
+        if header.num_channels == 1:
+            return picture[..., 0]
+        if "gray" not in header.sample_format:
             return picture
-        return PIL.Image.fromarray(picture[..., 0] if header.num_channels == 1 else picture)
+        if picture.dtype == np.uint8:
+            return np.asarray(PIL.Image.fromarray(picture).convert("L"))
+        return (picture @ LUMA).round().astype(np.uint16)
 
     def waveform(self, data: bytes, header: Header, max_memory: int | None) -> tuple[Any, int]:
         """(channels, length) and sampling rate of the decoded audio, converted back to those of the source."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import native
 from ..codec.bitstream import WallocFormatError, unpack
+from ..codec.side_data import RECORDS, split_records
 from ..files import WALLOC_SUFFIX, MediaError, find_files, read_bytes
 from .messages import complain
 
@@ -67,7 +68,7 @@ def describe(source: str, data: bytes) -> dict[str, Any]:
             facts |= raster.to_dict()
             uncompressed *= raster.itemsize
     elif header.kind == "image":
-        channels = 1 if header.sample_format == "gray" else header.num_channels
+        channels = 1 if "gray" in header.sample_format else header.num_channels
         facts |= {"height": header.sizes[0], "width": header.sizes[1]}
         facts |= {"channels": channels, "bits_per_pixel": 8 * len(data) / count}
         uncompressed = count * channels
@@ -75,6 +76,8 @@ def describe(source: str, data: bytes) -> dict[str, Any]:
             raster = header.read_raster()[0]
             facts |= raster.to_dict()
             uncompressed *= raster.itemsize
+        elif "16-bit" in header.sample_format:
+            uncompressed *= 2
     else:
         rate = header.sampling_rate or 1
         facts |= {"samples": count, "channels": header.num_channels, "sampling_rate": rate, "seconds": count / rate}
@@ -84,6 +87,8 @@ def describe(source: str, data: bytes) -> dict[str, Any]:
             channels, rate, length = header.source
             facts |= {"source_channels": channels, "source_sampling_rate": rate, "source_samples": length}
             uncompressed = channels * length * 2
+    for kind, content in split_records(header.side_data).items():
+        facts[f"{RECORDS[kind]}_bytes"] = len(content)
     if header.sample_format:
         facts["sample_format"] = header.sample_format
     patch = header.patch_size**header.num_dims

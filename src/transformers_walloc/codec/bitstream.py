@@ -8,7 +8,6 @@ docs/format.md describes every byte. Reading allocates nothing that the header c
 against each other and against the caller's limit first, and whatever is wrong ends in a `WallocFormatError`.
 """
 
-import dataclasses
 import math
 import re
 import struct
@@ -22,16 +21,17 @@ import numpy as np
 
 from .fields import Reader, WallocFormatError, varint
 from .rasters import RasterFormat
+from .side_data import SideData, split_records
 
 MAGIC = b"\x89WLC"
 VERSION = 1
 CODERS = {1: "range"}  # entropy_coding.py
 KINDS = {1: "image", 2: "audio", 3: "volume"}
 NUM_DIMS = {"image": 2, "audio": 1, "volume": 3}
-# What the samples of a source were where it is not the usual three colours, or 16 bits of audio.
+# What the samples of a source were where it is not the usual three colours of 8 bits, or 16 bits of audio.
 SAMPLE_FORMATS: dict[str, dict[int, str]] = {
-    "image": {1: "gray"},
-    "audio": {1: "8-bit", 2: "24-bit", 3: "32-bit", 4: "float"},
+    "image": {1: "gray", 2: "16-bit", 3: "16-bit gray"},
+    "audio": {1: "8-bit", 2: "24-bit", 3: "32-bit", 4: "float", 5: "double"},
     "volume": {},
 }
 
@@ -47,7 +47,7 @@ _MAX_RATE = 2**24  # Hz
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 # Magic, version, coder << 4 | kind, flags, fingerprint, tables, encoder_padding << 4 | num_levels, latent_bits.
 _FIXED = struct.Struct("<4sBBB8s4sBB")
-_HAS_STEP, _HAS_CODED_CHANNELS, _HAS_SOURCE, _HAS_SAMPLE_FORMAT, _HAS_RASTER = 1, 2, 4, 8, 16
+_HAS_STEP, _HAS_CODED_CHANNELS, _HAS_SOURCE, _HAS_SAMPLE_FORMAT, _HAS_RASTER, _HAS_SIDE_DATA = 1, 2, 4, 8, 16, 32
 
 
 class WallocCodecMismatchError(WallocFormatError):
@@ -75,11 +75,13 @@ class Header:
         gain, offset: audio is `gain * decoded + offset`, of float32 precision.
         source: (channels, sampling rate in Hz, length in samples) of the recording that was converted to this audio, if
             they differ; what reads the file may convert back.
-        sample_format: what the samples of the source were, so that what reads the file may write the like: "gray" of an
-            image; "8-bit", "24-bit", "32-bit" or "float" of audio. Empty for the usual, colours and 16 bits.
+        sample_format: what the samples of the source were, so that what reads the file may write the like: "gray",
+            "16-bit" or "16-bit gray" of an image; "8-bit", "24-bit", "32-bit", "float" or "double" of audio. Empty for
+            the usual, colours of 8 bits and audio of 16.
         frame_rate: of a volume that is a clip, in frames per second; 0 otherwise.
         raster: of an image or a volume of other samples than 8-bit ones, `RasterFormat.pack` of their type, range,
             bands, layout and of which are missing.
+        side_data: of an image, `SideData.pack` of its transparency and its colour profile.
         coder: entropy coder of the payload, "range".
 
     Raises:
@@ -105,6 +107,7 @@ class Header:
     frame_rate: float = 0.0
     sample_format: str = ""
     raster: bytes = b""
+    side_data: bytes = b""
     coder: str = "range"
 
     def __post_init__(self):
@@ -148,6 +151,8 @@ class Header:
             self._check_source()
         elif (self.sampling_rate, self.gain, self.offset, self.source) != (None, 1.0, 0.0, None):
             raise WallocFormatError(f"sampling_rate, gain, offset and source belong to audio, not to {self.kind}s")
+        if self.side_data and self.kind != "image":
+            raise WallocFormatError(f"side_data belongs to an image, not to {self.kind}")
         if self.frame_rate < 0 or (self.frame_rate and self.kind != "volume"):
             raise WallocFormatError(f"frame_rate is {self.frame_rate}; valid: positive, of a volume, or 0")
 
@@ -172,6 +177,10 @@ class Header:
             return RasterFormat.unpack(self.raster, self.num_channels, self.sizes)
         except ValueError as error:
             raise WallocFormatError(str(error)) from error
+
+    def read_side_data(self) -> SideData:
+        """Transparency and colour profile, expanded."""
+        return SideData.unpack(self.side_data, self.sizes)
 
     @property
     def num_dims(self) -> int:
@@ -202,10 +211,6 @@ class Header:
         """Pixels or samples (of one channel) that decoding makes, before they are cropped to `sizes`."""
         return math.prod(size * self.patch_size for size in self.grid)
 
-    def asdict(self) -> dict[str, Any]:
-        facts = dataclasses.asdict(self) | {"latent_shape": self.latent_shape}
-        return facts | {"raster": self.read_raster()[0].to_dict() if self.raster else None}
-
 
 def pack(header: Header, payload: bytes) -> bytes:
     """Header and payload as one file. The same arguments give the same bytes."""
@@ -213,7 +218,7 @@ def pack(header: Header, payload: bytes) -> bytes:
     partial = header.coded_channels != header.latent_channels
     flags = _HAS_STEP * (header.step != 1) | _HAS_CODED_CHANNELS * partial | _HAS_SOURCE * bool(header.source)
     flags |= _HAS_SAMPLE_FORMAT * bool(header.sample_format)
-    flags |= _HAS_RASTER * bool(header.raster)
+    flags |= _HAS_RASTER * bool(header.raster) | _HAS_SIDE_DATA * bool(header.side_data)
     codec = header.codec.encode()
     parts = [
         _FIXED.pack(
@@ -241,6 +246,8 @@ def pack(header: Header, payload: bytes) -> bytes:
         parts.append(varint(_key(SAMPLE_FORMATS[header.kind], header.sample_format)))
     if header.raster:
         parts += [varint(len(header.raster)), header.raster]
+    if header.side_data:
+        parts += [varint(len(header.side_data)), header.side_data]
     parts += [varint(len(codec)), codec, payload]
     body = b"".join(parts)
     return body + struct.pack("<I", zlib.crc32(body))
@@ -313,7 +320,8 @@ def _read_header(data: bytes) -> tuple[Header, int]:
     kind, coder = KINDS.get(identity & 15), CODERS.get(identity >> 4)
     if kind is None or coder is None:
         raise WallocFormatError(f"unknown kind of signal {identity & 15} or entropy coder {identity >> 4}")
-    valid = _HAS_STEP | _HAS_CODED_CHANNELS | _HAS_SAMPLE_FORMAT | (_HAS_SOURCE if kind == "audio" else _HAS_RASTER)
+    valid = _HAS_STEP | _HAS_CODED_CHANNELS | _HAS_SAMPLE_FORMAT
+    valid |= {"audio": _HAS_SOURCE, "image": _HAS_RASTER | _HAS_SIDE_DATA, "volume": _HAS_RASTER}[kind]
     if flags & ~valid:
         raise WallocFormatError(f"unknown flags {flags:#04x} in the header")
     reader = Reader(data, _FIXED.size, len(data) - 4)
@@ -348,6 +356,10 @@ def _read_header(data: bytes) -> tuple[Header, int]:
         fields["raster"] = reader.take(reader.varint())
         if not fields["raster"]:
             raise WallocFormatError("the header states an empty raster format, which it must leave out")
+    if flags & _HAS_SIDE_DATA:
+        fields["side_data"] = reader.take(reader.varint())
+        if not split_records(fields["side_data"]):
+            raise WallocFormatError("the header states empty side data, which it must leave out")
     try:
         fields["codec"] = reader.take(reader.varint()).decode()
     except UnicodeDecodeError as error:
