@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -166,7 +167,8 @@ def open_image(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> P
 def is_deep(image: PIL.Image.Image, data: bytes) -> bool:
     """Whether the file has samples of more than 8 bits, of which Pillow may have dropped some."""
     if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (1,))) > 8  # type: ignore[attr-defined] - BitsPerSample
+        tags: Any = getattr(image, "tag_v2")  # noqa: B009 - of TIFF only
+        return max(tags.get(258, (1,))) > 8  # BitsPerSample
     return image.mode in ("I", "F") or image.mode.startswith("I;16") or (image.format == "PNG" and data[24] > 8)
 
 

@@ -10,6 +10,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.ExifTags
@@ -66,6 +67,7 @@ def read_picture(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) ->
     found = _sixteen_bits(path, image, data)
     if found is not None:
         pixels, alpha = found
+        gray = pixels.ndim == 2  # Pillow has no mode for 16 bits of gray with transparency
         profile = _profile(path, image, gray)
     else:
         if is_deep(image, data):
@@ -169,7 +171,7 @@ def _to_sixteen_bits(path: str, samples: np.ndarray) -> np.ndarray:
 def _png_bands(data: bytes) -> np.ndarray:
     """(H, W, bands) uint16 of a PNG of 16 bits in more than one band."""
     with PIL.Image.open(io.BytesIO(data)) as image:
-        rawmode = image.tile[0].args
+        rawmode: Any = image.tile[0].args
     mode, halves = _HALVES[rawmode if isinstance(rawmode, str) else rawmode[0]]
     decoded = [_decode(data, mode, half) for half in halves]
     if len(decoded) == 1:  # the bytes of a gray pixel and its alpha
@@ -194,7 +196,7 @@ def _tiff_bands(data: bytes) -> np.ndarray | None:
     except ImportError:
         return None
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages[0]
+        page: Any = file.pages[0]
         bands = page.asarray()
         turned = page.tags.get(274) is not None and page.tags[274].value != 1
     if bands.ndim == 3 and bands.shape[2] > 4:
@@ -250,7 +252,7 @@ def _encode_png(bands: np.ndarray, profile: bytes) -> bytes:
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
     if profile:
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
-    chunks += [(b"IDAT", zlib.compress(filtered)), (b"IEND", b"")]
+    chunks += [(b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b"")]
     parts = [
         struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
         for name, content in chunks

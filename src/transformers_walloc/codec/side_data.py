@@ -13,6 +13,7 @@ only when it is asked for, and never beyond what the image's size or `MAX_PROFIL
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from .fields import Reader, WallocFormatError, varint
 MAX_PROFILE = 2**22
 _ALPHA, _PROFILE = 1, 2
 RECORDS = {_ALPHA: "transparency", _PROFILE: "colour_profile"}
-_TYPES = {1: np.dtype(np.uint8), 2: np.dtype("<u2")}
+_TYPES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype("<u2")}
 
 
 @dataclass(frozen=True, kw_only=True)
