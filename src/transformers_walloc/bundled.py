@@ -33,7 +33,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from .files import atomic_file, write_atomically
+from .files import atomic_file, scratch_folder, write_atomically
 
 BUNDLED_NAMES = ("rgb-4x", "rgb-16x", "rgb-16x-klt", "stereo-5x", "stereo-20x", "gray-16x")
 NAMESPACE = "walloc"
@@ -203,12 +203,10 @@ def _bundled_root() -> Path:
 def _link_repository(folder: Path, repository: Path) -> None:
     if not os.path.lexists(repository):
         # Complete before it is visible. The folder of locks is the one that tools listing the cache skip.
-        scratch = repository.parent / ".locks"
-        scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="walloc-", dir=scratch, ignore_cleanup_errors=True) as temporary:
-            _write_revision(Path(temporary) / "repository", folder, _commit_hash(folder))
+        with scratch_folder(repository.parent / ".locks") as scratch:
+            _write_revision(scratch / "repository", folder, _commit_hash(folder))
             with contextlib.suppress(FileExistsError):  # another process was faster
-                _rename_new(Path(temporary) / "repository", repository)
+                _rename_new(scratch / "repository", repository)
         return
     if not _is_plain(repository):  # whoever made links of these folders wants them to be left alone
         return

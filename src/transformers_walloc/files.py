@@ -109,6 +109,20 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A new folder inside of another, for what is renamed from there. It goes at the end, or with the next one that is
+    made there if this process is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    partial = _partial(folder / "scratch")
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def find_files(names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
     """Expand files, folders (recursively) and glob patterns.
 

@@ -387,3 +387,13 @@ def test_bad_options(processor, photo, options, error, message):
 def test_bad_pixels(processor, pixels, sizes, error, message):
     with pytest.raises(error, match=message):
         processor.post_process(pixels, sizes)
+
+
+def test_large_images_in_files_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "white.png"
+    PIL.Image.new("1", (13000, 13000)).save(path)
+    assert path.stat().st_size < 2**16
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    for source in (path, base64.b64encode(path.read_bytes()).decode()):
+        with pytest.raises(ValueError, match="13000 x 13000 pixels, more than the limit"):
+            WallocImageProcessor()(source)

@@ -29,6 +29,8 @@ from .signals import to_8bit
 
 INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32)
 RANGES = {"num_channels": (1, 2**16), "patch_size": (1, 2**12)}
+# Images in files that are larger are not opened: a few kilobytes can state any size, and a pixel takes 40 bytes.
+MAX_PIXELS = 2**26
 CHANNEL_ORDERS = ("channels_first", "channels_last")
 # What transformers writes beside the options into preprocessor_config.json.
 BOOKKEEPING_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
@@ -57,7 +59,8 @@ class WallocImageProcessor(BaseImageProcessor):
 
     Accepted images, one or any nesting of lists of them, sizes may differ:
 
-    * `PIL.Image.Image` of any mode, paths, `http(s)` URLs and base64 strings. The EXIF orientation is applied,
+    * `PIL.Image.Image` of any mode, paths, `http(s)` URLs and base64 strings, these of at most 2^26 pixels. The EXIF
+      orientation is applied,
       palettes are resolved, transparency is composited on white, and the mode is converted to RGB for `num_channels=3`
       and to grey (ITU-R 601 luma) for 1. 16-bit and float modes keep their precision. For other channel counts the
       image must have as many bands (RGBA or CMYK for 4).
@@ -276,6 +279,9 @@ def _open_image(source: str | Path) -> PIL.Image.Image:
             raise ValueError(f"{name!r} is no image: neither a file, nor an http(s) URL, nor base64") from error
     try:
         image = PIL.Image.open(file)
+        if image.width * image.height > MAX_PIXELS:
+            size = f"{image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS} for files"
+            raise ValueError(f"{name!r} has {size}: open it with PIL.Image and pass that if there is enough memory")
         image.load()
     except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {name!r} as an image: {error}") from error
