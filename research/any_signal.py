@@ -2,6 +2,7 @@
 """Codecs fitted in closed form to several kinds of signals, beside lossless formats: the table of docs/any_signal.md.
 
     python -m research.any_signal [--music DIR]
+    python -m research.any_signal --speed PHOTOS        # processor time of a fit, for each megapixel and for the tables
 
 Each codec is fitted to one half of a signal and measured on the other: finished files, dtype and shape as they were.
 """
@@ -9,6 +10,7 @@ Each codec is fitted to one half of a signal and measured on the other: finished
 import argparse
 import io
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,8 @@ def volume_rows() -> list[list[str]]:
     import nibabel
 
     path = Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz"
-    scans = np.asarray(nibabel.load(path).dataobj).transpose(3, 2, 1, 0)
+    file: Any = nibabel.load(path)
+    scans = np.asarray(file.dataobj).transpose(3, 2, 1, 0)
     first, second = (np.ascontiguousarray(scan) for scan in scans)
     raster = describe(second, "single")
     peer = {"TIFF, deflate": len(encode_volume(second, raster, "x.tif"))}
@@ -116,10 +119,32 @@ def row(name, fit, test, restored, span: float, size: int, raw: int, lossless: d
     ]
 
 
+def measure_speed(folder: str, count: int = 16) -> None:
+    """Processor time of fits to photographs, all threads together: a pass over the pixels, and the entropy tables."""
+    paths = [str(path) for path in list_media(folder, [".jpg", ".jpeg", ".png"])][::7][:count]
+    megapixels = 0.0
+    for path in paths:
+        with PIL.Image.open(path) as image:
+            megapixels += image.width * image.height / 1e6
+    fit_codec(paths[:2], num_channels=3, **QUICK)  # what is only made once
+    seconds = []
+    for steps in (0, 200):
+        start = time.process_time()
+        fit_codec(paths, num_channels=3, table_steps=steps, progress=False)
+        seconds.append(time.process_time() - start)
+    print(f"{len(paths)} pictures of {megapixels:.1f} megapixels: {seconds[0] / megapixels:.3f} s for a megapixel")
+    print(f"entropy tables: {seconds[1] - seconds[0]:.0f} s")
+    print(f"so 500 megapixels take about {500 * seconds[0] / megapixels + seconds[1] - seconds[0]:.0f} s of one core")
+
+
 def main(argv=None) -> list[list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--music", metavar="DIR", help="folder of music files")
+    parser.add_argument("--speed", metavar="DIR", help="folder of photographs: measure the time of a fit instead")
     arguments = parser.parse_args(argv)
+    if arguments.speed:
+        measure_speed(arguments.speed)
+        return []
     rows = [raster_row(name, planes) for name, planes in rasters().items()] + volume_rows()
     if arguments.music:
         rows.append(music_row(arguments.music))

@@ -250,6 +250,13 @@ def test_other_sources_and_determinism():
         ([bands(2, 64)], {"latent_channels": 4, "psnr": 30}, "choose one of"),
         ([bands(2, 64)], {"step": 0.1, "rate": 1.0}, "choose one of step and rate"),
         ([bands(2, 64, np.float32) * np.nan], {}, "every sample is missing"),
+        ([np.concatenate([bands(1, 64, np.float32), np.full((1, 64, 64), np.nan, np.float32)])], {}, "missing"),
+        ([clip(1, 4096), clip(2, 4096)], {"kind": "audio"}, "audio of 2 channels, and the first audio of 1"),
+        ([np.full((1, 4096), np.nan, np.float32)], {"kind": "audio"}, "NaN or infinite"),
+        ([np.zeros((2, 4096), np.float32)], {"kind": "audio"}, "constant"),
+        ([bands(1, 64)[0]], {"kind": "volume"}, "no volume"),
+        ([np.full((8, 64, 64), 3, np.uint8)], {"kind": "volume"}, "constant"),
+        ([np.zeros((0, 8, 8, 1), np.uint8)], {}, "empty"),
         (["a", 3], {}, "a signal cannot be of type str"),
         (3, {}, "data is int"),
     ],
@@ -257,6 +264,16 @@ def test_other_sources_and_determinism():
 def test_bad_input_is_refused(signals, options, message):
     with pytest.raises(ValueError, match=message):
         fit_codec(signals, **{**QUICK, **options})
+
+
+def test_a_band_without_content_costs_nothing():
+    """A constant band beside others: no error, no channel is spent on it, and it comes back."""
+    scene = bands(3, 96)
+    scene[1] = 700
+    fit = fit_codec([scene], latent_channels=8, **QUICK)
+    restored, _ = decompress_raster(fit.model, compress_raster(fit.model, scene))
+    assert np.abs(restored[1].astype(int) - 700).max() <= 1
+    assert psnr(scene, restored, 4095) > 26
 
 
 def test_rates_that_differ_are_refused_or_resampled():
