@@ -1,22 +1,28 @@
 #!/usr/bin/env python
 """Build the page that runs codecs in a browser: page/ with exported models and the runtime beside it.
 
-    python scripts/build_page.py build/page
+    python scripts/build_page.py build/page --screenshot docs/pictures/page.jpg
     python -m http.server --directory build/page
+    walloc publish build/page USER/walloc
 
-The folder needs no server that computes anything: any static host takes it, a static Space of the Hub too
-(`hf upload USER/walloc build/page . --repo-type space`). The runtime comes from npm, or from `--runtime`, an
-onnxruntime-web tarball or an unpacked one. Needs the extra `onnx`.
+The folder needs no server that computes anything: any static host takes it, a static Space of the Hub too. The runtime
+comes from npm, or from `--runtime`, an onnxruntime-web tarball or an unpacked one. Needs the extra `onnx`; the picture
+of the page also the extra `page` and the system's Chromium.
 """
 
 import argparse
+import functools
+import http.server
+import io
 import json
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
 from pathlib import Path
 
+import PIL.Image
 import torch
 from transformers import AutoModel
 
@@ -35,8 +41,11 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder to write; its files of the same names are replaced")
     parser.add_argument("--codecs", nargs="+", default=["walloc/rgb-16x", "walloc/rgb-4x"], help="Hub ids or folders")
     parser.add_argument("--runtime", type=Path, help=f"tarball or folder of {RUNTIME}; fetched with npm by default")
+    parser.add_argument("--screenshot", type=Path, metavar="JPG", help="picture of the built page at work")
     options = parser.parse_args()
     build(options.output, options.codecs, options.runtime)
+    if options.screenshot:
+        take_screenshot(options.output, options.screenshot)
     files = [path for path in options.output.rglob("*") if path.is_file()]
     print(f"{options.output}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
 
@@ -82,6 +91,37 @@ def copy_runtime(vendor: Path, runtime: Path | None) -> None:
             runtime = Path(scratch, "package")
         for name in RUNTIME_FILES:
             shutil.copy(runtime / "dist" / name, vendor / name)
+
+
+def take_screenshot(folder: Path, picture: Path) -> None:
+    """The page with a photograph, on a large light screen and on a dark phone, side by side."""
+    import playwright.sync_api
+    import skimage.data
+
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    views = []
+    with tempfile.TemporaryDirectory() as scratch, playwright.sync_api.sync_playwright() as api:
+        photograph = Path(scratch, "cup.png")
+        PIL.Image.fromarray(skimage.data.coffee()).save(photograph)
+        browser = api.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for width, scheme in ((1000, "light"), (390, "dark")):
+            page = browser.new_page(viewport={"width": width, "height": 1500}, color_scheme=scheme)
+            page.set_default_timeout(300_000)
+            page.goto(f"http://127.0.0.1:{server.server_address[1]}")
+            page.wait_for_selector("body[data-state=done]")
+            page.locator("#file").set_input_files(photograph)
+            page.wait_for_selector("#result:not([hidden])")
+            page.wait_for_selector("body[data-state=done]")
+            views.append(PIL.Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+        browser.close()
+    server.shutdown()
+    gap = 20
+    sheet = PIL.Image.new("RGB", (sum(view.width for view in views) + gap, views[0].height), "white")
+    sheet.paste(views[0], (0, 0))
+    sheet.paste(views[1], (views[0].width + gap, 0))
+    sheet.save(picture, quality=85)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,20 @@ def online(folder: str) -> dict:
     model.push_to_hub("walloc/rgb-16x")
     processor.push_to_hub("walloc/rgb-16x")
     facts["newer"] = load_image("walloc/rgb-16x")
+    facts.update(published(folder))
     return facts
+
+
+def published(folder: str) -> dict:
+    """`walloc publish` of a checkpoint and of a page."""
+    import transformers_walloc
+    from transformers_walloc.training.publish import main, publish
+
+    rgb = transformers_walloc.bundled_path("rgb-16x-klt")
+    main([str(rgb), "walloc/published", "--dry_run", f"{folder}/dry"])
+    commit = publish(rgb, "walloc/published", eval_dataset="walloc/kodak")
+    page = publish(f"{folder}/page", "walloc/page")
+    return {"commits": [commit, page], "published": [digest(auto_model(name)) for name in ("walloc/published", rgb)]}
 
 
 def offline(folder: str) -> dict:
@@ -154,7 +167,21 @@ def load_bundled() -> dict:
             "model_type": config.model_type,
             "sampling_rate": extractor.sampling_rate,
         }
+    for name, fact in facts.items():
+        fact.update(features(f"walloc/{name}"))
     return facts
+
+
+def features(name: str) -> dict:
+    """What AutoProcessor and the pipeline make of an id."""
+    import numpy as np
+    from PIL import Image
+    from transformers import AutoProcessor, pipeline
+
+    processor = type(AutoProcessor.from_pretrained(name)).__name__
+    image = processor == "WallocImageProcessor"
+    signal = Image.new("RGB", (48, 40)) if image else {"array": np.zeros((2, 1024)), "sampling_rate": 44100}
+    return {"processor": processor, "features": list(np.shape(pipeline("feature-extraction", model=name)(signal)))}
 
 
 def digest(model) -> str:

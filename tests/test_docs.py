@@ -1,5 +1,6 @@
 """The Python snippets of README.md and docs/ run as they stand, each file's in order, in an empty folder."""
 
+import json
 import re
 import wave
 from pathlib import Path
@@ -49,6 +50,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_snippets(page, folder):
     blocks = snippets(page)
+    if page.name == "original.md":
+        save_as_the_original_does("RGB_16x")
     torch.manual_seed(0)
     np.random.seed(0)
     threads = torch.get_num_threads()
@@ -60,6 +63,29 @@ def test_snippets(page, folder):
             exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
     finally:
         torch.set_num_threads(threads)
+
+
+def save_as_the_original_does(name: str) -> None:
+    """A random codec in the two files that the original publishes."""
+    pytest.importorskip("diffusers")
+    pywt = pytest.importorskip("pywt")
+    from transformers_walloc import WallocImageConfig, WallocImageModel
+
+    config = WallocImageConfig(decoder_type="kl", decoder_hidden_size=32, boundary="periodization")
+    weights = {
+        key.replace("encoder.projection.", "encoder.0.").replace("decoder.", "decoder.1."): value
+        for key, value in WallocImageModel(config).state_dict().items()
+    }
+    wavelet = pywt.Wavelet("bior4.4")
+    for axis in ("col", "row"):
+        weights |= {
+            f"wt.h0_{axis}": torch.tensor(wavelet.dec_lo[::-1]),
+            f"wt.h1_{axis}": torch.tensor(wavelet.dec_hi[::-1]),
+        }
+        weights |= {f"iwt.g0_{axis}": torch.tensor(wavelet.rec_lo), f"iwt.g1_{axis}": torch.tensor(wavelet.rec_hi)}
+    torch.save({"model_state_dict": weights}, f"{name}.pth")
+    settings = {"channels": 3, "J": 3, "Ne": None, "Nd": 32, "latent_dim": 12, "latent_bits": 8}
+    Path(f"{name}.json").write_text(json.dumps({**settings, "lightweight_encode": True, "learning_rate": 1e-3}))
 
 
 def test_finds_blocks(tmp_path):

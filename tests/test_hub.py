@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 from hub_client import BUNDLED
 from hub_server import HubServer
+from huggingface_hub import parse_eval_result_entries
 
 
 def run_client(step: str, folder: Path, environment: dict[str, str]) -> dict:
@@ -79,7 +81,18 @@ def remote_code(server, folder, beside):
 
 
 @pytest.fixture(scope="module")
-def online(server, folder, remote_code):
+def page(folder):
+    """A page as scripts/build_page.py makes it, but for its size."""
+    files = {"README.md": b"---\nsdk: static\n---\n", "index.html": b"<!doctype html>", "vendor/ort.wasm": b"\0asm"}
+    for name, content in files.items():
+        path = folder / "page" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return files
+
+
+@pytest.fixture(scope="module")
+def online(page, server, folder, remote_code):
     return run_and_listen("online", folder, server.environment(folder / "home"), server)
 
 
@@ -134,6 +147,9 @@ def test_bundled_codec_on_a_machine_that_never_had_a_network(fresh, name):
     facts = fresh["bundled"][name]
     assert facts["model_type"] == ("walloc_image" if name.startswith("rgb") else "walloc_audio")
     assert facts["digest"] == fresh["folders"][name]
+    image, channels = name.startswith("rgb"), {"rgb-4x": 48, "stereo-5x": 108, "stereo-20x": 27}.get(name, 12)
+    assert facts["processor"] == ("WallocImageProcessor" if image else "WallocAudioFeatureExtractor")
+    assert facts["features"] == ([1, channels, 5, 6] if image else [1, channels, 4])
 
 
 def test_bundled_codecs_when_the_network_fails(fresh, unreachable):
@@ -158,6 +174,25 @@ def test_newer_commit_on_the_hub_wins_and_stays(online, offline):
     assert online["newer"]["digest"] == online["newer_pushed"] != online["bundled"]["rgb-16x"]["digest"]
     assert offline["newer"] == online["newer"]
     assert offline["bundled"] == {name: online["bundled"][name] for name in BUNDLED if name != "rgb-16x"}
+
+
+def test_publish(online, server, folder, page):
+    files = server.files("walloc/published")
+    assert {"auto_map", "latent_fingerprint"} <= set(json.loads(files["config.json"]))
+    assert {"README.md", "model.safetensors", "preprocessor_config.json", "modeling_walloc.py"} <= set(files)
+    assert online["published"][0] == online["published"][1]
+    entries = parse_eval_result_entries(yaml.safe_load(files[".eval_results/kodak.yaml"]))
+    assert {"walloc/kodak"} == {entry.dataset_id for entry in entries}
+    assert {"psnr": 28.39}.items() <= {entry.task_id: entry.value for entry in entries}.items()
+    # A dry run writes what would be uploaded, and uploads nothing.
+    dry = {str(path.relative_to(folder / "dry")) for path in (folder / "dry").rglob("*") if path.is_file()}
+    assert dry == set(files) - {".gitattributes", ".eval_results/kodak.yaml"}
+    assert len(server.repositories["models", "walloc/published"]) == 2  # created, then one commit
+
+
+def test_publish_a_page(server, online, page):
+    assert {name: server.files("walloc/page", kind="spaces")[name] for name in page} == page
+    assert server.repositories["spaces", "walloc/page"][-1][0] == online["commits"][1]
 
 
 def test_code_from_folder_and_repository_without_the_package(remote_code, saved):

@@ -11,6 +11,7 @@ still wins where there is one; transformers itself is not patched. A linked repo
                                               -> ../../blobs/<commit>-model.safetensors -> <package>/model_cards/...
       blobs/<commit>-.linked                  what was linked, so that the content is hashed only when it has changed
       .no_exist/<commit>/adapter_config.json  files known to be missing, so that nobody asks the network for them
+      snapshots/<commit>/adapter_config.json  an empty folder, see `_EMPTY_FOLDERS`
 
 Two hops of links keep the package safe: deleting a cached revision deletes what its snapshot points to, a mere link.
 Such links, of a cache on another file system, point nowhere once the package is removed: `walloc unlink` before that.
@@ -54,15 +55,17 @@ _OPTIONAL_FILES = (
     "chat_template.json",
     "generation_config.json",
     "model.safetensors.index.json",
+    "processor_config.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "tokenizer_config.json",
     "video_preprocessor_config.json",
 )
 
-# Image processors and feature extractors look here first. Where the Hub answers that it knows no such repository, only
-# files that exist are taken from the cache, so this one has to; without entries it leads to preprocessor_config.json.
-_PROCESSOR_FILE, _EMPTY_PROCESSOR = "processor_config.json", "{}"
+# Where the Hub answers that it knows no such repository, the cache's note of what is missing is not read: an error, if
+# there is nothing of that name in the snapshot. So these are there as empty folders, which is no file to anybody, and
+# are noted as missing as well.
+_EMPTY_FOLDERS = ("adapter_config.json", "processor_config.json", "tokenizer_config.json")
 
 
 def bundled_path(name: str) -> Path:
@@ -306,11 +309,12 @@ def _write_revision(repository: Path, folder: Path, commit: str) -> None:
             write_atomically(snapshot / name, (folder / name).read_bytes())
         else:
             _link(folder / name, snapshot / name, repository / "blobs" / f"{commit}-{name.replace(os.sep, '--')}")
-    if _PROCESSOR_FILE not in files:
-        write_atomically(snapshot / _PROCESSOR_FILE, _EMPTY_PROCESSOR)
     for name in set(_OPTIONAL_FILES) - set(files):
         missing.mkdir(parents=True, exist_ok=True)
         (missing / name).touch()
+        if name in _EMPTY_FOLDERS:
+            with contextlib.suppress(FileExistsError):
+                (snapshot / name).mkdir()
     write_atomically(_record_path(repository, commit), json.dumps(_state(folder)))  # a hard link changes the ctime
     with atomic_file(repository / "refs" / "main", follow_links=False) as partial:
         partial.write_text(commit)

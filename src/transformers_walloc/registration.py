@@ -32,7 +32,14 @@ _lock = threading.RLock()
 
 def register() -> None:
     """Make the Auto classes know this package's models and processors. Calling it again does no harm."""
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoProcessor
+    from transformers import (
+        AutoConfig,
+        AutoFeatureExtractor,
+        AutoImageProcessor,
+        AutoModel,
+        AutoProcessor,
+        AutoTokenizer,
+    )
 
     from .codec.configuration_walloc import WallocAudioConfig, WallocImageConfig, WallocVolumeConfig
     from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
@@ -68,6 +75,10 @@ def register() -> None:
     for config in (WallocAudioConfig, WallocSeparationConfig):
         AutoFeatureExtractor.register(config, WallocAudioFeatureExtractor, exist_ok=True)
         AutoProcessor.register(config, WallocAudioFeatureExtractor, exist_ok=True)
+    # The pipeline "feature-extraction" calls what this class gives on its inputs. Without an entry the search for files
+    # of a tokenizer goes on for minutes where there is no network.
+    AutoTokenizer.register(WallocImageConfig, WallocImageProcessor, exist_ok=True)
+    AutoTokenizer.register(WallocAudioConfig, WallocAudioFeatureExtractor, exist_ok=True)
 
 
 def register_when_needed() -> None:

@@ -28,3 +28,17 @@ def test_image_feature_extraction_gives_latents():
 )
 def test_auto_processor(name, kind):
     assert type(AutoProcessor.from_pretrained(f"walloc/{name}")) is kind
+
+
+def test_feature_extraction_gives_latents_of_either_kind():
+    photo = Image.fromarray(data.astronaut()[:65, :90])
+    extract = pipeline("feature-extraction", model="walloc/rgb-16x")
+    assert torch.equal(
+        extract(photo, return_tensors=True),
+        pipeline("image-feature-extraction", model=extract.model, image_processor=WallocImageProcessor())(
+            photo, return_tensors=True
+        ),
+    )
+    clip = np.random.default_rng(0).uniform(-1, 1, (2, 2000))
+    latents = pipeline("feature-extraction", model="walloc/stereo-20x")({"array": clip, "sampling_rate": 44100})
+    assert np.shape(latents) == (1, 27, 8)

@@ -25,6 +25,7 @@ def test_a_card_of_ones_own_codec(tmp_path):
     }
     write_card(folder, result, repo_id="me/my-codec", licence="cc-by-4.0")
     card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "image-feature-extraction"
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "transformers"
     (value,) = [entry for entry in card.data.eval_results if entry.metric_type == "psnr"]
     assert value.metric_value == 30.12 and value.dataset_name == "My pictures"

@@ -6,6 +6,8 @@ start, so that is slow.
 
 import io
 import os
+import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -141,3 +143,17 @@ def test_same_rows_though_a_worker_dies(ray, photos, tmp_path):
         distributed.compress_with_ray(source(), str(tmp_path / "out"), "walloc/rgb-16x")
     with pytest.raises(ValueError, match="no column 'image'; it has"):
         distributed.compress_with_ray(source(), str(tmp_path / "out"), image_column="image")
+
+
+@pytest.mark.slow
+def test_documentation(ray, photos, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "ray.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "init", lambda: None)  # it runs already
+    (tmp_path / "photos").mkdir()
+    for i in (0, 1, 40):
+        shutil.copy(photos / f"{i:02d}.png", tmp_path / "photos")
+    namespace: dict = {}
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        exec(code, namespace)
+    assert [row["latent_values"].shape for row in namespace["latents"]] == [(12, 5, 7), (12, 5, 6)]

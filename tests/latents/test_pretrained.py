@@ -16,6 +16,7 @@ from pixel_models import (
     inputs_of,
     latents_with_halo,
     linear_decode,
+    main_output,
     normalised_pixels,
     photograph,
     relative_error,
@@ -158,13 +159,33 @@ def test_generate_and_train(family, codec, folders):
     assert generated.shape[1] == inputs["input_ids"].shape[1] + 3
     if family in ("paligemma", "gemma3"):
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-    before = embedding_parameters(model, family_of(model.config))[0].detach().clone()
     labels = inputs["input_ids"].clone()
     labels[labels == IMAGE_TOKEN] = -100
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    _check_training(model, lambda: model(**inputs, labels=labels).loss)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in LANGUAGE])
+def test_train_and_save(family, codec, folders, tmp_path):
+    """Models without text to generate: towards an output of our own."""
+    model = load_on_latents(folders(family), codec, AUTO_CLASSES[family], halo=1, image_mean=MEAN, image_std=STD)
+    inputs = inputs_of(family, _windows(codec, model, latents_with_halo(codec, photograph(64, 64), 1)), 4)
+    with torch.no_grad():
+        start = main_output(model(**inputs))
+    target = start + torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    _check_training(model, lambda: (main_output(model(**inputs)) - target).square().mean())
+    model.save_pretrained(tmp_path)
+    again = AUTO_CLASSES[family].from_pretrained(tmp_path)
+    assert again.config.walloc_latents == model.config.walloc_latents
+    assert tokens_and_output(again, inputs)[1].equal(tokens_and_output(model, inputs)[1])
+
+
+def _check_training(model, loss_of):
+    """Two steps bring the loss down and reach the patch embedding."""
+    before = embedding_parameters(model, family_of(model.config))[0].detach().clone()
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
     losses = []
     for _ in range(2):
-        loss = model.train()(**inputs, labels=labels).loss
+        loss = loss_of()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -234,6 +255,10 @@ def test_errors(codec, folders, tmp_path):
     with pytest.raises(ValueError, match="no patch embedding known for model type 'walloc_image'; valid: vit, dino"):
         codec.save_pretrained(tmp_path)
         load_on_latents(str(tmp_path), codec)
+    for kind, reason in (("pix2struct", "own mean and deviation"), ("resnet", "stride, padding")):
+        AutoConfig.for_model(kind).save_pretrained(tmp_path / kind)
+        with pytest.raises(ValueError, match=f"a model of type '{kind}' cannot be loaded on latents: it .*{reason}"):
+            load_on_latents(str(tmp_path / kind), codec)
     with pytest.raises(ValueError, match="unknown resample 'nearest'; valid: box, bilinear, bicubic"):
         load_on_latents(folders("vit"), codec, image_mean=MEAN, image_std=STD, resample="nearest")
     with pytest.raises(ValueError, match="grid of 3 x 4 patches cannot be merged by 2"):

@@ -171,4 +171,23 @@ def test_photograph_in_chromium(site, tmp_path):
         assert abs(dropped["psnr"][0] + 10 * np.log10((error**2).mean() / 255**2)) < 0.01
         opened = drop("python.walloc")
         assert difference(opened).max() <= 1 and difference(opened).mean() < 0.01
+
+        # What the page offers for download is that file, and it opens as any other.
+        with page.expect_download() as download:
+            page.locator("#save-walloc").click()
+        assert download.value.suggested_filename == "python.walloc"
+        download.value.save_as(tmp_path / "again.walloc")
+        assert (tmp_path / "again.walloc").read_bytes() == expected
+        page.locator("#file").set_input_files(tmp_path / "again.walloc")
+        page.wait_for_function("document.getElementById('status').textContent.startsWith('again: done')")
+        assert difference(page.evaluate(RESULT)).max() <= 1
+
+        # Nothing sticks out on a phone, and both schemes have their own ground.
+        grounds = set()
+        for width, scheme in ((1000, "light"), (390, "light"), (390, "dark")):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert len(grounds) == 2
         browser.close()

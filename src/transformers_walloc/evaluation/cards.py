@@ -99,7 +99,8 @@ def model_card(
 
 def card_data(name: str, image: bool, result: dict | None, licence: str | None) -> ModelCardData:
     """The header that the Hub reads, with the measured values of the codec's own row."""
-    task, kind = ("image-to-image", "image") if image else ("audio-to-audio", "audio")
+    # Pipelines that transformers has, and that give latents.
+    task, kind = ("image-feature-extraction", "image") if image else ("feature-extraction", "audio")
     own = [row for row in result["rows"] if row["codec"] == name] if result is not None else []
     columns = [c for c in TITLES if own and own[0].get(c) is not None and c != "dimensionality_reduction"]
     measured = [

@@ -132,7 +132,7 @@ def read_images(source: str) -> "ray.data.Dataset":
     import ray.data
 
     suffixes = [suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES]
-    return ray.data.read_binary_files(source, include_paths=True, file_extensions=suffixes)
+    return ray.data.read_binary_files(_uri(source), include_paths=True, file_extensions=suffixes)
 
 
 class _Errors:

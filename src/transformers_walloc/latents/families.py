@@ -73,9 +73,34 @@ FAMILIES = {
     "colqwen2": replace(_QWEN2, layout="padded_rows"),
 }
 
+# What is not linear in the pixels up to its first layer, or counts on zeros around the image, by model type.
+_STEM = (
+    "starts with a convolution that reaches beyond its stride or the image: fold that module by hand, with "
+    "fold_patch_embedding(..., stride, padding), exact but at the border, where the pixel model sees zeros"
+)
+REFUSED = {
+    "florence2": "has overlapping, zero-padded patches, and later stages that count on the same padding",
+    "pix2struct": "normalises every image by its own mean and deviation, which is not linear in the pixels",
+    **dict.fromkeys(
+        (
+            "mobilenet_v1",
+            "mobilenet_v2",
+            "resnet",
+            "regnet",
+            "efficientnet",
+            "rt_detr",
+            "rt_detr_v2",
+            "vitpose_backbone",
+        ),
+        _STEM,
+    ),
+}
+
 
 def family_of(config: PreTrainedConfig) -> Family:
     """The row of a model, by its config."""
+    if reason := REFUSED.get(config.model_type):
+        raise ValueError(f"a model of type {config.model_type!r} cannot be loaded on latents: it {reason}")
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"no patch embedding known for model type {config.model_type!r}; valid: {', '.join(FAMILIES)}; for another "

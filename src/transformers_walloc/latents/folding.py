@@ -75,7 +75,7 @@ def fold_patch_embedding(
         weight: (D, channels, P, P) of the patch embedding, whose pixels are `(x01 - image_mean) / image_std` with
             x01 in [0, 1], resized by `resample` from `patch_size * 2**num_levels` to `stride` pixels per side.
         bias: (D,) or None.
-        codec: a full model whose decoder has a linear synthesis (`residual` or `linear`).
+        codec: a full model whose decoder has a linear synthesis (`restoration`, `residual` or `linear`).
         patch_size: latents per side of a patch.
         halo: latents on each side of the patch; None for the smallest with which the result is exact. With less, the
             lowest band goes on beyond the window as it ends there and the others stop, which keeps flat areas right.

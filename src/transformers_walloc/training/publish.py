@@ -1,10 +1,12 @@
-"""Publish a checkpoint folder on the Hub, with the code that loads it where this package is not installed.
+"""Publish a checkpoint folder, or the page for browsers, on the Hub.
 
-    walloc publish model_cards/rgb-16x walloc/rgb-16x [--private] [--dry_run DIR]
+    walloc publish model_cards/rgb-16x walloc/rgb-16x [--private] [--dry_run DIR] [--eval_dataset USER/kodak]
+    walloc publish build/page walloc/demo
 
-Weights, card and measured results are uploaded as they are. Configuration and processor get an `auto_map`, and the
-package's modules are put beside them, so that `AutoModel.from_pretrained(..., trust_remote_code=True)` works with
-transformers alone; with the package imported, its own classes are used. Log in with `hf auth login` or `HF_TOKEN`.
+Of a checkpoint, weights, card and measured results are uploaded as they are. Configuration and processor get an
+`auto_map`, and the package's modules are put beside them, so that `AutoModel.from_pretrained(...,
+trust_remote_code=True)` works with transformers alone; with the package imported, its own classes are used. The page
+(`scripts/build_page.py`) becomes a static Space. Log in with `hf auth login` or `HF_TOKEN`.
 """
 
 import argparse
@@ -15,40 +17,60 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi
+import yaml
+from huggingface_hub import HfApi, ModelCard
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
 import transformers_walloc
 
 
-def publish(folder: str | Path, repository: str, private: bool = False, dry_run: str | Path | None = None) -> str:
-    """Upload a checkpoint folder to the Hub, with the code that loads it.
+def publish(
+    folder: str | Path,
+    repository: str,
+    private: bool = False,
+    dry_run: str | Path | None = None,
+    eval_dataset: str | None = None,
+) -> str:
+    """Upload a checkpoint folder to the Hub, with the code that loads it, or a page.
 
     Args:
-        folder: as `save_pretrained` of model and processor writes it, such as model_cards/rgb-16x.
+        folder: as `save_pretrained` of model and processor writes it, such as model_cards/rgb-16x; or a folder with an
+            index.html, for a static Space.
         repository: Hub id, such as walloc/rgb-16x; created if it does not exist.
         private: whether a repository that is created is private.
         dry_run: folder to write the files into; nothing is uploaded then.
+        eval_dataset: Hub id of the data set that the card's values were measured on. The values then become entries of
+            `.eval_results`, which newer clients read; the card's header has them for older ones.
 
     Returns:
         The commit's hash, or the folder of a dry run.
 
     Raises:
-        ValueError: no checkpoint folder.
+        ValueError: neither a checkpoint folder nor a page, or a card without measured values for `eval_dataset`.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no checkpoint folder: it has no config.json")
+    page = (folder / "index.html").is_file()
+    if not page and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no checkpoint folder: it has no config.json (nor the index.html of a page)")
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / "repository"
-        stage(folder, staged)
+        if page:
+            shutil.copytree(folder, staged)
+        else:
+            stage(folder, staged)
+        if eval_dataset:
+            write_eval_results(staged, eval_dataset)
         if dry_run:
             shutil.copytree(staged, dry_run, dirs_exist_ok=True)
             return str(dry_run)
         api = HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
+        kind = "space" if page else "model"
+        api.create_repo(
+            repository, private=private, exist_ok=True, repo_type=kind, space_sdk="static" if page else None
+        )
         commit = api.upload_folder(
             repo_id=repository,
+            repo_type=kind,
             folder_path=staged,
             commit_message=f"{folder.name}, transformers-walloc {transformers_walloc.__version__}",
         )
@@ -76,15 +98,31 @@ def stage(folder: Path, staged: Path) -> None:
             (staged / name).write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n")
 
 
+def write_eval_results(folder: Path, dataset: str) -> None:
+    """Write `.eval_results/NAME.yaml` from the values in the header of a folder's card."""
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml  # not in its first releases
+
+    card = folder / "README.md"
+    measured = card.is_file() and ModelCard.load(card).data.eval_results
+    if not measured:
+        raise ValueError(f"no entries for {dataset}: the card has no measured values")
+    entries = [EvalResultEntry(dataset, result.metric_type, result.metric_value) for result in measured]
+    results = folder / ".eval_results"
+    results.mkdir()
+    name = dataset.rsplit("/", 1)[-1]
+    (results / f"{name}.yaml").write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `walloc publish`."""
     parser = argparse.ArgumentParser(
         prog="walloc publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="a checkpoint folder, such as model_cards/rgb-16x")
+    parser.add_argument("folder", type=Path, help="a checkpoint folder, such as model_cards/rgb-16x, or a page")
     parser.add_argument("repository", help="Hub id, such as walloc/rgb-16x; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--dry_run", type=Path, metavar="DIR", help="write the files into DIR and upload nothing")
+    parser.add_argument("--eval_dataset", metavar="ID", help="Hub id of what the card's values were measured on")
     arguments = parser.parse_args(argv)
     try:
         result = publish(**vars(arguments))
