@@ -50,10 +50,9 @@ def online(folder: str) -> dict:
 def published(folder: str) -> dict:
     """`walloc publish` of a checkpoint and of a page."""
     import transformers_walloc
-    from transformers_walloc.training.publish import main, publish
+    from transformers_walloc.training.publish import publish
 
-    rgb = transformers_walloc.bundled_path("rgb-16x-klt")
-    main([str(rgb), "walloc/published", "--dry_run", f"{folder}/dry"])
+    rgb = transformers_walloc.bundled_path("rgb-16x")
     commit = publish(rgb, "walloc/published", eval_dataset="walloc/kodak")
     page = publish(f"{folder}/page", "walloc/page")
     return {"commits": [commit, page], "published": [digest(auto_model(name)) for name in ("walloc/published", rgb)]}
@@ -73,8 +72,10 @@ def offline(folder: str) -> dict:
 def never_online(folder: str) -> dict:
     """A cache that has never seen a network. Also writes the codecs that the other steps use."""
     import transformers_walloc
+    from transformers_walloc.training.publish import main
 
     folders = {name: digest(auto_model(transformers_walloc.bundled_path(name))) for name in BUNDLED}
+    main([str(transformers_walloc.bundled_path("rgb-16x")), "walloc/published", "--dry_run", f"{folder}/dry"])
     return {"bundled": load_bundled(), "folders": folders, "saved": save_with_code(folder)}
 
 
@@ -98,6 +99,7 @@ def remote_code(folder: str) -> dict:
     from transformers import AutoFeatureExtractor, AutoImageProcessor
 
     facts = {"refused": error_of(auto_model, f"{folder}/image", trust_remote_code=False)}
+    facts["staged"] = digest(auto_model(f"{folder}/dry", trust_remote_code=True))
     for place, names in (
         ("folder", [f"{folder}/image", f"{folder}/audio"]),
         ("hub", ["other/image", "other/audio"]),

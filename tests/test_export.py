@@ -10,9 +10,15 @@ import PIL.Image
 import pytest
 import skimage.data
 import torch
-from codec_fixtures import image_inputs, pictures
+from codec_fixtures import image_inputs, pictures, sound
 
-from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
+from transformers_walloc import (
+    WallocAudioConfig,
+    WallocAudioFeatureExtractor,
+    WallocAudioModel,
+    WallocImageConfig,
+    WallocImageModel,
+)
 from transformers_walloc.codec.bottleneck import decompand
 from transformers_walloc.codec.wavelets import wavelet_packet_analysis, wavelet_packet_synthesis
 from transformers_walloc.export import (
@@ -146,6 +152,22 @@ def test_audio_graphs(tmp_path):
             codes = codec.quantize(latents)
             decoded = run(paths["decoder"], codes=codes, step=torch.ones(1))
             torch.testing.assert_close(decoded, codec.decode(codes).audio_values, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_graphs_of_a_bundled_audio_codec(tmp_path):
+    pytest.importorskip("onnxscript")
+    codec = WallocAudioModel.from_pretrained("walloc/stereo-20x")
+    paths = export_codec(codec, tmp_path)
+    inputs = WallocAudioFeatureExtractor.from_pretrained(tmp_path)(sound(1.0), sampling_rate=44100, return_tensors="pt")
+    with torch.no_grad():
+        latents = codec.encode(inputs["input_values"]).latents
+        exported = run(paths["encoder"], input_values=inputs["input_values"])
+        torch.testing.assert_close(exported, latents, atol=1e-4, rtol=0)
+        codes = codec.quantize(latents)
+        assert torch.equal(run(paths["quantizer"], latents=latents, step=torch.ones(1)), codes)
+        decoded = run(paths["decoder"], codes=codes, step=torch.ones(1))
+        torch.testing.assert_close(decoded, codec.decode(codes).audio_values, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

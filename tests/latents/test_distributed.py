@@ -28,14 +28,27 @@ SIZES = [(40, 56), (33, 47), (64, 64), (8, 100)]
 
 @pytest.fixture(scope="module")
 def ray():
-    # Read when it is imported: no tokens in the user's home, no reports, and patience on a busy machine.
-    patience = {"RAY_raylet_start_wait_time_s": "600", "RAY_agent_register_timeout_ms": "600000"}
+    # Read when it is imported: no tokens in the user's home, no reports, and patience on a busy machine, where workers
+    # of low priority would not register in time and others be started in their place, without end.
+    patience = {
+        "RAY_raylet_start_wait_time_s": "600",
+        "RAY_agent_register_timeout_ms": "600000",
+        "RAY_worker_register_timeout_seconds": "600",
+        "RAY_worker_niceness": "0",
+        "RAY_prestart_worker_first_driver": "0",
+    }
     os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **patience})
     ray = pytest.importorskip("ray")
     # Workers import this checkout and look for nothing on a network.
     names = ("PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
     variables = {name: os.environ[name] for name in names if name in os.environ}
-    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": variables}, object_store_memory=2**27)
+    ray.init(
+        "local",  # whatever cluster this machine belongs to
+        num_cpus=4,
+        include_dashboard=False,
+        runtime_env={"env_vars": variables},
+        object_store_memory=2**27,
+    )
     yield ray
     ray.shutdown()
 
@@ -105,7 +118,7 @@ def test_same_rows_though_a_worker_dies(ray, photos, tmp_path):
     killed, done = [], threading.Event()
 
     def kill_one():
-        while not killed and not done.wait(0.05):
+        while not killed and not done.wait(0.2):
             for process in psutil.Process().children(recursive=True):
                 if _name(process).startswith("ray::") and "_Encoder" in _name(process) and not killed:
                     process.kill()
