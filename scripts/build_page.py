@@ -121,7 +121,7 @@ def take_screenshot(folder: Path, picture: Path) -> None:
     sheet = PIL.Image.new("RGB", (sum(view.width for view in views) + gap, views[0].height), "white")
     sheet.paste(views[0], (0, 0))
     sheet.paste(views[1], (views[0].width + gap, 0))
-    sheet.save(picture, quality=85)
+    sheet.save(picture, quality=80, optimize=True)
 
 
 if __name__ == "__main__":
