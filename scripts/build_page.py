@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 import threading
 from pathlib import Path
+from typing import Literal
 
 import PIL.Image
 import torch
@@ -106,7 +107,8 @@ def take_screenshot(folder: Path, picture: Path) -> None:
         photograph = Path(scratch, "cup.png")
         PIL.Image.fromarray(skimage.data.coffee()).save(photograph)
         browser = api.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for width, scheme in ((1000, "light"), (390, "dark")):
+        screens: list[tuple[int, Literal["light", "dark"]]] = [(1000, "light"), (390, "dark")]
+        for width, scheme in screens:
             page = browser.new_page(viewport={"width": width, "height": 1500}, color_scheme=scheme)
             page.set_default_timeout(300_000)
             page.goto(f"http://127.0.0.1:{server.server_address[1]}")
