@@ -14,6 +14,7 @@ import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("torch", "transformers", "huggingface_hub", "numpy", "pillow", "peft", "torchvision")
 
@@ -83,7 +84,8 @@ class Pictures:
 def spawned_workers(folder: str) -> None:
     from torch.utils.data import DataLoader
 
-    (batch,) = DataLoader(Pictures(), batch_size=4, num_workers=1, multiprocessing_context="spawn")
+    pictures: Any = Pictures()
+    (batch,) = DataLoader(pictures, batch_size=4, num_workers=1, multiprocessing_context="spawn")
     assert batch.shape == (4, 3, 16, 16)
 
 
