@@ -51,14 +51,23 @@ def run(*arguments):
 def test_tables_of_images(image_codec, images, tmp_path):
     from transformers_walloc.evaluation.specs import make_codec
 
-    specs = [image_codec, f"{image_codec}@linear", f"jpeg@like={image_codec}", "webp@quality=50", "resize@factor=4"]
+    specs = [image_codec, f"{image_codec}@refine=2", f"{image_codec}@linear", f"jpeg@like={image_codec}"]
+    specs += ["webp@quality=50", "resize@factor=4"]
     command = ["tables", "--data", images, "--out", tmp_path, "--codecs", *specs, "--threads", 1]
     command += ["--speed_sizes", "1x32x48", "--repeats", 1]
     result = run(*command)
     rows = {row["codec"]: row for row in result["rows"]}
-    assert list(rows) == ["tiny", "tiny@linear", "jpeg@like=tiny", "webp@quality=50", "resize@factor=4"]
+    assert list(rows) == [
+        "tiny",
+        "tiny@refine=2",
+        "tiny@linear",
+        "jpeg@like=tiny",
+        "webp@quality=50",
+        "resize@factor=4",
+    ]
     assert rows["tiny"]["dimensionality_reduction"] == rows["resize@factor=4"]["dimensionality_reduction"] == 16
     assert rows["tiny"]["psnr"] != rows["tiny@linear"]["psnr"]
+    assert set(rows["tiny@refine=2"]["speed"]) == set(rows["webp@quality=50"]["speed"])  # through files
     assert rows["tiny"]["bpp"] == rows["tiny@linear"]["bpp"] > rows["jpeg@like=tiny"]["bpp"] * 0.8
 
     # One number from first principles: files written by the model itself.
@@ -171,7 +180,7 @@ def test_reports_and_cards_are_made_from_stored_results(image_codec, images, tmp
     second = {"kind": "image", "train": ["photos:0.9"], "minutes": 20.0, "earlier": first}
     last = {"kind": "image", "train": ["photos:0.9"], "step": 0.1, "cpu": True, "machine": "a box", "earlier": second}
     (folder / "recipe.json").write_text(json.dumps(last))
-    specs = [folder, f"{folder}@linear", f"jpeg@like={folder}"]
+    specs = [folder, f"{folder}@refine=1", f"{folder}@linear", f"jpeg@like={folder}"]
     result = run("tables", "--data", images, "--out", tmp_path / "out", "--codecs", *specs, "--no_speed")
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     monkeypatch.setattr(pages, "RESULTS", tmp_path / "docs" / "results")

@@ -151,6 +151,8 @@ def _label(codec: str, name: str) -> str:
         return f"**{name}**"
     if codec == f"{name}@linear":
         return "linear decoder, same file"
+    if codec.startswith(f"{name}@refine="):
+        return f"codes refined in {codec.rpartition('=')[2]} steps, same decoder"
     form, _, other = codec.partition("@like=")
     formats = IMAGE_FORMATS | AUDIO_FORMATS
     return f"{formats[form].title}, same size" if other and form in formats else codec

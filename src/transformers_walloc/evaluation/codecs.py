@@ -145,6 +145,9 @@ class WallocCodec(Codec):
 
     @torch.inference_mode()
     def run(self, signals: list[np.ndarray], clock: Clock, decode: bool = True) -> None:
+        if self.options["refine"]:  # a search for codes ends in a file
+            super().run(signals, clock, decode)
+            return
         model, name = self.model, self.model.main_input_name
         with clock.stage("prepare"):
             inputs = self.prepare(signals)

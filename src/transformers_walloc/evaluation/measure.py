@@ -39,6 +39,7 @@ MODELS = {"image": ["rgb-4x", "rgb-16x"], "audio": ["stereo-5x", "stereo-20x"]}
 MATCHED = {"image": ["jpeg", "webp"], "audio": ["mp3", "opus"]}  # compared at the size of our files, too
 RESIZING = ["resize@factor=2", "resize@factor=4"]
 CURVE_STEPS = (1, 1.5, 2, 3, 4, 6, 8)
+REFINE = 10  # steps of the search for better codes
 CURVE_QUALITIES: dict[str, dict[str, Sequence[float]]] = {
     "image": {
         "jpeg": (5, 8, 12, 18, 26, 38, 52, 68, 80, 90),
@@ -140,6 +141,7 @@ def default_codecs(command: str, kind: str, models: Sequence[str] | None = None)
     for model in models:
         specs.append(model)
         if command == "tables":
+            specs += [f"{model}@refine={REFINE}"] if kind == "image" else []
             specs += [f"{model}@linear", *(f"{name}@like={model}" for name in MATCHED[kind])]
     middle = "50" if kind == "image" else "0.9"
     return specs + [f"{name}@quality={middle}" for name in formats] + resizing + list(NEURAL[kind])
