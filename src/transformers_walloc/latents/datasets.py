@@ -15,7 +15,8 @@ codec    name and fingerprint of the codec
 
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -163,12 +164,20 @@ class RowReader:
             self.config, self.fingerprint = codec.config, codec.fingerprint()
 
     def batch(self, rows: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
-        """`codes` of rows; their .walloc files are decoded together, by as many threads as torch has."""
+        """`codes` of rows; files are decoded together, by as many threads as torch has."""
         for row in rows:
             self._check(row)
         files = [row["bytes"] for row in rows if row["storage"] == "walloc"]
         decoded = iter(self._encoder().decompress_codes(files) if files else ())
-        return [next(decoded) if row["storage"] == "walloc" else self.codes(row) for row in rows]
+        others = [row for row in rows if row["storage"] != "walloc"]
+        threads = min(torch.get_num_threads(), sum(row["storage"] == "webp" for row in others))
+        read: Iterator[torch.Tensor]
+        if threads > 1:  # Pillow decodes without Python's lock
+            with ThreadPoolExecutor(threads) as pool:
+                read = iter(list(pool.map(self.codes, others)))
+        else:
+            read = map(self.codes, others)
+        return [next(decoded if row["storage"] == "walloc" else read) for row in rows]
 
     def codes(self, row: dict[str, Any]) -> torch.Tensor:
         """(channels, height, width), int8 on the CPU.

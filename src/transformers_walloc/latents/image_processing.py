@@ -8,6 +8,7 @@ from transformers import BaseImageProcessor, BatchFeature, PreTrainedConfig
 
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder
+from ..codec.pixels import scale_pixels
 from .families import family_of, image_grid
 from .families import merge_size as merge_size_of
 from .layouts import model_inputs
@@ -57,7 +58,7 @@ class WallocLatentImageProcessor(BaseImageProcessor):
     Args:
         codec (`str`): Hub id or folder of the codec.
         size (`dict`): `{"height": ..., "width": ...}` in pixels that the images are resized to, multiples of
-            `patch_size * 2**num_levels`. Resizing is bicubic and antialiased.
+            `patch_size * 2**num_levels`. Resizing is bicubic and antialiased, of 8-bit images in 8 bits.
         do_resize (`bool`, defaults to `True`): `False` keeps the resolution up to the nearest whole number of tokens,
             for models that take any size.
         patch_size (`int`): latents per side of a patch.
@@ -189,16 +190,19 @@ class WallocLatentImageProcessor(BaseImageProcessor):
                 f"size {size['height']}x{size['width']} is not a multiple of {unit} pixels: patches of {patch_size} "
                 f"latents of {encoder.config.patch_size} pixels"
             )
-        to_pixels = WallocImageProcessor(num_channels=encoder.config.num_channels, patch_size=1)
+        # 8-bit images are resized in 8 bits and go to the encoder as they are: on a CPU it is a compiled kernel.
+        to_pixels = WallocImageProcessor(num_channels=encoder.config.num_channels, patch_size=1, do_rescale=False)
         batch = []
         for image in to_pixels._prepare_images_structure(images):
-            pixels = to_pixels(image, device=device, return_tensors="pt")["pixel_values"]
+            pixels = to_pixels(image, return_tensors="pt")["pixel_values"]
+            if pixels.dtype == torch.uint8 and pixels.device.type != "cpu":
+                pixels = scale_pixels(pixels)  # only CPUs resize 8 bits
             target = (size["height"], size["width"])
             if not do_resize:
                 token = unit * merge_size
                 target = tuple(max(1, round(length / token)) * token for length in pixels.shape[2:])
             batch.append(resize_pixels(pixels, target))
-        if all(pixels.shape == batch[0].shape for pixels in batch):
+        if all((pixels.shape, pixels.dtype) == (batch[0].shape, batch[0].dtype) for pixels in batch):
             windows = list(view.from_pixels(torch.cat(batch), encoder))
         else:
             windows = [view.from_pixels(pixels, encoder)[0] for pixels in batch]

@@ -117,14 +117,16 @@ class LatentView:
         """Latents of whole images and the halo around them.
 
         Args:
-            pixels: (batch, num_channels, height, width) in [-0.5, 0.5], of any size and on any device: they are
-                reflected up to whole latents, and by the halo on all sides.
+            pixels: (batch, num_channels, height, width) in [-0.5, 0.5] or uint8, of any size and on any device: they
+                are reflected up to whole latents, and by the halo on all sides.
             encoder: of the codec; the result is on its device.
 
         Returns:
             (batch, latent_channels, h + 2 halo, w + 2 halo), companded and not rounded, float32.
         """
-        return encoder.encode(self.extend(pixels.to(encoder.device).float())).latents
+        pixels = pixels.to(encoder.device)
+        pixels = pixels if pixels.dtype == torch.uint8 else pixels.float()
+        return encoder.encode(self.extend(pixels)).latents
 
     def extend(self, pixels: torch.Tensor) -> torch.Tensor:
         """Images (..., height, width) reflected up to whole latents, and by the halo on all sides."""
