@@ -1,72 +1,105 @@
-"""Time and peak memory of coding a picture of any size in bands: a gigapixel by default.
+"""Time and peak memory of the command line on files of any size: a picture as TIFF, a recording as WAV.
 
-    python -m research.measure_memory [--megapixels 1000] [--model rgb-16x] [--decode]
+    python -m research.measure_memory picture 100 200 [--decode]     # megapixels; a gigapixel: 1000
+    python -m research.measure_memory audio 0.5 1 [--decode]         # hours of stereo; ten: 10
 
-The picture is a photograph of scikit-image's, tiled and never whole in memory. Without --decode only a window of the
-file is decoded, which decodes all of its codes; with it every band is, at the speed of the decoder.
+Makes each file from a photograph of scikit-image's, or from tones and noise, piece by piece on disk, compresses it and
+decodes a window in processes of their own, and with --decode all of it; prints the peak memory of each process.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import resource
+import os
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
-import torch
 
-from transformers_walloc import WallocImageModel, bundled_path, native
-from transformers_walloc.codec.bands import compress_rows, decompress_rows
+from transformers_walloc import native
+
+CODECS = {"picture": "rgb-16x", "audio": "stereo-20x"}
+RATE = 44_100
+UNLIMITED = ("--max-pixels", "0", "--max-samples", "0")
 
 
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+def write_picture(path: Path, megapixels: float) -> str:
+    """A photograph, tiled, with lines of noise between; never whole in memory."""
+    import skimage.data
+    import tifffile
+
+    photograph, rng = skimage.data.astronaut(), np.random.default_rng(0)
+    side = math.isqrt(round(megapixels * 1e6))
+    repeats = -(-side // photograph.shape[1])
+
+    def strips():
+        for start in range(0, side, 64):
+            rows = photograph[np.arange(start, min(start + 64, side)) % len(photograph)]
+            strip = np.tile(rows, (1, repeats, 1))[:, :side]
+            strip[0] = rng.integers(0, 256, strip[0].shape)
+            yield strip.tobytes()
+
+    tifffile.imwrite(path, strips(), shape=(side, side, 3), dtype=np.uint8, photometric="rgb", rowsperstrip=64)
+    return f"{side} x {side} pixels"
+
+
+def write_recording(path: Path, hours: float) -> str:
+    """Gliding tones under noise, 16 bits; RF64 beyond 4 GB."""
+    import soundfile
+
+    rng, length = np.random.default_rng(0), round(hours * 3600 * RATE)
+    kind = "RF64" if 4 * length > 2**32 - 2**25 else "WAV"
+    with soundfile.SoundFile(str(path), "w", samplerate=RATE, channels=2, subtype="PCM_16", format=kind) as file:
+        for start in range(0, length, RATE * 10):
+            t = np.arange(start, min(start + RATE * 10, length)) / RATE
+            glide = 2 * np.pi * (220 * t + 40 * np.sin(t))
+            clip = 0.3 * np.stack([np.sin(glide), np.sin(1.5 * glide)], 1)
+            file.write(clip * (0.5 + 0.5 * np.sin(t / 3))[:, None] + rng.normal(0, 0.01, clip.shape))
+    return f"{length} samples of stereo"
+
+
+def measure(what: str, *arguments: str) -> None:
+    """Run the command line; print its time and the most memory that it had."""
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "transformers_walloc", *arguments, "--device", "cpu"])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - begin
+    processor = usage.ru_utime + usage.ru_stime
+    print(f"  {what:<34}{seconds:8.1f} s ({processor:7.1f} CPU){usage.ru_maxrss / 1e3:9.0f} MB", flush=True)
+    if process.returncode:
+        raise SystemExit(f"walloc {' '.join(arguments)} failed with status {process.returncode}")
 
 
 def main(argv: list[str] | None = None) -> None:
-    import skimage.data
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megapixels", type=float, default=1000)
-    parser.add_argument("--model", default="rgb-16x")
-    parser.add_argument("--decode", action="store_true", help="all of it")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("kind", choices=CODECS)
+    parser.add_argument("sizes", type=float, nargs="+", help="megapixels, or hours")
+    parser.add_argument("--model", help="a codec for it")
+    parser.add_argument("--decode", action="store_true", help="all of it, too, at the speed of the decoder")
+    parser.add_argument("--folder", help="for the files, which are removed (default: the system's)")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
-    photograph = skimage.data.astronaut()
-    model = WallocImageModel.from_pretrained(bundled_path(arguments.model)).eval()
-    side = math.isqrt(round(arguments.megapixels * 1e6))
-    tiles = -(-side // photograph.shape[1])
-
-    def read(start: int, stop: int) -> np.ndarray:
-        rows = photograph[np.arange(start, stop) % len(photograph)]
-        return np.tile(rows, (1, tiles, 1))[:, :side]
-
-    def report(what: str, begin: float, pixels: float) -> None:
-        seconds = time.perf_counter() - begin
-        print(
-            f"{what:<40}{seconds:9.1f} s{pixels / 1e6 / seconds:9.2f} MP/s   peak {peak_megabytes():7.0f} MB",
-            flush=True,
-        )
-
-    print(f"{native.describe()}\n{side} x {side} pixels, {arguments.threads} threads; start {peak_megabytes():.0f} MB")
-    begin = time.perf_counter()
-    blob = compress_rows(model, side, side, read)
-    report(f"compressed to {len(blob) / 1e6:.1f} MB", begin, side**2)
-    size = min(side, 512)
-    window = ((side - size) // 2, (side - size) // 2, size, size)
-    begin = time.perf_counter()
-    rows = np.concatenate(list(decompress_rows(model, blob, window=window, max_memory=None)))
-    report(f"a window of {size} x {size} decoded", begin, size**2)
-    original = read(window[0], window[0] + size)[:, window[1] : window[1] + size]
-    error = np.mean((rows.astype(float) - original) ** 2)
-    print(f"PSNR of the window: {10 * math.log10(255**2 / error):.2f} dB")
-    if arguments.decode:
-        begin, count = time.perf_counter(), 0
-        for rows in decompress_rows(model, blob, max_memory=None):
-            count += rows.shape[0] * rows.shape[1]
-        report("all decoded", begin, count)
+    print(native.describe())
+    for size in arguments.sizes:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            is_picture = arguments.kind == "picture"
+            source = Path(folder, "large.tif" if is_picture else "large.wav")
+            name = (write_picture if is_picture else write_recording)(source, size)
+            print(f"{name}, {source.stat().st_size / 1e6:.0f} MB", flush=True)
+            walloc, model = str(source.with_suffix(".walloc")), ("--model", arguments.model or CODECS[arguments.kind])
+            measure("compress", "compress", str(source), "-o", walloc, *model, *UNLIMITED)
+            print(f"  {os.path.getsize(walloc) / 1e6:.2f} MB")
+            part = str(Path(folder, "part.png" if is_picture else "part.wav"))
+            window = ["1000", "1000", "512", "512"] if is_picture else [str(RATE), str(10 * RATE)]
+            options = [*model, *UNLIMITED, "--max-memory", "0"]
+            measure("decompress a window", "decompress", walloc, "-o", part, *options, "--window", *window)
+            if arguments.decode:
+                whole = str(Path(folder, f"whole{source.suffix}"))
+                measure("decompress all", "decompress", walloc, "-o", whole, *options)
 
 
 if __name__ == "__main__":

@@ -220,7 +220,11 @@ def read_audio(
 
 def sample_format(data: bytes) -> str:
     """What a .walloc file states about the samples of audio, see `bitstream.SAMPLE_FORMATS`."""
-    subtype = _soundfile().info(io.BytesIO(data)).subtype
+    return sample_format_of(_soundfile().info(io.BytesIO(data)).subtype)
+
+
+def sample_format_of(subtype: str) -> str:
+    """The same of one of libsndfile's subtypes."""
     subtype = "PCM_U8" if subtype == "PCM_S8" else subtype
     return next((name for name, subtypes in _SUBTYPES.items() if subtype == subtypes[0]), "")
 

@@ -21,7 +21,6 @@ from transformers_walloc.latents.layouts import flatten_patches
 from transformers_walloc.latents.pretrained import load_on_latents
 from transformers_walloc.latents.values import LatentView, latent_values, latent_windows
 
-
 # Latents of 8-bit images come from the compiled kernel, equal to 2e-4 before the companding is undone.
 CLOSE = {"rtol": 1e-3, "atol": 2e-4}
 

@@ -32,7 +32,8 @@ EXAMPLES = """\
 
 Images are upright afterwards; metadata is not kept, but transparency and colour profiles are, without loss, and so is
 whether there were 16 bits or gray. What a .walloc file does not keep (frames of an animation, CMYK) is said. a.png and
-a.jpg in one job become a.png.walloc and a.jpg.walloc."""
+a.jpg in one job become a.png.walloc and a.jpg.walloc. Large 8-bit TIFF, and audio of the codec's rate, are read piece by
+piece, whatever their size (--max-pixels 0, --max-samples 0)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,14 +82,24 @@ def run(
     if not plan.jobs:
         return run_jobs(plan, lambda *_: None, 1)
     from ..media import kind_of, naming, read_bytes, write_bytes
-    from .file_codec import Codecs, no_pillow_limit
+    from .file_codec import Codecs, FileCodec, no_pillow_limit
+    from .streams import compress_stream
 
     codecs = Codecs(device, dtype, encoder_only=psnr is None and not refine, workers=jobs)
     limits: dict[str, Any] = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}
     rate: dict[str, Any] = {"step": step, "bpp": bpp, "kbps": kbps, "psnr": psnr, "channels": channels}
     rate["refine"] = refine
 
+    def codec_for(kind: str) -> FileCodec:
+        return codecs.load(model or DEFAULT_CODECS[kind])
+
     def compress(source: str, target: str) -> None:
+        if bpp is None and kbps is None and psnr is None and not downmix and not refine:
+            with naming(source):
+                blob = compress_stream(codec_for, source, limits, step=step, num_channels=channels)
+            if blob is not None:
+                write_bytes(target, blob)
+                return
         data = read_bytes(source)
         kind = kind_of(source, data)
         if kind == "walloc":
@@ -97,7 +108,7 @@ def run(
             raise MediaError(
                 f"{source}: no bundled codec is for volumes and video: fit one (walloc fit), and give --model"
             )
-        codec = codecs.load(model or DEFAULT_CODECS[kind])
+        codec = codec_for(kind)
         with naming(source):
             blob = codec.compress(source, data, kind, downmix=downmix, **rate, **limits)
         write_bytes(target, blob)

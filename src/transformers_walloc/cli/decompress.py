@@ -26,6 +26,7 @@ EXAMPLES = """\
   walloc decompress photo.walloc                    photo.png beside it (audio: .wav)
   walloc decompress photo.walloc -o photo.jpg       the suffix names the format
   walloc decompress small/ -o full/ --format webp
+  walloc decompress slide.walloc -o part.png --window 4000 7000 512 512 --max-pixels 0
   walloc decompress song.walloc -o - --format flac | ffplay -
 
 Images come back gray, with 16 bits, transparency and their colour profile if they had them, audio at its rate, channels
@@ -36,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_files(parser, ".walloc files, folders, patterns, - for standard input")
     add_model(parser, "Hub id, local folder or bundled name; by default the bundled codec that the file names")
     parser.add_argument("--format", help="png, jpg, webp, wav, flac, mp3, ... where the output's name does not say")
+    where = "only a part: of an image top left height width in pixels, of audio start and length in samples"
+    parser.add_argument("--window", type=int, nargs="+", metavar="N", help=where)
     add_limits(parser, _MAX_PIXELS, _MAX_SAMPLES)
     text = "megabytes that decoding may take; 0: any (%(default)s)"
     parser.add_argument("--max-memory", type=int, default=_MAX_MEMORY, metavar="MB", help=text)
@@ -49,6 +52,7 @@ def run(
     device: str | None = None,
     dtype: str = "float32",
     format: str | None = None,
+    window: Sequence[int] | None = None,
     max_pixels: int | None = _MAX_PIXELS,
     max_samples: int | None = _MAX_SAMPLES,
     max_memory: int | None = _MAX_MEMORY,
@@ -78,7 +82,10 @@ def run(
     from ..codec.bitstream import unpack
     from ..media import naming
     from .file_codec import Codecs
+    from .streams import decompress_stream
 
+    part = tuple(window) if window else None
+    memory = max_memory * 10**6 if max_memory else None
     codecs = Codecs(device, dtype, workers=jobs)
     limits = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}
 
@@ -88,7 +95,11 @@ def run(
             header, _ = unpack(data, **limits)
             codec = codecs.load(model) if model else codecs.of(header)
             name = f"-{suffix}" if target == STANDARD_STREAM and suffix else target
-            encoded = codec.decompress(data, header, name, max_memory * 10**6 if max_memory else None)
+            if part is not None and len(part) != 2 * len(header.sizes):
+                raise ValueError(f"--window of {header.kind} takes {2 * len(header.sizes)} numbers, got {len(part)}")
+            if target != STANDARD_STREAM and decompress_stream(codec, data, header, target, part, memory):
+                return
+            encoded = codec.decompress(data, header, name, memory, part)
         write_bytes(target, encoded)
 
     return run_jobs(plan, decompress, jobs)

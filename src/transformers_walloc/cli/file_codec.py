@@ -172,11 +172,19 @@ class FileCodec:
         header, payload = unpack(blob, None, None)
         return pack(dataclasses.replace(header, **fields), payload)
 
-    def decompress(self, data: bytes, header: Header, target: str, max_memory: int | None = MAX_MEMORY) -> bytes:
+    def decompress(
+        self,
+        data: bytes,
+        header: Header,
+        target: str,
+        max_memory: int | None = MAX_MEMORY,
+        window: tuple[int, ...] | None = None,
+    ) -> bytes:
         """The bytes of an image or audio file; the suffix of `target` names the format.
 
         Args:
             max_memory: refuse a file that would take more bytes of memory before it is decoded; None for no limit.
+            window: (top, left, height, width) in pixels or (start, length) in samples, for a part alone.
         """
         name = target if Path(target).suffix else STANDARD_STREAM
         if header.kind == "volume":
@@ -184,13 +192,17 @@ class FileCodec:
         if Path(name).suffix.lower() in VIDEO_SUFFIXES:
             raise ValueError(f"the file holds {header.kind}, which is no video")
         if header.raster:
+            if window:
+                raise ValueError("--window is not for rasters")
             return encode_raster(*decompress_raster(self.model, data, max_memory), name)
         if self.kind == "image":
             if header.num_channels not in (1, 3):
                 raise ValueError(f"images of {header.num_channels} channels cannot be written to a file")
             side_data = header.read_side_data()
-            return encode_picture(self._picture(data, header, max_memory), side_data, name)
-        samples, rate = self.waveform(data, header, max_memory)
+            if window and side_data.alpha is not None:
+                side_data = dataclasses.replace(side_data, alpha=side_data.alpha[_inside(window)])
+            return encode_picture(self._picture(data, header, max_memory, window), side_data, name)
+        samples, rate = self.waveform(data, header, max_memory, window)
         return encode_audio(samples, rate, name, header.sample_format)
 
     def _takes_raster(self, source: str) -> bool:
@@ -226,7 +238,7 @@ class FileCodec:
             return 8 * size / (height * width)
         return size * self.model.config.sampling_rate / inputs["padding_mask"][0].sum().item() / 125
 
-    def _picture(self, data: bytes, header: Header, max_memory: int | None) -> Any:
+    def _picture(self, data: bytes, header: Header, max_memory: int | None, window: Any = None) -> Any:
         """(height, width) or (height, width, 3) uint8 or uint16, as the file says of its source."""
         import numpy as np
 
@@ -236,9 +248,10 @@ class FileCodec:
             (pixels,) = self.model.decompress([data], max_memory=max_memory)
             planes = pixels.add_(0.5).clamp_(0, 1).mul_(65535).round_().cpu().numpy().astype(np.uint16)
             picture = np.ascontiguousarray(planes.transpose(1, 2, 0))
+            picture = picture[_inside(window)] if window else picture
         else:  # band by band: floats are four times as large
-            picture, top = np.empty((*header.sizes, header.num_channels), np.uint8), 0
-            for rows in decompress_rows(self.model, data, max_memory=max_memory):
+            picture, top = np.empty((*(window[2:] if window else header.sizes), header.num_channels), np.uint8), 0
+            for rows in decompress_rows(self.model, data, window=window, max_memory=max_memory):
                 picture[top : top + len(rows)] = rows
                 top += len(rows)
         if header.num_channels == 1:
@@ -249,12 +262,19 @@ class FileCodec:
             return np.asarray(PIL.Image.fromarray(picture).convert("L"))
         return (picture @ LUMA).round().astype(np.uint16)
 
-    def waveform(self, data: bytes, header: Header, max_memory: int | None) -> tuple[Any, int]:
+    def waveform(self, data: bytes, header: Header, max_memory: int | None, window: Any = None) -> tuple[Any, int]:
         """(channels, length) and sampling rate of the decoded audio, converted back to those of the source."""
+        import numpy as np
         import torch.nn.functional as F
 
         from ..codec.feature_extraction_walloc import resample
+        from ..codec.segments import decompress_segments
 
+        if window:
+            if header.source is not None:
+                raise ValueError("--window is for audio that was not converted")
+            parts = list(decompress_segments(self.model, data, window=window, max_memory=max_memory))
+            return np.concatenate(parts, axis=1), self.model.config.sampling_rate
         (waveform,) = self.model.decompress([data], max_memory=max_memory)
         if header.source is None:
             return waveform.cpu().numpy(), self.model.config.sampling_rate
@@ -268,6 +288,11 @@ class FileCodec:
 
     def _to_device(self, batch) -> dict[str, Any]:
         return {name: value.to(self.model.device) for name, value in batch.items()}
+
+
+def _inside(window: tuple[int, ...]) -> tuple[slice, slice]:
+    top, left, height, width = window
+    return slice(top, top + height), slice(left, left + width)
 
 
 @contextlib.contextmanager

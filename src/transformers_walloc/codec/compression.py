@@ -111,19 +111,29 @@ def compress(
 
 
 def file_of_codes(
-    model: "EncodingModel", codes: np.ndarray, sizes: tuple[int, ...], step: float, num_channels: int | None = None
+    model: "EncodingModel",
+    codes: np.ndarray,
+    sizes: tuple[int, ...],
+    step: float,
+    num_channels: int | None = None,
+    **fields: Any,
 ) -> bytes:
-    """The .walloc file of int8 codes (latent_channels, *grid); the other arguments are those of `compress`."""
+    """The .walloc file of int8 codes (latent_channels, *grid); the other arguments are those of `compress`, and further
+    fields of the header."""
     shared, tables = _shared_fields(model, num_channels)
-    header = Header(**shared, sizes=sizes, step=step)
+    header = Header(**shared, sizes=sizes, step=step, **fields)
     return pack(header, encode_codes(codes[: header.coded_channels], tables))
 
 
 def read_codes(
-    model: "EncodingModel", blob: bytes, max_memory: int | None, max_pixels: int | None
+    model: "EncodingModel",
+    blob: bytes,
+    max_memory: int | None,
+    max_pixels: int | None,
+    max_samples: int | None = None,
 ) -> tuple[Header, np.ndarray]:
     """Header and codes of one file; the limits are those of `decompress_codes`."""
-    return next(_read(model, blob, False, max_memory, max_pixels, None))
+    return next(_read(model, blob, False, max_memory, max_pixels, max_samples))
 
 
 @torch.no_grad()
