@@ -187,13 +187,13 @@ class FileCodec:
             window: (top, left, height, width) in pixels or (start, length) in samples, for a part alone.
         """
         name = target if Path(target).suffix else STANDARD_STREAM
+        if window and (header.kind == "volume" or header.raster):
+            raise ValueError("--window is for pictures of 8 bits and audio")
         if header.kind == "volume":
             return encode_volume(*decompress_raster(self.model, data, max_memory), name, header.frame_rate)
         if Path(name).suffix.lower() in VIDEO_SUFFIXES:
             raise ValueError(f"the file holds {header.kind}, which is no video")
         if header.raster:
-            if window:
-                raise ValueError("--window is not for rasters")
             return encode_raster(*decompress_raster(self.model, data, max_memory), name)
         if self.kind == "image":
             if header.num_channels not in (1, 3):

@@ -53,6 +53,8 @@ def decompress_stream(
 ) -> bool:
     """Write a large file piece by piece; False where it has to go the usual way."""
     suffix = Path(target).suffix.lower()
+    if header.kind not in LARGE_SIGNAL:
+        return False
     size = math.prod(header.sizes if window is None else window[len(header.sizes) :])
     if size < LARGE_SIGNAL[header.kind]:
         return False

@@ -71,7 +71,7 @@ def compress_rows(
             above = first - max(first - BLOCKS_BEFORE, 0)
             whole = encode_pixels(model.encoder, tensor.to(model.device), step)[0].cpu().numpy()
             codes[:, first:last] = whole[:, above : above + last - first]
-    return file_of_codes(model, codes, (height, width), step, num_channels)
+    return file_of_codes(model, codes, num_channels, sizes=(height, width), step=step)
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def decompress_rows(
         ValueError: a window that is not inside the picture.
         WallocFormatError: see `decompress`.
     """
-    header, codes = read_codes(model, blob, max_memory, max_pixels)
+    header, codes = read_codes(model, blob, max_memory, max_pixels, None)
     height, width = header.sizes
     top, left, rows, columns = window or (0, 0, height, width)
     if not (0 <= top < top + rows <= height and 0 <= left < left + columns <= width):

@@ -110,30 +110,16 @@ def compress(
     return files
 
 
-def file_of_codes(
-    model: "EncodingModel",
-    codes: np.ndarray,
-    sizes: tuple[int, ...],
-    step: float,
-    num_channels: int | None = None,
-    **fields: Any,
-) -> bytes:
-    """The .walloc file of int8 codes (latent_channels, *grid); the other arguments are those of `compress`, and further
-    fields of the header."""
+def file_of_codes(model: "EncodingModel", codes: np.ndarray, num_channels: int | None = None, **fields: Any) -> bytes:
+    """The .walloc file of int8 codes (latent_channels, *grid); `fields` of its header: `sizes`, `step` and others."""
     shared, tables = _shared_fields(model, num_channels)
-    header = Header(**shared, sizes=sizes, step=step, **fields)
+    header = Header(**shared, **fields)
     return pack(header, encode_codes(codes[: header.coded_channels], tables))
 
 
-def read_codes(
-    model: "EncodingModel",
-    blob: bytes,
-    max_memory: int | None,
-    max_pixels: int | None,
-    max_samples: int | None = None,
-) -> tuple[Header, np.ndarray]:
-    """Header and codes of one file; the limits are those of `decompress_codes`."""
-    return next(_read(model, blob, False, max_memory, max_pixels, max_samples))
+def read_codes(model: "EncodingModel", blob: bytes, *limits: int | None) -> tuple[Header, np.ndarray]:
+    """Header and codes of one file; the limits are `max_memory`, `max_pixels`, `max_samples` of `decompress_codes`."""
+    return next(_read(model, blob, False, *limits))
 
 
 @torch.no_grad()

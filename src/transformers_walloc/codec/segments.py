@@ -53,9 +53,8 @@ def compress_segments(
         padded = torch.nn.functional.pad(samples, (0, (stop - start) * block - samples.shape[1]))
         part = model.encode_to_codes(padded[None].to(model.device), step)[0]
         codes[:, first:last] = part[:, first - start : last - start].cpu().numpy()
-    return file_of_codes(
-        model, codes, (length,), step, num_channels, gain=gain, offset=offset, sample_format=sample_format
-    )
+    fields: dict[str, Any] = {"gain": gain, "offset": offset, "sample_format": sample_format}
+    return file_of_codes(model, codes, num_channels, sizes=(length,), step=step, **fields)
 
 
 @torch.no_grad()

@@ -1,0 +1,28 @@
+"""The benchmarks that need a GPU or hours run in a tiny size."""
+
+import json
+
+from research import benchmark_device, measure_memory
+
+
+def test_device(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    options = ["--device", "cpu", "--size", "64", "--batches", "1", "--rounds", "1", "--eager", "--json", str(out)]
+    benchmark_device.main(options)
+    rows = json.loads(out.read_text())
+    assert [row["row"] for row in rows[:4]] == [
+        "copy on the device", "8 x 8 patch convolution of a ViT", "encode", "decode"
+    ]  # fmt: skip
+    assert {row["dtype"] for row in rows} == {"fp32", "bf16"}
+    assert all(row["gigabytes_per_second"][0] > 0 for row in rows)
+    assert "GB/s" in capsys.readouterr().out
+
+
+def test_large_files_are_readable(tmp_path):
+    import soundfile
+    import tifffile
+
+    measure_memory.write_picture(tmp_path / "a.tif", 0.02)
+    assert tifffile.imread(tmp_path / "a.tif").shape == (141, 141, 3)
+    measure_memory.write_recording(tmp_path / "a.wav", 0.001)
+    assert soundfile.info(tmp_path / "a.wav").frames == 158_760
