@@ -32,8 +32,8 @@ EXAMPLES = """\
 
 Images are upright afterwards; metadata is not kept, but transparency and colour profiles are, without loss, and so is
 whether there were 16 bits or gray. What a .walloc file does not keep (frames of an animation, CMYK) is said. a.png and
-a.jpg in one job become a.png.walloc and a.jpg.walloc. Large 8-bit TIFF, and audio of the codec's rate, are read piece by
-piece, whatever their size (--max-pixels 0, --max-samples 0)."""
+a.jpg in one job become a.png.walloc and a.jpg.walloc. Large 8-bit TIFF, and audio of the codec's rate, are read in
+pieces, whatever their size (--max-pixels 0, --max-samples 0)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -117,9 +117,9 @@ def _compress_tiff(codec: Any, source: str, max_pixels: int | None, options: dic
             return None
         config = codec.model.config
         usual = len(tiff.pages) == 1 and page.dtype == np.uint8 and page.planarconfig == 1
-        usual = usual and page.samplesperpixel == config.num_channels and page.photometric in (1, 2)
+        usual = usual and page.samplesperpixel == config.num_channels and page.photometric == 2
         usual = usual and page.compression in _READABLE_COMPRESSION
-        if not usual or config.boundary != "symmetric" or config.raster_format or config.num_channels not in (1, 3):
+        if not usual or config.boundary != "symmetric" or config.raster_format or config.num_channels != 3:
             return None
         if 34675 in page.tags or (274 in page.tags and page.tags[274].value != 1):  # profile, orientation
             return None
