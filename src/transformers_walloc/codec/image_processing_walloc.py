@@ -138,6 +138,7 @@ class WallocImageProcessor(BaseImageProcessor):
         """One image of any kind -> (num_channels, h, w) tensor, values and dtype untouched."""
         if isinstance(image, PIL.Image.Image):
             pixels = torch.from_numpy(_pil_to_array(image, num_channels, planar=do_rescale))
+            pixels.unshared = True  # type: ignore[attr-defined]
         else:
             pixels = _channels_first(image, num_channels, input_data_format, planar=do_rescale)
         if min(pixels.shape[1:]) == 0:
@@ -220,7 +221,9 @@ class WallocImageProcessor(BaseImageProcessor):
         else:
             batch = torch.empty((len(images), height, width, channels), dtype=torch.uint8, device=images[0].device)
             batch = batch.permute(0, 3, 1, 2)
-        for padded, image in zip(batch, images, strict=True):
+        if len(images) == 1 and batch.dtype == torch.uint8 and sizes == [(height, width)] and _is_unshared(images[0]):
+            batch, images = images[0][None], []  # nobody else has this memory: no need for a copy
+        for padded, image in zip(batch, images, strict=bool(images)):
             write_pixels(padded[:, : image.shape[1], : image.shape[2]], image)
             reflect(padded, image.shape[1], image.shape[2])
         if return_tensors is None:
@@ -344,6 +347,10 @@ def _pil_to_array(image: PIL.Image.Image, num_channels: int, planar: bool) -> np
         return np.array(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
     # Band by band is twice as fast as converting the interleaved image and transposing it.
     return np.stack([np.asarray(band) for band in image.split()])
+
+
+def _is_unshared(image: torch.Tensor) -> bool:
+    return getattr(image, "unshared", False)
 
 
 def _channels_first(image, num_channels: int, input_data_format: str | None, planar: bool) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ import torch
 from .bottleneck import latent_limit
 from .encoder_kernel import PictureEncoder, fits_kernel
 
+# Of each `WallocEncoder` the weights that were laid out last.
+_encoders: WeakKeyDictionary[Any, tuple[torch.Tensor, torch.Tensor, PictureEncoder]] = WeakKeyDictionary()
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -57,9 +60,17 @@ def picture_encoder(encoder: Any, pixels: torch.Tensor) -> PictureEncoder | None
         return None
     if weight.device.type != "cpu" or (torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)):
         return None
-    if not fits_kernel(encoder.config) or not (weight.isfinite().all() and bias.isfinite().all()):
+    if not fits_kernel(encoder.config):
         return None
-    return PictureEncoder(encoder.config, weight.detach().flatten(1).double().numpy(), bias.detach().double().numpy())
+    # By content, since not every way to change weights leaves a trace; comparing is much faster than the layout.
+    known = _encoders.get(encoder)
+    if known is None or not (torch.equal(known[0], weight) and torch.equal(known[1], bias)):
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            return None
+        arrays = (weight.detach().flatten(1).double().numpy(), bias.detach().double().numpy())
+        known = weight.detach().clone(), bias.detach().clone(), PictureEncoder(encoder.config, *arrays)
+        _encoders[encoder] = known
+    return known[2]
 
 
 def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
