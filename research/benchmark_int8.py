@@ -13,7 +13,7 @@ import argparse
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def export_network(network: torch.nn.Module, inputs: tuple[np.ndarray, ...], pat
     program.save(str(path))
 
 
-def quantise(source: Path, target: Path, samples: list[tuple[np.ndarray, ...]], signed: bool) -> int:
+def quantise(source: Path, target: Path, samples: Sequence[tuple[np.ndarray, ...]], signed: bool) -> int:
     """Number of convolutions that are left in float32."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         measure(ways, validation, arguments.rounds)
 
 
-def measure(ways: dict[str, Run], validation: list[tuple[np.ndarray, ...]], rounds: int) -> None:
+def measure(ways: dict[str, Run], validation: Sequence[tuple[np.ndarray, ...]], rounds: int) -> None:
     best = dict.fromkeys(ways, math.inf)
     quality = {}
     for _ in range(rounds):

@@ -72,7 +72,7 @@ class TiffRows:
 
     def __init__(self, page: Any):
         self.height, self.width, self.channels = page.imagelength, page.imagewidth, page.samplesperpixel
-        self._page, self._segments = page, None
+        self._page, self._segments = page, None  # type: tuple[Any, Any]
         self._first, self._kept = 0, np.empty((0, self.width, self.channels), np.uint8)
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
@@ -112,7 +112,7 @@ def _compress_tiff(codec: Any, source: str, max_pixels: int | None, options: dic
     with contextlib.ExitStack() as stack:
         try:
             tiff = stack.enter_context(tifffile.TiffFile(source))
-            page = tiff.pages[0]
+            page: Any = tiff.pages[0]
         except (tifffile.TiffFileError, OSError, IndexError):
             return None
         config = codec.model.config
