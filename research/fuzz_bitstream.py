@@ -22,7 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
+from transformers_walloc import (
+    WallocAudioConfig,
+    WallocAudioModel,
+    WallocImageConfig,
+    WallocImageModel,
+    WallocVolumeConfig,
+    WallocVolumeModel,
+)
 from transformers_walloc.codec.bitstream import Header, WallocFormatError, pack, unpack
 from transformers_walloc.codec.entropy_tables import GenericHeader
 from transformers_walloc.codec.rasters import RasterFormat
@@ -52,6 +59,9 @@ def valid_files(seed: int) -> list[tuple[torch.nn.Module, bytes]]:
         for model in (image, fitted, restored)
         for options in _OPTIONS
     ]
+    volume = WallocVolumeModel(WallocVolumeConfig(num_levels=1, **small)).eval()
+    voxels = torch.rand(1, 1, 8, 16, 24, generator=torch.Generator().manual_seed(seed)) - 0.5
+    files += [(volume, volume.compress(voxels, [[7, 15, 24]], **options)[0]) for options in _OPTIONS]
     files += [(audio, audio.compress(samples, gain=[2.0], offset=[0.5], **options)[0]) for options in _OPTIONS]
     return files
 
@@ -115,7 +125,8 @@ def fields(rng: np.random.Generator, data: bytes) -> bytes:
         {"step": float(2 ** rng.uniform(0, 17))},
         {"coded_channels": int(rng.integers(0, 6))},
         {"codec": rng.bytes(int(rng.integers(4))).decode("latin-1")},
-        {"sample_format": "gray" if header.kind == "image" else str(rng.choice(["8-bit", "24-bit", "float"]))},
+        {"sample_format": str(rng.choice(["gray", "8-bit", "24-bit", "float"]))},
+        {"frame_rate": float(rng.normal() * 10 ** rng.uniform(0, 40))},
         {"raster": _raster(rng, header)},
         {"source": (int(rng.integers(1, 4)), int(2 ** rng.uniform(0, 24)), int(2 ** rng.uniform(0, 31)))},
         {"gain": float(rng.normal() * 10 ** rng.uniform(0, 40)), "offset": float(10 ** rng.uniform(0, 40))},
@@ -180,7 +191,7 @@ def fuzz(count: int, seed: int = 0, report: Callable[[str], None] = print) -> tu
 
 def decode(model, data: bytes) -> str:
     """Decode and check the result against the header, within the limits."""
-    limit = {"max_pixels": MAX_PIXELS} if isinstance(model, WallocImageModel) else {"max_samples": MAX_SAMPLES}
+    limit = {"max_samples": MAX_SAMPLES} if model.config.num_dims == 1 else {"max_pixels": MAX_PIXELS}
     (signal,) = model.decompress([data], **limit)
     header: Header = unpack(data)[0]
     if tuple(signal.shape) != (header.num_channels, *header.sizes) or not torch.isfinite(signal).all():
