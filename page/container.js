@@ -4,6 +4,7 @@ const MAGIC = [0x89, 0x57, 0x4c, 0x43];
 const HAS_STEP = 1;
 const HAS_CODED_CHANNELS = 2;
 const HAS_SAMPLE_FORMAT = 8;
+const HAS_SIDE_DATA = 32; // transparency and a colour profile, which the page does not show
 const MAX_PIXELS = 178_956_970;
 
 /** Header fields and payload -> the bytes of a file. `fingerprint` and `tables` are hexadecimal. */
@@ -34,7 +35,8 @@ export function unpack(file) {
     throw new Error("The file is damaged or truncated: its checksum does not match.");
   }
   if ((file[5] & 15) !== 1) throw new Error("The file holds audio; this page opens images.");
-  if (file[5] >> 4 !== 1 || file[6] & ~(HAS_STEP | HAS_CODED_CHANNELS | HAS_SAMPLE_FORMAT) || file[19] >> 4) {
+  const known = HAS_STEP | HAS_CODED_CHANNELS | HAS_SAMPLE_FORMAT | HAS_SIDE_DATA;
+  if (file[5] >> 4 !== 1 || file[6] & ~known || file[19] >> 4) {
     throw new Error("The file's header has fields that this page does not know.");
   }
   let at = 21;
@@ -65,6 +67,7 @@ export function unpack(file) {
   header.codedChannels = file[6] & HAS_CODED_CHANNELS ? number() : header.latentChannels;
   header.step = file[6] & HAS_STEP ? view.getFloat32(take(4), true) : 1;
   header.sampleFormat = file[6] & HAS_SAMPLE_FORMAT ? number() : 0;
+  if (file[6] & HAS_SIDE_DATA) take(number());
   const length = number();
   const start = take(length);
   header.codec = new TextDecoder().decode(file.subarray(start, start + length));

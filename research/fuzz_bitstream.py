@@ -33,6 +33,7 @@ from transformers_walloc import (
 from transformers_walloc.codec.bitstream import Header, WallocFormatError, pack, unpack
 from transformers_walloc.codec.entropy_tables import GenericHeader
 from transformers_walloc.codec.rasters import RasterFormat
+from transformers_walloc.codec.side_data import SideData
 
 MAX_PIXELS = 2**16
 MAX_SAMPLES = 2**18
@@ -128,6 +129,11 @@ def fields(rng: np.random.Generator, data: bytes) -> bytes:
         {"sample_format": str(rng.choice(["gray", "8-bit", "24-bit", "float"]))},
         {"frame_rate": float(rng.normal() * 10 ** rng.uniform(0, 40))},
         {"raster": _raster(rng, header)},
+        {
+            "side_data": _damaged(
+                rng, SideData(alpha=rng.integers(9, size=(29, 41), dtype=np.uint8), profile=b"x").pack()
+            )
+        },
         {"source": (int(rng.integers(1, 4)), int(2 ** rng.uniform(0, 24)), int(2 ** rng.uniform(0, 31)))},
         {"gain": float(rng.normal() * 10 ** rng.uniform(0, 40)), "offset": float(10 ** rng.uniform(0, 40))},
     ]
@@ -143,8 +149,12 @@ def _raster(rng: np.random.Generator, header: Header) -> bytes:
     """A raster format with a mask of missing samples, whole or damaged, or of another size."""
     sizes = header.sizes if rng.random() < 0.5 else (20, 30)
     packed = RasterFormat(dtype="int16", low=-5, high=900, nodata=-9).pack(rng.random(sizes) < 0.1)
+    return _damaged(rng, packed)
+
+
+def _damaged(rng: np.random.Generator, field: bytes) -> bytes:
     damages = (lambda _, whole: whole, truncate, flip_bits)
-    return damages[rng.integers(3)](rng, packed)
+    return damages[rng.integers(3)](rng, field)
 
 
 def _with_checksum(body: bytes) -> bytes:
@@ -194,6 +204,8 @@ def decode(model, data: bytes) -> str:
     limit = {"max_samples": MAX_SAMPLES} if model.config.num_dims == 1 else {"max_pixels": MAX_PIXELS}
     (signal,) = model.decompress([data], **limit)
     header: Header = unpack(data)[0]
+    if header.side_data:
+        header.read_side_data()
     if tuple(signal.shape) != (header.num_channels, *header.sizes) or not torch.isfinite(signal).all():
         raise AssertionError(f"decoded {tuple(signal.shape)} for a header of {header.sizes}")
     return "decoded"

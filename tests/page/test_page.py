@@ -4,6 +4,7 @@ The second needs Chromium, the package playwright and a built page, `python scri
 """
 
 import base64
+import dataclasses
 import functools
 import http.server
 import json
@@ -21,6 +22,7 @@ from codec_fixtures import image_inputs
 
 from transformers_walloc.codec.bitstream import Header, pack, tables_id, unpack
 from transformers_walloc.codec.entropy_coding import EntropyTables, encode_codes
+from transformers_walloc.codec.side_data import SideData
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "page"
@@ -70,6 +72,17 @@ def test_coder_writes_the_same_bytes(codec, tmp_path):
         decoded = np.fromfile(tmp_path / f"{name}.walloc.codes", np.int8).reshape(codes.shape)
         assert np.array_equal(decoded, codes), name
         assert (tmp_path / f"{name}.walloc.again").read_bytes() == (tmp_path / f"{name}.walloc").read_bytes(), name
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_side_data_is_passed_over(tmp_path):
+    header, payload = unpack((STORED / "rgb-4x.walloc").read_bytes())
+    side_data = SideData(alpha=np.zeros(header.sizes, np.uint8), profile=b"a profile").pack()
+    (tmp_path / "a.walloc").write_bytes(pack(dataclasses.replace(header, side_data=side_data), payload))
+    (tmp_path / "tables").write_bytes(tables_of("rgb-4x"))
+    script = Path(__file__).with_name("coder.mjs")
+    subprocess.run(["node", str(script), str(tmp_path / "tables"), str(tmp_path)], check=True, timeout=120)
+    assert (tmp_path / "a.walloc.codes").read_bytes() == np.load(STORED / "rgb-4x.npy").tobytes()
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
