@@ -36,7 +36,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from research.tasks.preparation import Preparation
+from research.tasks.preparation import Preparation, scales
 from research.tasks.runs import RunArguments, run_task, training_arguments
 from transformers_walloc.media import IMAGE_SUFFIXES
 
@@ -45,6 +45,7 @@ CONDITIONS = {
     "walloc-16x": "latents of 256 px, rgb-16x",
     "resize-128": "resized to 128 px",
     "walloc-4x": "latents of 256 px, rgb-4x",
+    **scales("walloc-4x", "latents of 256 px, rgb-4x"),
 }
 PIXELS = {"resize-64": 64, "resize-128": 128}
 MODELS = ("vit", "convnext")
@@ -214,7 +215,7 @@ def inputs(condition: str, settings: Settings, device: str) -> dict:
         "train": prepare(prepared, train, settings, True, device),
         "test": prepare(prepared, test, settings, False, device),
     }
-    transform = prepared.standardise(data["train"][:: max(1, len(train) // 500), 0])
+    transform = prepared.transform(data["train"][:: max(1, len(train) // 500), 0])
     crop = PIXELS.get(condition, SIZE // LATENT)
     unit = crop * LATENT // SIZE
     return {

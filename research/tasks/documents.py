@@ -241,7 +241,7 @@ def inputs(condition: str, settings: Settings) -> dict:
         return prepare(prepared, settings.cache, part, items, page)
 
     data = {p: pages_of(f"{p} {settings.data} {n}", n, lambda x: page_of(settings.data, x)) for p, n in names.items()}
-    transform = prepared.standardise(data["train"][:: max(1, len(train) // 100)])
+    transform = prepared.transform(data["train"][:: max(1, len(train) // 100)])
     texts = {p: [[answers[x].get(f, "") for f in settings.fields] for x in n] for p, n in names.items()}
     found = {part: Pages(data[part], texts[part], transform) for part in names}
     if settings.rendered:

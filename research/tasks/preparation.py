@@ -1,7 +1,7 @@
 """What the tasks on images share: what each condition gives a model to read, prepared once and kept in 8 bits."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -9,9 +9,20 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from research.tasks.runs import kept_array
-from transformers_walloc import WallocImageEncoder, latent_values
+from transformers_walloc import LatentView, WallocImageEncoder, latent_values
+from transformers_walloc.latents.values import Scale
 
 CODECS = {"walloc-16x": "walloc/rgb-16x", "walloc-4x": "walloc/rgb-4x"}
+SCALES = {
+    "none": "on one scale",
+    "partial": "partly whitened",
+    "task": "scaled by the task's own sample",
+}
+
+
+def scales(condition: str, title: str) -> dict[str, str]:
+    """Conditions, and their titles, that differ from one of `CODECS` in the scale of the latents alone."""
+    return {f"{condition}@{scale}": f"{title}, {how}" for scale, how in SCALES.items()}
 
 
 class Preparation:
@@ -19,10 +30,11 @@ class Preparation:
 
     Args:
         condition: of `CODECS` for int8 codes of the image at its full size, any other for uint8 pixels of the resized
-            one.
+            one. Behind an @ may stand one of `SCALES`; otherwise latents are on that of the codec's corpus.
     """
 
     def __init__(self, condition: str, device: str = "cpu"):
+        condition, _, self.scale = condition.partition("@")
         self.condition, self.encoder = condition, None
         if condition in CODECS:
             self.encoder = WallocImageEncoder.from_pretrained(CODECS[condition], dtype=torch.float32).to(device).eval()
@@ -47,15 +59,19 @@ class Preparation:
 
         return torch.from_numpy(kept_array(folder, (*self.identity, part), made))
 
-    def values(self, x: torch.Tensor) -> torch.Tensor:
-        """8-bit numbers as floats before standardisation: pixels as they are, codes expanded."""
-        if self.encoder is None:
-            return x.float()
-        codes = torch.arange(-128, 128).clamp_min(-127).to(torch.int8)
-        return latent_values(codes, self.encoder.config)[x.int() + 128]
+    def transform(self, sample: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function from 8-bit numbers to what a model sees.
 
-    def standardise(self, sample: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """A function from 8-bit numbers to floats whose channels have mean 0 and deviation 1 over the sample."""
-        values = self.values(sample)
+        Args:
+            sample: of the task, 8-bit numbers. Channels of pixels, and of latents where the condition asks for it, get
+                mean 0 and deviation 1 over it.
+        """
+        if self.encoder is not None and self.scale != "task":
+            return LatentView.scaled(self.encoder.config, cast(Scale, self.scale or None)).values
+        values = self.numbers(sample)
         mean, std = values.mean((0, 2, 3))[:, None, None], values.std((0, 2, 3))[:, None, None].clamp_min(1e-6)
-        return lambda x: (self.values(x) - mean) / std
+        return lambda x: (self.numbers(x) - mean) / std
+
+    def numbers(self, x: torch.Tensor) -> torch.Tensor:
+        """8-bit numbers as floats: pixels as they are, codes on the linear scale of `latent_values`."""
+        return x.float() if self.encoder is None else latent_values(x, self.encoder.config)

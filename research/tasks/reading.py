@@ -44,10 +44,11 @@ from research.tasks.documents import (
 )
 from research.tasks.documents import CONDITIONS as PAGE_CONDITIONS
 from research.tasks.documents import split as split_pages
-from research.tasks.preparation import Preparation
+from research.tasks.preparation import Preparation, scales
 from research.tasks.runs import RunArguments, run_task, training_arguments
 
 CONDITIONS = {name: title for name, title in PAGE_CONDITIONS.items() if name != "prior"}
+CONDITIONS |= scales("walloc-4x", CONDITIONS["walloc-4x"])
 WINDOW, STRIDE = 32, 8  # rows of the page
 TOKENS = 56  # of a window
 OUTPUTS = 3  # characters that a token can tell, so that narrow ones and repeated ones have room
@@ -278,7 +279,7 @@ def inputs(condition: str, settings: Settings) -> dict:
     drawn = prepare(prepared, s.cache, f"rendered upright {total}", range(total), upright)
     real = prepare(prepared, s.cache, f"real {s.data} {names}", names, lambda name: page_of(s.data, name))
     lines = [(i, line) for i in range(total) for line in _lines(i)]
-    transform = prepared.standardise(drawn[:: max(1, total // 100)])
+    transform = prepared.transform(drawn[:: max(1, total // 100)])
     return {
         "train": Lines(drawn, [line for line in lines if line[0] < s.rendered], transform),
         "test": Lines(drawn, [line for line in lines if line[0] >= s.rendered], transform),
