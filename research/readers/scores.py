@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from research.pages import ROOT, between
 from transformers_walloc.files import write_atomically
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "docs" / "results"
-PAGE = ROOT / "docs" / "frozen_readers.md"
+PAGE, README = ROOT / "docs" / "frozen_readers.md", ROOT / "README.md"
 PICTURE = ROOT / "docs" / "pictures" / "frozen_readers.png"
 RESAMPLES = 10_000
 
@@ -57,7 +56,7 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
 
 
 def summarise(name: str, path: Path, measures: dict[str, str], ratios: Sequence[float], ways: dict[str, str]) -> None:
-    """Write the tables of a study into its part of docs/frozen_readers.md, and the picture of all studies.
+    """Write the tables of a study into its part of docs/frozen_readers.md and of the README, and its picture.
 
     Args:
         name: of the part, `<!-- NAME:begin -->` to `<!-- NAME:end -->`.
@@ -89,9 +88,10 @@ def summarise(name: str, path: Path, measures: dict[str, str], ratios: Sequence[
             for ratio, title, condition in conditions
         ]
         parts += ["Means by measure:", _table(head, rows)]
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, _, tail = PAGE.read_text().partition(begin)
-    PAGE.write_text(f"{before}{begin}\n" + "\n\n".join(parts) + f"\n{end}" + tail.partition(end)[2])
+    shown = {PAGE: parts, README: parts[:3]}  # where both are marked: everything, and the main table
+    for page, text in shown.items():
+        if f"<!-- {name}:begin -->" in (old := page.read_text()):
+            write_atomically(page, between(old, name, "\n\n".join(text)))
     _draw(study, signals, main, ratios, ways, measures[main], PICTURE.with_stem(f"{PICTURE.stem}_{name}"))
 
 
