@@ -3,7 +3,7 @@
 
     pip install rapidocr-onnxruntime rapidfuzz
     python -m research.readers.documents measure --data SROIE --pages 126     # hours; resumable, one page at a time
-    python -m research.readers.documents summarise                            # docs/results -> docs/frozen_readers.md, README
+    python -m research.readers.documents summarise    # docs/results -> docs/frozen_readers.md and README.md
 
 PP-OCR (weights inside the wheel rapidocr-onnxruntime) reads each page as it is and from `DR` times fewer numbers:
 
