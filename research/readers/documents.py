@@ -30,7 +30,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from research.readers.scores import RESULTS, load_study, save_study, summarise
+from research.pages import RESULTS
+from research.readers.scores import load_study, save_study, summarise
 from transformers_walloc import WallocImageModel, WallocImageProcessor
 from transformers_walloc.codec.decoders import LinearDecoder
 

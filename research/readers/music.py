@@ -28,7 +28,8 @@ import soxr
 import torch
 from tqdm.auto import tqdm
 
-from research.readers.scores import RESULTS, load_study, save_study, summarise
+from research.pages import RESULTS
+from research.readers.scores import load_study, save_study, summarise
 from transformers_walloc import WallocAudioFeatureExtractor, WallocAudioModel
 from transformers_walloc.codec.decoders import LinearDecoder
 
