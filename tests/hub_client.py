@@ -90,7 +90,8 @@ def unwritable(folder: str) -> dict:
 
     import transformers_walloc  # noqa: F401
 
-    return {"loaded": load_image("walloc/rgb-16x"), "cache": constants.HF_HUB_CACHE}
+    loaded = load_image("walloc/rgb-16x") | features("walloc/rgb-16x")
+    return {"loaded": loaded, "cache": constants.HF_HUB_CACHE}
 
 
 def remote_code(folder: str) -> dict:

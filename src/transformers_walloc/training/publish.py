@@ -10,12 +10,14 @@ trust_remote_code=True)` works with transformers alone; with the package importe
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, ModelCard
@@ -84,10 +86,8 @@ def stage(folder: Path, staged: Path) -> None:
     image = model.config.num_dims != 1
     auto_class = "AutoImageProcessor" if image else "AutoFeatureExtractor"
     processor = (AutoImageProcessor if image else AutoFeatureExtractor).from_pretrained(folder)
-    type(model.config).register_for_auto_class()
-    type(model).register_for_auto_class("AutoModel")
-    type(processor).register_for_auto_class(auto_class)
-    with tempfile.TemporaryDirectory() as temporary:
+    remote = {type(model.config): "AutoConfig", type(model): "AutoModel", type(processor): auto_class}
+    with code_beside_weights(remote), tempfile.TemporaryDirectory() as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         for file in Path(temporary).glob("*.py"):
@@ -96,6 +96,19 @@ def stage(folder: Path, staged: Path) -> None:
             saved = json.loads((Path(temporary) / name).read_text())
             merged = json.loads((staged / name).read_text()) | {"auto_map": saved["auto_map"]}
             (staged / name).write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def code_beside_weights(classes: dict[Any, str]) -> Iterator[None]:
+    """Have `save_pretrained` write the code of classes, by the names of their Auto classes, inside the block alone."""
+    before = {cls: cls._auto_class for cls in classes}
+    try:
+        for cls, name in classes.items():
+            cls.register_for_auto_class(name)
+        yield
+    finally:
+        for cls, name in before.items():
+            cls._auto_class = name
 
 
 def write_eval_results(folder: Path, dataset: str) -> None:
