@@ -62,15 +62,24 @@ def read_raster(path: str | Path, data: bytes | None = None) -> tuple[np.ndarray
         raise MediaError(f"{path}: TIFF files need tifffile: pip install 'transformers-walloc[rasters]'") from error
     except (OSError, ValueError, EOFError, KeyError, IndexError) as error:
         raise MediaError(f"{path}: not a raster that can be read: {error}") from error
-    if array.dtype.newbyteorder("=").name not in DTYPES.values():
-        raise MediaError(f"{path}: samples of {array.dtype}; valid: {', '.join(DTYPES.values())}")
-    if array.size == 0:
-        raise MediaError(f"{path}: the raster is empty, {array.shape}")
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    array = native_samples(path, array, "raster")
     try:
         return array, describe(array, layout, nodata, names)
     except ValueError as error:
         raise MediaError(f"{path}: {error}") from error
+
+
+def native_samples(path: str | Path, array: np.ndarray, what: str) -> np.ndarray:
+    """Samples that were read from a file, contiguous and in this machine's order of bytes.
+
+    Raises:
+        MediaError: a type other than `DTYPES`, or no samples; `what` names them.
+    """
+    if array.dtype.newbyteorder("=").name not in DTYPES.values():
+        raise MediaError(f"{path}: samples of {array.dtype}; valid: {', '.join(DTYPES.values())}")
+    if array.size == 0:
+        raise MediaError(f"{path}: the {what} is empty, {array.shape}")
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def describe(

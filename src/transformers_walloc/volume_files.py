@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from .codec.rasters import DTYPES, RasterFormat
+from .codec.rasters import RasterFormat
 from .files import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES, MediaError
-from .raster_files import describe, volume_layout
+from .raster_files import describe, native_samples, volume_layout
 
 MAX_VOXELS = 2**27  # of a clip, which is decoded as a whole
 _CHANNEL_AXES = "SC"  # of tifffile: samples of a pixel, and channels of a microscope
@@ -56,11 +56,7 @@ def read_volume(
         raise
     except (OSError, ValueError, EOFError, KeyError, IndexError) as error:
         raise MediaError(f"{path}: not a volume that can be read: {error}") from error
-    if array.dtype.newbyteorder("=").name not in DTYPES.values():
-        raise MediaError(f"{path}: samples of {array.dtype}; valid: {', '.join(DTYPES.values())}")
-    if array.size == 0:
-        raise MediaError(f"{path}: the volume is empty, {array.shape}")
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    array = native_samples(path, array, "volume")
     try:
         return array, describe(array, layout), frame_rate
     except ValueError as error:

@@ -51,14 +51,15 @@ def _refine(model: Any, target: torch.Tensor, latents: torch.Tensor, step: float
     # Bits of codes are those of a Laplace distribution in each channel.
     spread = latents.abs().mean(dim=tuple(range(2, latents.ndim)), keepdim=True).clamp_min(0.1 * step)
     problem = _Problem(model, target, step)
-    start = problem.evaluate(latents, gradient=False)[0]
-    noise = abs(start - problem.evaluate(latents, gradient=False, rounded=False)[0])
+    error, gradient = problem.evaluate(latents, gradient=True)
+    noise = abs(error - problem.evaluate(latents, gradient=False, rounded=False)[0])
     # The distortion of rounding falls by 4 for each bit that every latent gets: its slope is what a bit is worth.
     price = 2 * math.log(2) * noise / max(int(used.sum()) * latents[0, 0].numel(), 1)
     best, least = latents, math.inf
     velocity = torch.zeros_like(latents)
     for index in range(num_steps + 1):
-        error, gradient = problem.evaluate(latents, gradient=index < num_steps)
+        if index:
+            error, gradient = problem.evaluate(latents, gradient=index < num_steps)
         codes = (latents / step).round() * step
         bits = (codes.abs() / spread).sum().item() / math.log(2)
         if error + price * bits < least:
