@@ -173,6 +173,21 @@ class CodecModel(EncodingModel):
         learning = self.training and any(parameter.requires_grad for parameter in self.encoder.parameters())
         return "noise" if learning else "round"
 
+    def _inside(self, x: torch.Tensor, original_sizes: Any) -> torch.Tensor | None:
+        """Where signals (batch, num_channels, *sizes) are not padding, (batch, *sizes); None where none is told."""
+        if original_sizes is None:
+            return None
+        self.check_signal(x)
+        dims = x.ndim - 2
+        sizes = torch.as_tensor(original_sizes, device=x.device)
+        if sizes.shape != (len(x), dims):
+            raise ValueError(f"original_sizes must be {(len(x), dims)}, got {tuple(sizes.shape)}")
+        mask = torch.ones((), dtype=torch.bool, device=x.device)
+        for axis, size in enumerate(x.shape[2:]):
+            inside = torch.arange(size, device=x.device) < sizes[:, axis, None]
+            mask = mask & inside.reshape(len(x), *(size if other == axis else 1 for other in range(dims)))
+        return mask
+
     def _forward(self, x: torch.Tensor, return_loss: bool, mask: torch.Tensor | None) -> WallocModelOutput:
         self.check_signal(x)
         x = scale_pixels(x) if x.dtype == torch.uint8 else x
@@ -227,15 +242,7 @@ class WallocImageModel(ImageEncodingModel, CodecModel):
             original_sizes: (batch, 2), height and width before padding; the loss leaves the padding out.
             return_loss: whether to compute the loss.
         """
-        mask = None
-        if original_sizes is not None:
-            self.check_signal(pixel_values)
-            height, width = (torch.arange(size, device=pixel_values.device) for size in pixel_values.shape[2:])
-            sizes = torch.as_tensor(original_sizes, device=pixel_values.device)
-            if sizes.shape != (len(pixel_values), 2):
-                raise ValueError(f"original_sizes must be {(len(pixel_values), 2)}, got {tuple(sizes.shape)}")
-            mask = (height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :]
-        return self._forward(pixel_values, return_loss, mask)
+        return self._forward(pixel_values, return_loss, self._inside(pixel_values, original_sizes))
 
     def decompress(
         self, blobs: bytes | Sequence[bytes], max_memory: int | None = MAX_MEMORY, max_pixels: int | None = None

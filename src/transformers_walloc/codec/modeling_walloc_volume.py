@@ -118,19 +118,7 @@ class WallocVolumeModel(VolumeEncodingModel, CodecModel):
             original_sizes: (batch, 3), depth, height and width before padding; the loss leaves the padding out.
             return_loss: whether to compute the loss.
         """
-        mask = None
-        if original_sizes is not None:
-            self.check_signal(pixel_values)
-            device = pixel_values.device
-            sizes = torch.as_tensor(original_sizes, device=device)
-            if sizes.shape != (len(pixel_values), 3):
-                raise ValueError(f"original_sizes must be {(len(pixel_values), 3)}, got {tuple(sizes.shape)}")
-            depth, height, width = (
-                torch.arange(size, device=device) < sizes[:, axis, None]
-                for axis, size in enumerate(pixel_values.shape[2:])
-            )
-            mask = depth[:, :, None, None] & height[:, None, :, None] & width[:, None, None, :]
-        return self._forward(pixel_values, return_loss, mask)
+        return self._forward(pixel_values, return_loss, self._inside(pixel_values, original_sizes))
 
     def decompress(
         self, blobs: bytes | Sequence[bytes], max_memory: int | None = MAX_MEMORY, max_pixels: int | None = None
