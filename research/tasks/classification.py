@@ -38,6 +38,7 @@ from transformers import (
 
 from research.tasks.preparation import Preparation, scales
 from research.tasks.runs import RunArguments, run_task, training_arguments
+from transformers_walloc.latents.values import reflect
 from transformers_walloc.media import IMAGE_SUFFIXES
 
 CONDITIONS = {
@@ -183,11 +184,13 @@ def view_of(image: Image.Image, generator: np.random.Generator | None, min_scale
     return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
 
 
-def prepare(prepared: Preparation, items: list, settings: Settings, random: bool, device: str = "cpu") -> torch.Tensor:
+def prepare(
+    prepared: Preparation, items: list, settings: Settings, random: bool, device: str = "cpu", margin: int = 0
+) -> torch.Tensor:
     """(images, views, channels, n, n): uint8 pixels of the resized views, or int8 codes.
 
     Random views depend on `split_seed` and the place of an image alone, so they are the same for all conditions;
-    otherwise there is one of the whole image.
+    otherwise there is one of the whole image. Around each are codes for `margin * LATENT` reflected pixels.
     """
 
     def views(i: int) -> torch.Tensor:
@@ -197,13 +200,14 @@ def prepare(prepared: Preparation, items: list, settings: Settings, random: bool
             generators = [np.random.default_rng((settings.split_seed, i, view)) for view in range(settings.views)]
         pixels = np.stack([view_of(image, generator, settings.min_scale) for generator in generators])
         x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
+        x = reflect(x, *[margin * LATENT] * 4)
         side = x.shape[-1] * PIXELS.get(prepared.condition, SIZE) // SIZE
         return prepared.encode(x, (side, side))
 
     s = settings
     split = (s.data, s.image_column, s.label_column, s.train_split, s.test_split)
     facts = (*split, s.test_fraction, s.split_seed, s.max_per_class, len(items))
-    how = (s.views, s.min_scale) if random else ()
+    how = ((s.views, s.min_scale) if random else ()) + ((margin,) if margin else ())
     return prepared.keep(s.cache, (facts, "train" if random else "test", how), range(len(items)), views, "image")
 
 

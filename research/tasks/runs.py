@@ -35,6 +35,7 @@ PAGE = ROOT / "docs" / "compressed_learning.md"
 PICTURE = ROOT / "docs" / "pictures" / "tasks.png"
 TASKS = {
     "classification": "Classification",
+    "folding": "Folding a pretrained classifier",
     "reading": "Reading receipts",
     "documents": "Document understanding",
     "colourisation": "Colourisation",
@@ -43,6 +44,7 @@ TASKS = {
 # Title, format and whether more is better. The first metric of a task that is listed here is the one drawn.
 METRICS = {
     "accuracy": ("top-1 accuracy %", "{:.1f}", True),
+    "start_accuracy": ("before fine-tuning", "{:.1f}", True),
     "found": ("answers found %", "{:.1f}", True),
     "found_company": ("company", "{:.1f}", True),
     "found_date": ("date", "{:.1f}", True),

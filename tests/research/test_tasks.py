@@ -11,6 +11,7 @@ import skimage.data
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
 
 from transformers_walloc import WallocImageModel
 from transformers_walloc.evaluation.metrics import psnr
@@ -160,6 +161,42 @@ def test_classification(classes, tmp_path, capsys):
     assert main(options) == paths and [path.stat().st_mtime_ns for path in paths] == before
     with pytest.raises(SystemExit, match=r"result of other settings \(steps 2 and not 3\)"):
         main([*options, "--steps=3"])
+
+
+def test_folding(classes, tmp_path):
+    """The exact fold starts where the pixel model stands on the linear reconstruction of the latents."""
+    from research.tasks import folding
+    from transformers_walloc.codec.bottleneck import decompand
+    from transformers_walloc.codec.wavelets import wavelet_packet_synthesis
+
+    options = ["--data", str(classes), "--output", str(tmp_path), "--views=1", "--fine_tuning_steps=1", *TINY]
+    runs = load(folding.main(options))
+    assert set(runs) == set(folding.CONDITIONS)
+    inputs = {name: run["model_inputs"] for name, run in runs.items()}
+    assert inputs["resize-64"] == inputs["walloc-fold-0"] == inputs["walloc-average"] == 64 * 64 * 3
+    assert inputs["walloc-fold-1"] == 12 * (8 * 6) ** 2 and all("start_accuracy" in r["metrics"] for r in runs.values())
+
+    settings = folding.Settings(data=str(classes), views=1)
+    given = folding.images(settings, "cpu")
+    labels = dict(enumerate(given["pixels"]["names"]))
+    torch.manual_seed(0)
+    pixel_model = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=1, image_size=64, patch_size=8, id2label=labels
+        )
+    ).eval()
+    pixel_model.save_pretrained(tmp_path / "pretrained")
+    model, found = folding.on_latents(str(tmp_path / "pretrained"), "walloc-fold-exact", given)
+    codec = WallocImageModel.from_pretrained(folding.CODEC).eval()
+    codes = given["codes"]["test"][0]  # of 352 pixels; the middle 256 are what the model sees
+    with torch.no_grad():
+        subbands = codec.decoder.linear(decompand(codes.float(), 8))
+        pixels = wavelet_packet_synthesis(subbands, 3, codec.config.wavelet, "symmetric", 2)[:, :, 48:-48, 48:-48]
+        mean, std = (torch.tensor(given[name])[:, None, None] for name in ("mean", "std"))
+        resized = (torch.nn.functional.avg_pool2d(pixels, 4) + 0.5 - mean) / std
+        expected = pixel_model(resized).logits
+        logits = model.eval()(found["test"][0]["pixel_values"][None]).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_split_by_file(classes):
