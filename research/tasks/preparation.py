@@ -55,7 +55,13 @@ class Preparation:
         """
 
         def made() -> np.ndarray:
-            return np.stack([make(item).numpy() for item in tqdm(items, desc=self.condition, unit=unit, mininterval=5)])
+            numbers = np.empty(0)
+            for i, item in enumerate(tqdm(items, desc=self.condition, unit=unit, mininterval=5)):
+                one = make(item).numpy()
+                if i == 0:  # and not a list to stack: small arrays between large ones fragment the heap, by gigabytes
+                    numbers = np.empty((len(items), *one.shape), one.dtype)
+                numbers[i] = one
+            return numbers
 
         return torch.from_numpy(kept_array(folder, (*self.identity, part), made))
 

@@ -111,3 +111,14 @@ def test_dists_and_lpips_measure_distortion_where_their_weights_are():
         except MetricUnavailableError:
             continue
         assert measure(*distorted(0.3)) > measure(*distorted(1.0))
+
+
+def test_cdpam_measures_distortion_where_it_is_installed():
+    try:
+        measure = perceptual.learned_metric("cdpam")
+    except MetricUnavailableError:
+        pytest.skip("pip install --no-deps cdpam")
+    rng = np.random.default_rng(0)
+    clip, noise = 0.2 * np.sin(np.arange(1, 4411)[None] ** 1.3 / 40), rng.normal(0, 1, (1, 4410))
+    worse, better, same = (measure(clip, clip + level * noise, 44100) for level in (0.05, 0.005, 0.0))
+    assert worse < better < same
