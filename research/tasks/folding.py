@@ -127,6 +127,7 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
     given = images(settings, arguments.device)
     folder = pretrained(seed, settings, arguments.device, arguments.workers)
     torch.manual_seed(seed)
+    model: PreTrainedModel
     if condition == PIXELS:
         model, found = ViTForImageClassification.from_pretrained(folder), given["pixels"]
     else:

@@ -64,6 +64,22 @@ def test_fold_equals_pixels(family, codec, folders, tmp_path):
     assert tokens_and_output(again, inputs)[1].equal(folded_output)
 
 
+def test_no_report_of_what_is_as_it_should_be(codec, folders, caplog):
+    from transformers.utils import logging
+
+    logging.enable_propagation()  # to caplog
+    try:
+        load_on_latents(folders("vit"), codec, AUTO_CLASSES["vit"], image_mean=MEAN, image_std=STD)
+        assert "MISMATCH" not in caplog.text
+        # What is really missing is still said.
+        load_on_latents(
+            folders("vit"), codec, AutoModelForImageClassification, image_mean=MEAN, image_std=STD, num_labels=7
+        )
+        assert "classifier" in caplog.text and "patch_embeddings" not in caplog.text
+    finally:
+        logging.disable_propagation()
+
+
 @pytest.mark.parametrize("family", ["vit", "qwen2_vl", "gemma4"])
 @pytest.mark.parametrize("initialization", ["fold", "average"])
 def test_scale_changes_training_only(initialization, family, codec, folders):

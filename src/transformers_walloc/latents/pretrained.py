@@ -1,11 +1,13 @@
 """Pretrained vision and vision-language models, loaded so that they take latents in place of pixels."""
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers.utils import logging
 
 from ..codec.modeling_walloc import WallocImageModel
 from .families import embedding_parameters, family_of, pixel_patch_size, reshape_config, vision_config
@@ -90,7 +92,8 @@ def load_on_latents(
     weight, bias = embedding_parameters(pixel_model, family)
     del pixel_model
     reshape_config(config, codec.config.latent_channels, view.kernel_size)
-    model = auto_class.from_pretrained(pretrained, config=config, **kwargs)
+    with _without_report():
+        model = auto_class.from_pretrained(pretrained, config=config, **kwargs)
     new_weight, new_bias = embedding_parameters(model, family)
     model.config.walloc_latents = view.to_dict()
     weight = kernels_of(weight, family.layout, pixel_channels)
@@ -110,6 +113,17 @@ def load_on_latents(
             new_bias.copy_(shift)
         new_weight.copy_(arrange_kernels(folded, shift, family.layout, new_weight, bias=new_bias is not None))
     return model
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers would say that the patch embedding, which is filled in next, does not fit, and repeat the rest."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _on_scale(
