@@ -121,9 +121,11 @@ def sweep_table(result: dict) -> str:
     """Decoders of several shapes, trained for the same time."""
     lines = []
     for row in result["rows"]:
-        parameters, numbers = f"{row['parameters'] / 1e6:.2f} M", (f"{row['psnr']:.2f}", f"{row['decode']:.3g}")
-        lines.append([row["shape"], parameters, str(row["steps"]), *numbers])
-    return table(["width x blocks (x kernel)", "parameters", "steps", "PSNR dB", "decode megapixel/s"], lines)
+        decoder = [f"{row['parameters'] / 1e6:.3g} M", f"{row['multiplications'] / 1e3:.3g} k", row["receptive_field"]]
+        found = [row["steps"], f"{row['psnr']:.2f}", f"{row['order0_cr']:.1f}", f"{row['decode']:.3g}"]
+        lines.append([f"`{row['shape']}`", *map(str, decoder + found)])
+    header = ["width x blocks (x kernel) (@ pixels)", "parameters", "multiply-adds a pixel", "reach, latents", "steps"]
+    return table([*header, "PSNR dB", "order-0 CR", "decode megapixel/s"], lines)
 
 
 def main(argv=None) -> None:

@@ -28,7 +28,7 @@ from transformers_walloc.codec.decoders import LinearDecoder
 from transformers_walloc.codec.image_processing_walloc import WallocImageProcessor
 from transformers_walloc.training.data import AudioSegments, ImageCrops, MediaCache, list_media
 from transformers_walloc.training.growing import grow_from, revive
-from transformers_walloc.training.klt import SubbandStatistics, fit_klt
+from transformers_walloc.training.klt import SubbandStatistics, fit_klt, fit_linear_synthesis
 from transformers_walloc.training.recipe import main, make_model, parse_recipe
 from transformers_walloc.training.trainer import CodecTrainer, estimated_bits, last_checkpoint
 
@@ -544,7 +544,7 @@ def test_sweep_trains_every_shape_once_from_the_closed_form(photos, tmp_path, ca
     assert [row["shape"] for row in first] == shapes
     out = capsys.readouterr().out
     assert out.count("closed form:") == 3
-    assert "| 8x2x5 |" in out
+    assert "| `8x2x5` |" in out
     for row, name in zip(first, shapes, strict=True):
         decoder = WallocImageModel.from_pretrained(tmp_path / name / "model").decoder
         assert row["parameters"] == sum(p.numel() for p in decoder.parameters())
@@ -552,9 +552,28 @@ def test_sweep_trains_every_shape_once_from_the_closed_form(photos, tmp_path, ca
         assert network.stem.kernel_size == ((5, 5) if name.endswith("x5") else (3, 3))
         assert row["psnr"] > 15
         assert row["decode"] > 0
+    # The stem and the head of 12 x 8, the block of 8 x 8 and 3 x 3 each, at a quarter of the positions; the synthesis.
+    assert first[2]["multiplications"] > 9 * (2 * 12 * 8 + 2 * 8 * 8) / 4
     again = sweep_decoders.main(arguments)
     assert "closed form:" not in capsys.readouterr().out
     assert [row["psnr"] for row in again] == [row["psnr"] for row in first]
+
+
+def test_sweep_of_options(photos, tmp_path):
+    """Random rows are orthogonal, as long as those of the closed form, and behind them is the best synthesis."""
+    from research import sweep_decoders
+
+    training = script_arguments(photos, tmp_path / "no", "--latent_channels", "4", "--step", "0.1", "--max_steps", "1")
+    statistics = tmp_path / "statistics"
+    shapes = ["8x1", "8x1:--random_rows"]
+    rows = sweep_decoders.main([*shapes, "--statistics", str(statistics), *training, "--output", str(tmp_path)])
+    assert [row["shape"] for row in rows] == shapes and rows[0]["psnr"] > rows[1]["psnr"] + 3
+    models = [WallocImageModel.from_pretrained(tmp_path / name / "model") for name in ("8x1", "8x1_--random_rows")]
+    gram, expected = (m.encoder.projection.weight.flatten(1) @ m.encoder.projection.weight.flatten(1).T for m in models)
+    torch.testing.assert_close(gram, expected, atol=1e-3, rtol=1e-3)
+    synthesis = models[1].decoder.linear.weight.flatten(1).clone()
+    fit_linear_synthesis(models[1], SubbandStatistics.load(statistics, models[1].config))
+    torch.testing.assert_close(synthesis, models[1].decoder.linear.weight.flatten(1), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("text", ["64", "64x", "0x8", "64x4x0", "64x4x3x1", "axb"])

@@ -39,7 +39,7 @@ from ..codec.signals import normalise_clip, to_8bit
 from .conversion import save_model_folder
 from .data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, AudioSegments, ImageCrops, MediaCache, RandomPieces, list_media
 from .growing import grow_from, revive
-from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis
+from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis, randomise_projection
 from .trainer import CodecTrainer, last_checkpoint
 
 _SHAPE = (
@@ -95,6 +95,7 @@ class Recipe:
         False, "start from the least-squares synthesis for the projection of encoder_from or continue_from"
     )
     klt_draws: int = _option(6000, "random pieces for the closed-form fit")
+    random_rows: bool = _option(False, "start at random orthogonal rows of the projection in place of the closed form")
     statistics: str | None = _option(
         None, "file of statistics of the closed-form fit, written if missing; codecs fitted to the same ones are nested"
     )
@@ -127,6 +128,8 @@ class Recipe:
                 raise ValueError(f"{name} is needed without encoder_from or continue_from")
         if self.refit_linear and not self.source:
             raise ValueError("refit_linear needs encoder_from or continue_from")
+        if self.random_rows and self.source:
+            raise ValueError("random_rows needs a codec that starts anew, not encoder_from or continue_from")
         if self.rate_weight and not self.train_encoder:
             raise ValueError("rate_weight needs train_encoder: a frozen encoder has the rate that it has")
         if self.rate_weight < 0:
@@ -304,7 +307,10 @@ def make_model(recipe: Recipe, pieces: RandomPieces, fit: bool = True) -> Walloc
     if not recipe.source:
         model: Any = model_class(config_class(**shape))
         if fit and recipe.step is not None:
-            fit_klt(model, collect_statistics(recipe, model.config, pieces), recipe.step)
+            statistics = collect_statistics(recipe, model.config, pieces)
+            fit_klt(model, statistics, recipe.step)
+            if recipe.random_rows:
+                randomise_projection(model, statistics)
         return model
 
     source = model_class.from_pretrained(recipe.source, dtype=torch.float32)
