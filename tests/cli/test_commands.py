@@ -631,3 +631,20 @@ def test_a_killed_compress_leaves_no_half_file(here, codecs):
     assert 0 < len(written) < 300
     for path in written:
         assert unpack(path.read_bytes())[0].sizes == (128, 200)
+
+
+def test_threads_are_divided_once():
+    """However many commands a process runs."""
+    import torch
+
+    from transformers_walloc.cli.file_codec import Codecs, _threads_at_first
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        _threads_at_first.cache_clear()
+        found = [(Codecs(workers=workers), torch.get_num_threads())[1] for workers in (2, 2, 4, 1, 100)]
+        assert found == [4, 4, 2, 8, 1]
+    finally:
+        torch.set_num_threads(threads)
+        _threads_at_first.cache_clear()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ class Codecs:
         hub_logging.set_verbosity_error()  # its retries
         logging.disable_progress_bar()
         logging.set_verbosity_error()
-        torch.set_num_threads(max(1, torch.get_num_threads() // max(1, workers)))
+        torch.set_num_threads(max(1, _threads_at_first() // max(1, workers)))
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype, self.encoder_only = getattr(torch, dtype), encoder_only
         self.loaded: dict[str, FileCodec] = {}
@@ -68,6 +69,14 @@ class Codecs:
             raise ValueError(f"--model {error if str(error).startswith(name) else f'{name}: {error}'}") from error
         except RuntimeError as error:
             raise ValueError(f"--model {name}: cannot be loaded on {self.device!r}: {error}") from error
+
+
+@functools.cache
+def _threads_at_first() -> int:
+    """torch's threads before any were divided, so that several commands in one process do not divide them again."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 class FileCodec:
