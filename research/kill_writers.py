@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,7 @@ import PIL.Image
 import torch
 from datasets import Dataset, disable_progress_bars
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from transformers_walloc import WallocImageConfig, WallocImageModel, bundled, write_latent_dataset
 from transformers_walloc.cli.main import main as walloc
@@ -236,6 +238,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     disable_progress_bars()
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is shared between processes, and one that is killed may keep it
     random.seed(options.seed)
     broken = 0
     print(f"{'writer':12}{'kills':>7}{'broken':>8}{'found':>8}{'left':>6}", flush=True)

@@ -13,6 +13,7 @@ TIFF needs tifffile: `pip install 'transformers-walloc[rasters]'`.
 import dataclasses
 import io
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,13 @@ def compress_raster(
     pixels = torch.from_numpy(unit)[None].to(model.device)
     (blob,) = model.compress(pixels, torch.tensor([sizes]), **rate)
     header, payload = unpack(blob, None, None)
-    facts: dict[str, Any] = {"raster": raster.pack(raster.missing(planes)), "frame_rate": frame_rate}
+    mask = raster.missing(planes)
+    if mask is not None and (lost := int((~raster.marked(planes)[:, mask]).sum())):
+        warnings.warn(
+            f"{lost} samples are taken for missing: at their positions other bands are, and files mark all bands alike",
+            stacklevel=2,
+        )
+    facts: dict[str, Any] = {"raster": raster.pack(mask), "frame_rate": frame_rate}
     return pack(dataclasses.replace(header, **facts), payload)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import warnings
 
 import numpy as np
 import PIL.Image
@@ -328,3 +329,17 @@ def test_statistics_of_other_ranges_are_those_of_the_data():
     np.testing.assert_allclose(scaled.mean, other.mean, atol=1e-5)
     np.testing.assert_allclose(scaled.covariance, other.covariance, atol=1e-5)
     fit_klt(WallocImageModel(config), scaled, 0.1)
+
+
+def test_samples_that_go_because_other_bands_are_missing_are_counted():
+    planes = np.random.default_rng(0).integers(1, 255, (2, 64, 64)).astype(np.uint8)
+    planes[:, :4] = 0  # both bands
+    fit = fit_codec([planes], num_levels=1, dimensionality_reduction=4, nodata=0, table_steps=0, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compress_raster(fit.model, planes, describe(planes, "channels_first", nodata=0))
+    planes[1, 10, :7] = 0  # one of them
+    with pytest.warns(UserWarning, match="7 samples are taken for missing"):
+        blob = compress_raster(fit.model, planes, describe(planes, "channels_first", nodata=0))
+    restored, _ = decompress_raster(fit.model, blob)
+    assert not restored[:, :4].any() and not restored[:, 10, :7].any()

@@ -95,12 +95,19 @@ class RasterFormat:
         return (self.dtype, self.low, self.high, self.nodata, self.names) == ("uint8", 0.0, 255.0, None, ())
 
     def missing(self, planes: np.ndarray) -> np.ndarray | None:
-        """(H, W) bool, true where a band of (C, H, W) is missing; None if nothing is."""
+        """(H, W) bool, true where any band of (C, H, W) is missing; None if nothing is.
+
+        One mask serves all bands: where they differ in what they miss, samples of the others go, too.
+        """
         if self.nodata is None:
             return None
-        found = np.isnan(planes) if math.isnan(self.nodata) else planes == np.array(self.nodata).astype(planes.dtype)
-        mask = found.any(axis=0)
+        mask = self.marked(planes).any(axis=0)
         return mask if mask.any() else None
+
+    def marked(self, planes: np.ndarray) -> np.ndarray:
+        """(C, H, W) bool, true where a sample is the number of missing ones, which must not be None."""
+        nodata: Any = self.nodata
+        return np.isnan(planes) if math.isnan(nodata) else planes == np.array(nodata).astype(planes.dtype)
 
     def to_unit(self, planes: np.ndarray) -> np.ndarray:
         """(C, H, W) samples -> (C, H, W) float32 in [-0.5, 0.5]; missing ones become the mean of their band.
