@@ -118,7 +118,7 @@ def landsat_row(folder: str, output: str | None) -> list[str]:
             Carolina, 2000; from the sample data of GRASS GIS).
         output: model folder to write, with entropy tables of its own.
     """
-    bands = np.stack([PIL.Image.open(Path(folder, f"lsat7_2000_{number}.tif")) for number in LANDSAT.values()])
+    bands = np.stack([np.asarray(PIL.Image.open(Path(folder, f"lsat7_2000_{n}.tif"))) for n in LANDSAT.values()])
     scene = bands.clip(0, 255).astype(np.uint8)  # what is missing is below 0, the rest whole numbers to 255
     upper, lower = (np.ascontiguousarray(part) for part in np.split(scene, [296], axis=1))
     fit = fit_codec(

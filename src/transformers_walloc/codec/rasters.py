@@ -101,7 +101,7 @@ class RasterFormat:
         """
         if self.nodata is None:
             return None
-        mask = self.marked(planes).any(axis=0)
+        mask: Any = self.marked(planes).any(axis=0)
         return mask if mask.any() else None
 
     def marked(self, planes: np.ndarray) -> np.ndarray:
