@@ -1,13 +1,15 @@
 """Fit a codec to your own signals in one pass: images and volumes of any bands and bits, audio of any channels.
 
 The pass accumulates the covariance of the wavelet packet coefficients; its leading eigenvectors are the codec
-(Karhunen-Loeve transform). The same data give the same codec. `walloc fit` is `fit_codec` as a command.
+(Karhunen-Loeve transform). The same data give the same codec, bit for bit on any number of threads. `walloc fit` is
+`fit_codec` as a command.
 """
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ DEFAULT_REDUCTION = 16.0
 HOLD_OUT = 8  # every eighth signal is measured on and not fitted to
 ROUNDING = 1 / 16  # error of rounding over the variance of the strongest channel that is left out
 MEASURED = 24  # crops that are kept for measuring
+CODED = 48  # crops that the entropy tables are fitted to
 TRAINED = 256  # crops that are kept for training a network
 
 
@@ -49,6 +52,17 @@ class Fit:
     model: Any
     processor: Any
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """For what the codec is made of: more threads sum in another order, and the last bits differ."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()
@@ -122,10 +136,11 @@ def fit_codec(
     }
     total = count_signals(data, kind) if progress else None
     hold_out = HOLD_OUT if validation is None else 0
-    kept = TRAINED if minutes else MEASURED
+    kept = TRAINED if minutes else CODED
     found = Gathered(num_levels, sample_range, sampling_rate, band_names, hold_out, kept, MEASURED)
-    for signal in tqdm(read_signals(data, **options), "statistics", total, disable=not progress, unit="signal"):
-        found.take(signal)
+    with _one_thread():
+        for signal in tqdm(read_signals(data, **options), "statistics", total, disable=not progress, unit="signal"):
+            found.take(signal)
     config, statistics = found.finish()
     if validation is not None:
         held = Kept(MEASURED)
@@ -134,7 +149,8 @@ def fit_codec(
             held.offer(signal)
     else:
         held = found.held if found.held.signals else found.kept
-    units = [found.to_unit(signal) for signal in held.signals]
+    units = [found.to_unit(signal) for signal in held.signals[:MEASURED]]
+    fitted = [found.to_unit(signal) for signal in found.kept.signals[:CODED]]
     facts = found.facts() | {"measured_on": "held out" if held is not found.kept else "the data of the fit"}
     if progress:
         print(described(facts), flush=True)
@@ -152,17 +168,11 @@ def fit_codec(
         with torch.enable_grad():
             train_decoder(model, [found.to_unit(signal) for signal in found.kept.signals], minutes)
         model.eval()
-    _set_scale(model, units)
+    _set_scale(model, fitted)
     if table_steps:
-        codes = [
-            model.quantize(model.encode(x[None]).latents, coarser)[0].numpy() for coarser in (1.0, 2.0) for x in units
-        ]
-        if model.config.num_dims == 3:  # as in files: slices one below the other
-            codes = [item.reshape(len(item), -1, item.shape[-1]) for item in codes]
         if progress:
             print("entropy tables", flush=True)
-        with torch.enable_grad():
-            model.set_entropy_tables(fit_entropy_tables(codes, steps=table_steps, hidden=8))
+        _fit_tables(model, fitted, table_steps)
     facts |= _measure(model, step, units, found) | {"seconds": round(time.monotonic() - started, 1)}
     fit = Fit(model, make_processor(model.config), facts)
     if progress:
@@ -183,6 +193,7 @@ def _channels(config: WallocConfig, reduction: float | None, channels: int | Non
     return channels
 
 
+@_one_thread()
 def _closed_form(
     config: WallocConfig, statistics: SubbandStatistics, channels: int, step: float | None, **changes
 ) -> tuple[Any, float]:
@@ -240,11 +251,22 @@ def _meet(model, step: float, statistics: SubbandStatistics, rate: float, units)
     return _closed_form(model.config, statistics, channels, math.exp(high))
 
 
+@_one_thread()
 def _set_scale(model, units) -> None:
     """Mean and standard deviation of the latents, for models that learn from them."""
     latents = torch.cat([model.encode(x[None]).latents[0].flatten(1) for x in units], dim=1).double()
     model.config.latents_mean = [round(value, 5) for value in latents.mean(dim=1).tolist()]
     model.config.latents_std = [round(max(value, 1e-3), 5) for value in latents.std(dim=1).tolist()]
+
+
+@_one_thread()
+def _fit_tables(model, units, steps: int) -> None:
+    """Entropy tables for the codes of these signals, at the codec's step and at a coarser one."""
+    codes = [model.quantize(model.encode(x[None]).latents, coarser)[0].numpy() for coarser in (1.0, 2.0) for x in units]
+    if model.config.num_dims == 3:  # as in files: slices one below the other
+        codes = [item.reshape(len(item), -1, item.shape[-1]) for item in codes]
+    with torch.enable_grad():
+        model.set_entropy_tables(fit_entropy_tables(codes, steps=steps, hidden=8))
 
 
 def _psnr(model, units) -> float:

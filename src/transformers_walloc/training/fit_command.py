@@ -7,12 +7,17 @@
 
 The pass accumulates the covariance of the wavelet packet coefficients; its leading eigenvectors are the codec
 (Karhunen-Loeve transform). The same data give the same codec. The folder loads with
-`AutoModel.from_pretrained("my-codec")`, and `walloc compress --model my-codec` uses it.
+`AutoModel.from_pretrained("my-codec")`, and `walloc compress --model my-codec` uses it. Its fit.json keeps the options.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,12 +56,27 @@ def run(options: argparse.Namespace) -> int:
     settings = {name: value for name, value in vars(options).items() if name not in ("force", "push_to_hub", "run")}
     sample_range = tuple(settings.pop("sample_range") or ()) or None
     fit_codec(**settings, sample_range=sample_range, overwrite=options.force)
+    facts = Path(options.output) / "fit.json"
+    write_atomically(facts, json.dumps(json.loads(facts.read_text()) | {"options": _given(options)}, indent=2) + "\n")
     print(f"wrote {options.output}")
     if options.push_to_hub:
         from .publish import publish
 
         print(f"published {options.push_to_hub}: {publish(options.output, options.push_to_hub)}")
     return 0
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """What makes the same codec again: the options that were given, and of absolute paths the last part only."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    left_out = ("output", "force", "push_to_hub", "run")
+    given = {name: value for name, value in vars(options).items() if name not in left_out}
+    given = {name: value for name, value in given.items() if value != parser.get_default(name)}
+    for name in ("data", "validation"):
+        if name in given:
+            given[name] = [Path(path).name if Path(path).is_absolute() else path for path in given[name]]
+    return given
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -96,7 +96,8 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
         raise ValueError(
             f"{statistics.count} positions cannot give the covariance of {config.subband_channels} subbands; add data"
         )
-    variances, vectors = np.linalg.eigh(statistics.covariance)
+    # Of torch, whose number of threads the caller sets: with another one the last bits differ.
+    variances, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(statistics.covariance)))
     variances, vectors = variances[::-1].clip(min=0), vectors[:, ::-1]
     basis = vectors[:, : config.latent_channels].T  # (latents, subbands)
     # The sign of an eigenvector is arbitrary; fixing it makes refits reproducible.
@@ -109,7 +110,7 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
     synthesis = (basis * (wiener / scale)[:, None]).T
     projection = model.encoder.projection
     _assign(projection.weight, basis * scale)
-    _assign(projection.bias, -basis @ statistics.mean * scale)
+    _assign(projection.bias, -(basis * statistics.mean).sum(axis=1) * scale)
     _assign(decoder.linear.weight, synthesis)
     _assign(decoder.linear.bias, statistics.mean)
     if isinstance(decoder, ResidualDecoder):
