@@ -1,11 +1,12 @@
 """Feed damaged and hostile .walloc files to the decoder and count what comes back.
 
-    python -m research.fuzz_bitstream 100000
+    python -m research.fuzz_bitstream 1000000 [--skip DONE]
 
 Every input must either decode to a signal of the size that its header states, within the limit, or end in
 `WallocFormatError`, and take no more than `MAX_SECONDS` of processor time; all together may not make the process grow
 by more than `MAX_GROWTH`. Anything else is printed with the input and makes the exit status 1. Most damage is caught by
 the checksum, so most of the inputs get a valid one and reach the parser and the entropy decoder.
+Every 10,000 inputs have random numbers of their own; `--skip` goes on where an interrupted run has stopped.
 `research.fuzz_coverage` looks for inputs by what they reach.
 """
 
@@ -39,6 +40,7 @@ MAX_PIXELS = 2**16
 MAX_SAMPLES = 2**18
 MAX_SECONDS = 2.0
 MAX_GROWTH = 512  # MiB
+BLOCK = 10_000
 
 
 def valid_files(seed: int) -> list[tuple[torch.nn.Module, bytes]]:
@@ -164,14 +166,19 @@ def _with_checksum(body: bytes) -> bytes:
 MUTATIONS = (truncate, flip_bits, random_bytes, header_bytes, payload_bytes, bombs, fields)
 
 
-def fuzz(count: int, seed: int = 0, report: Callable[[str], None] = print) -> tuple[collections.Counter, list[str]]:
-    """Counts of (mutation, outcome), and a description of everything that must not happen."""
-    rng = np.random.default_rng(seed)
+def fuzz(
+    count: int, seed: int = 0, skip: int = 0, report: Callable[[str], None] = print
+) -> tuple[collections.Counter, list[str]]:
+    """Counts of (mutation, outcome) of the inputs from `skip` to `count`, and all that must not happen, described."""
+    if skip % BLOCK:
+        raise ValueError(f"skip is a multiple of {BLOCK}, got {skip}")
     files = valid_files(seed)
     counts: collections.Counter = collections.Counter()
     failures: list[str] = []
     slowest = 0.0
-    for index in range(count):
+    for index in range(skip, count):
+        if index % BLOCK == 0:
+            rng = np.random.default_rng((seed, index // BLOCK))
         mutate = MUTATIONS[index % len(MUTATIONS)]
         model, data = files[rng.integers(len(files))]
         if rng.random() < 0.05:  # the wrong model
@@ -193,8 +200,8 @@ def fuzz(count: int, seed: int = 0, report: Callable[[str], None] = print) -> tu
             outcome = "FAILED"
         slowest = max(slowest, seconds)
         counts[mutate.__name__, outcome] += 1
-        if index and index % 20_000 == 0:
-            report(f"{index} inputs, {len(failures)} failures")
+        if (index + 1) % BLOCK == 0:
+            report(f"{index + 1} inputs, {len(failures)} failures, slowest {slowest:.3f} s")
     report(f"slowest input: {slowest:.3f} s of processor time")
     return counts, failures
 
@@ -215,11 +222,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int, default=2000, help="inputs (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip", type=int, default=0, help="inputs that were done before")
     options = parser.parse_args()
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    counts, failures = fuzz(options.count, options.seed, report=lambda line: print(line, flush=True))
+    counts, failures = fuzz(options.count, options.seed, options.skip, report=lambda line: print(line, flush=True))
     seconds = time.perf_counter() - start
     print(f"\n{'mutation':16}{'refused':>10}{'decoded':>10}{'FAILED':>10}")
     for mutate in MUTATIONS:
@@ -228,7 +236,8 @@ def main() -> int:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if grown > MAX_GROWTH:
         failures.append(f"peak memory grew by {grown:.0f} MiB; limit: {MAX_GROWTH}")
-    print(f"\n{options.count} inputs in {seconds:.0f} s, {len(failures)} failures; peak memory grew by {grown:.0f} MiB")
+    took = f"{seconds:.0f} s, {len(failures)} failures; peak memory grew by {grown:.0f} MiB"
+    print(f"\n{counts.total()} inputs in {took}")
     for failure in failures[:20]:
         print(failure)
     return 1 if failures else 0

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,42 @@ def test_registered(before):
 def test_import_alone_is_quick():
     heavy = {"torch", "transformers", "numpy", "PIL"}
     assert run(f"import sys, transformers_walloc; print({heavy} & set(sys.modules))") == "set()\n"
+
+
+def test_threads_that_load_at_once():
+    """What they need is imported before they start: first imports at once fail in transformers alone, too."""
+    run(
+        "import threading, transformers_walloc\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel\n"
+        "jobs = [(AutoModel, 'rgb-16x'), (AutoModel, 'stereo-20x'), (AutoImageProcessor, 'rgb-16x')]\n"
+        "jobs = 2 * [*jobs, (AutoFeatureExtractor, 'stereo-20x')]\n"
+        "gate = threading.Barrier(len(jobs))\n"
+        "def load(job):\n"
+        "    gate.wait()\n"
+        "    return job[0].from_pretrained(f'walloc/{job[1]}')\n"
+        "with ThreadPoolExecutor(len(jobs)) as pool:\n"
+        "    loaded = list(pool.map(load, jobs))\n"
+        "names = ['WallocImageModel', 'WallocAudioModel', 'WallocImageProcessor', 'WallocAudioFeatureExtractor']\n"
+        "assert [type(each).__name__ for each in loaded] == 2 * names\n"
+        "weights = [loaded[i].state_dict() for i in (0, 4)]\n"
+        "assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])\n"
+    )
+
+
+def test_what_is_required_is_imported_and_nothing_else():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    root = Path(__file__).parents[1]
+    required = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[<>=\[;]", each)[0].strip().lower() for each in required}
+    imported = set()
+    for path in (root / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add((node.module or "").partition(".")[0])
+    assert {{"pillow": "PIL"}.get(name, name) for name in names} <= imported
 
 
 def test_workers_that_start_anew_and_pickles(tmp_path):

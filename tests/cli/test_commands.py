@@ -13,11 +13,13 @@ import PIL.ImageCms
 import PIL.ImageFile
 import pytest
 import soundfile
+import torch
 from codec_fixtures import audio_model, image_model, pictures, sound
 
 import transformers_walloc.cli.compress
 import transformers_walloc.cli.file_codec
 import transformers_walloc.picture_files
+from transformers_walloc import WallocImageConfig, WallocImageModel
 from transformers_walloc.cli.main import COMMANDS, main
 from transformers_walloc.codec.bitstream import unpack
 from transformers_walloc.evaluation.metrics import MetricUnavailableError
@@ -283,6 +285,35 @@ def test_transparency_is_kept_without_loss(here, codecs, capsys, mode):
     there_and_back(codecs["image"], "opaque.png", "out.png")
     assert PIL.Image.open("out.png").mode == "RGB" and main(["info", "between.walloc"]) == 0
     assert "transparency" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_gray_codec_keeps_transparency_and_no_profile_of_colours(here, tmp_path, capsys, mode):
+    torch.manual_seed(0)
+    config = WallocImageConfig(num_channels=1, num_levels=2, latent_channels=16, decoder_type="linear", latent_bits=8)
+    WallocImageModel(config).save_pretrained(tmp_path / "gray")
+    alpha = np.arange(128 * 200).reshape(128, 200).astype(np.uint8)
+    image = PIL.Image.fromarray(pictures()[1]).convert(mode)
+    image.putalpha(PIL.Image.fromarray(alpha))
+    srgb = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    wide = srgb.replace("sRGB".encode("utf-16-be"), "wide".encode("utf-16-be"))
+    image.save("in.png", icc_profile=wide if mode == "RGBA" else None)
+    there_and_back(str(tmp_path / "gray"), "in.png", "out.png")
+    with PIL.Image.open("out.png") as back:
+        assert back.mode == "LA" and "icc_profile" not in back.info
+        assert np.array_equal(back.getchannel("A"), alpha)
+    said = "has one channel, and their profile is not kept" if mode == "RGBA" else ""
+    assert said in capsys.readouterr().err
+
+
+def test_a_codec_of_other_channels_says_that_transparent_parts_become_white(here, tmp_path, capsys):
+    config = WallocImageConfig(num_channels=2, num_levels=2, latent_channels=8, decoder_type="linear")
+    WallocImageModel(config).save_pretrained(tmp_path / "two")
+    image = PIL.Image.fromarray(pictures()[1])
+    image.putalpha(128)
+    image.save("in.png")
+    main(["compress", "in.png", "-o", "out.walloc", "--model", str(tmp_path / "two")])
+    assert "transparent parts become white" in capsys.readouterr().err
 
 
 def test_colour_profiles_are_kept(here, codecs, capsys):

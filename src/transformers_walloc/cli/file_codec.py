@@ -230,13 +230,15 @@ class FileCodec:
             image = read_image(source, data, max_pixels)
             return self._to_device(self.processor(image, do_rescale=do_rescale, return_tensors="pt")), {}
         picture = read_picture(source, data, max_pixels)
-        pixels = picture.pixels
+        pixels, side_data = picture.pixels, picture.side_data
         if channels == 1 and pixels.ndim == 3:
-            warn(source, f"colours become gray: the codec {self.name!r} has one channel")
+            lost = ", and their profile is not kept" if side_data.profile else ""
+            warn(source, f"colours become gray: the codec {self.name!r} has one channel{lost}")
             pixels = (pixels @ LUMA).round().astype(pixels.dtype)
+            side_data = dataclasses.replace(side_data, profile=b"")
         options = {"input_data_format": "channels_last"} if pixels.ndim == 3 else {}
         batch = self.processor(pixels, do_rescale=do_rescale, return_tensors="pt", **options)
-        fields = {"sample_format": picture.sample_format, "side_data": picture.side_data.pack()}
+        fields = {"sample_format": picture.sample_format, "side_data": side_data.pack()}
         return self._to_device(batch), fields
 
     def _rate_of(self, fields: dict[str, Any], inputs: dict[str, Any]) -> float:

@@ -7,6 +7,7 @@ place, mean magnitudes along both axes, codes on opposite sides.
 from __future__ import annotations
 
 import ctypes
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -194,6 +195,7 @@ def _cumulative(frequencies: np.ndarray) -> np.ndarray:
     return cumulative
 
 
+@lru_cache(maxsize=1024)  # the same for all weights, and the tables of files without fitted ones are made for each
 def _pairs(plan: Plan, group: int, num_neighbours: int) -> np.ndarray:
     """(pairs, 2) numbers of features (see `entropy_context`) in the kernel's order; the levels come apart.
 
