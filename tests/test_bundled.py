@@ -63,9 +63,7 @@ def test_path_by_name_and_by_hub_id(package, name):
 
 @pytest.mark.parametrize("name", ["rgb-8x", "", "walloc/", "../rgb-16x", "other/rgb-16x", None])
 def test_unknown_name_lists_the_choices(name):
-    with pytest.raises(
-        ValueError, match="rgb-4x, rgb-16x, rgb-16x-klt, stereo-5x, stereo-20x, gray-16x, mono-20x, sentinel2-16x"
-    ):
+    with pytest.raises(ValueError, match=r"rgb-4x, rgb-4x-klt, rgb-16x, rgb-16x-klt, .*mono-20x"):
         bundled.bundled_path(name)
 
 

@@ -147,7 +147,8 @@ def test_bundled_codec_on_a_machine_that_never_had_a_network(fresh, name):
     facts = fresh["bundled"][name]
     assert facts["model_type"] == ("walloc_image" if name.startswith("rgb") else "walloc_audio")
     assert facts["digest"] == fresh["folders"][name]
-    image, channels = name.startswith("rgb"), {"rgb-4x": 48, "stereo-5x": 108, "stereo-20x": 27}.get(name, 12)
+    image = name.startswith("rgb")
+    channels = {"rgb-4x": 48, "stereo-5x": 108, "stereo-20x": 27}.get(name.removesuffix("-klt"), 12)
     assert facts["processor"] == ("WallocImageProcessor" if image else "WallocAudioFeatureExtractor")
     assert facts["features"] == ([1, channels, 5, 6] if image else [1, channels, 4])
 

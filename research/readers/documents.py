@@ -8,11 +8,11 @@
 PP-OCR (weights inside the wheel rapidocr-onnxruntime) reads each page as it is and from `DR` times fewer numbers:
 
     resize    the page made smaller by sqrt(DR) per side (Lanczos), 8 bits, and enlarged to its size again (bicubic)
-    linear    latents of rgb-4x or rgb-16x-klt, rounded, and decoded by the linear branch of their decoder
+    linear    latents of rgb-4x-klt or rgb-16x-klt, rounded, and decoded by the linear branch of their decoder
     walloc    latents of rgb-4x or rgb-16x, rounded, and decoded by the trained decoder
 
-DR 4 and 16 are the codecs as they are, 8 and 32 the first half of the channels of rgb-4x and rgb-16x-klt. Nothing is
-trained here. SROIE has images/NAME.jpg and answers.json, {NAME: {"company": ..., "date": ..., "address": ..., "total":
+DR 4 and 16 are the codecs as they are, 8 and 32 the first half of the channels of rgb-4x-klt and rgb-16x-klt. Nothing
+is trained here. SROIE has images/NAME.jpg and answers.json, {NAME: {"company": ..., "date": ..., "address": ..., "total":
 ...}}; its last 126 pages by name are test. A field is found if the text that was read holds it, regardless of case,
 spaces and punctuation: date and total to the letter, company and address with at least 90% of the letters right in
 place.
@@ -38,8 +38,8 @@ from transformers_walloc.codec.decoders import LinearDecoder
 STORE = RESULTS / "readers_documents.json"
 FIELDS = {"company": 90, "date": 100, "address": 90, "total": 100}  # percent of letters in place that count as found
 # Codec and channels that are kept.
-LINEAR = {4: ("rgb-4x", 48), 8: ("rgb-4x", 24), 16: ("rgb-16x-klt", 12), 32: ("rgb-16x-klt", 6)}
-CODECS = {"linear": LINEAR, "walloc": {**LINEAR, 16: ("rgb-16x", 12)}}
+LINEAR = {4: ("rgb-4x-klt", 48), 8: ("rgb-4x-klt", 24), 16: ("rgb-16x-klt", 12), 32: ("rgb-16x-klt", 6)}
+CODECS = {"linear": LINEAR, "walloc": {**LINEAR, 4: ("rgb-4x", 48), 16: ("rgb-16x", 12)}}
 RATIOS = list(LINEAR)
 WAYS = {"resize": "resized", "linear": "WaLLoC, linear", "walloc": "WaLLoC"}
 CONDITIONS = ["original", *(f"{way}-{dr}" for dr in RATIOS for way in WAYS)]

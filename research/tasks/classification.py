@@ -44,9 +44,12 @@ from transformers_walloc.media import IMAGE_SUFFIXES
 CONDITIONS = {
     "resize-64": "resized to 64 px",
     "walloc-16x": "latents of 256 px, rgb-16x",
+    "walloc-16x-klt": "latents of 256 px, rgb-16x-klt",
+    **scales("walloc-16x-klt", "latents of 256 px, rgb-16x-klt"),
     "resize-128": "resized to 128 px",
     "walloc-4x": "latents of 256 px, rgb-4x",
-    **scales("walloc-4x", "latents of 256 px, rgb-4x"),
+    "walloc-4x-klt": "latents of 256 px, rgb-4x-klt",
+    **scales("walloc-4x-klt", "latents of 256 px, rgb-4x-klt"),
 }
 PIXELS = {"resize-64": 64, "resize-128": 128}
 MODELS = ("vit", "convnext")

@@ -12,7 +12,7 @@ from research.tasks.runs import kept_array
 from transformers_walloc import LatentView, WallocImageEncoder, latent_values
 from transformers_walloc.latents.values import Scale
 
-CODECS = {"walloc-16x": "walloc/rgb-16x", "walloc-4x": "walloc/rgb-4x"}
+CODECS = {f"walloc-{name}": f"walloc/rgb-{name}" for name in ("16x", "16x-klt", "4x", "4x-klt")}
 SCALES = {
     "none": "on one scale",
     "partial": "partly whitened",

@@ -48,7 +48,9 @@ from research.tasks.preparation import Preparation, scales
 from research.tasks.runs import RunArguments, run_task, training_arguments
 
 CONDITIONS = {name: title for name, title in PAGE_CONDITIONS.items() if name != "prior"}
-CONDITIONS |= scales("walloc-4x", CONDITIONS["walloc-4x"])
+for codec in ("16x-klt", "4x-klt"):
+    title = f"latents of 896 rows, rgb-{codec}"
+    CONDITIONS |= {f"walloc-{codec}": title, **scales(f"walloc-{codec}", title)}
 WINDOW, STRIDE = 32, 8  # rows of the page
 TOKENS = 56  # of a window
 OUTPUTS = 3  # characters that a token can tell, so that narrow ones and repeated ones have room

@@ -116,7 +116,10 @@ def test_configs_name_settings_that_exist(config):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--conditions", "resize"], "unknown condition 'resize'; valid: resize-64, walloc-16x, resize-128, walloc-4x"),
+        (
+            ["--conditions", "resize"],
+            "unknown condition 'resize'; valid: resize-64, walloc-16x, walloc-16x-klt, ",
+        ),
         (["--config", "absent.json"], "absent.json"),
     ],
 )
@@ -261,19 +264,19 @@ def test_scales_of_latents():
     from research.tasks.preparation import Preparation
     from transformers_walloc import WallocImageEncoder, latent_values
 
-    config = WallocImageEncoder.from_pretrained("walloc/rgb-4x").config
+    config = WallocImageEncoder.from_pretrained("walloc/rgb-4x-klt").config
     codes = torch.randint(-30, 31, (5, 48, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
     codes[:, 40:] = 0
     codes[0, 40:, 0, 0] = 1
-    corpus, none, task = (Preparation(f"walloc-4x{at}").transform(codes)(codes) for at in ("", "@none", "@task"))
+    corpus, none, task = (Preparation(f"walloc-4x-klt{at}").transform(codes)(codes) for at in ("", "@none", "@task"))
     torch.testing.assert_close(none, latent_values(codes, config))
     torch.testing.assert_close(task.std((0, 2, 3)), torch.ones(48))
     ratio = corpus.std((0, 2, 3)) / none.std((0, 2, 3))  # one scale for each channel, whatever the sample
-    other = Preparation("walloc-4x").transform(codes[:1])(codes[1:])
+    other = Preparation("walloc-4x-klt").transform(codes[:1])(codes[1:])
     torch.testing.assert_close(other.std((0, 2, 3))[:40] / none[1:].std((0, 2, 3))[:40], ratio[:40])
     assert corpus[:, 40:].std() < 0.2 < 0.9 < task[:, 40:].std()
     with pytest.raises(ValueError, match="unknown scale 'loud'"):
-        Preparation("walloc-4x@loud").transform(codes)
+        Preparation("walloc-4x-klt@loud").transform(codes)
 
 
 def test_crops_lie_on_the_grid():
