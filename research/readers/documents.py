@@ -12,10 +12,10 @@ PP-OCR (weights inside the wheel rapidocr-onnxruntime) reads each page as it is 
     walloc    latents of rgb-4x or rgb-16x, rounded, and decoded by the trained decoder
 
 DR 4 and 16 are the codecs as they are, 8 and 32 the first half of the channels of rgb-4x-klt and rgb-16x-klt. Nothing
-is trained here. SROIE has images/NAME.jpg and answers.json, {NAME: {"company": ..., "date": ..., "address": ..., "total":
-...}}; its last 126 pages by name are test. A field is found if the text that was read holds it, regardless of case,
-spaces and punctuation: date and total to the letter, company and address with at least 90% of the letters right in
-place.
+is trained here. SROIE has images/NAME.jpg and answers.json, {NAME: {"company": ..., "date": ..., "address": ...,
+"total": ...}}; its last 126 pages by name are test. A field is found if the text that was read holds it, regardless of
+case, spaces and punctuation: date and total to the letter, company and address with at least 90% of the letters right
+in place.
 """
 
 import argparse
