@@ -79,7 +79,7 @@ def test_side_data_is_passed_over(tmp_path):
     header, payload = unpack((STORED / "rgb-4x.walloc").read_bytes())
     side_data = SideData(alpha=np.zeros(header.sizes, np.uint8), profile=b"a profile").pack()
     (tmp_path / "a.walloc").write_bytes(pack(dataclasses.replace(header, side_data=side_data), payload))
-    (tmp_path / "tables").write_bytes(tables_of("rgb-4x"))
+    (tmp_path / "tables").write_bytes(tables_of("rgb-4x-klt"))
     script = Path(__file__).with_name("coder.mjs")
     subprocess.run(["node", str(script), str(tmp_path / "tables"), str(tmp_path)], check=True, timeout=120)
     assert (tmp_path / "a.walloc.codes").read_bytes() == np.load(STORED / "rgb-4x.npy").tobytes()
