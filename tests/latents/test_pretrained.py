@@ -67,6 +67,8 @@ def test_fold_equals_pixels(family, codec, folders, tmp_path):
 def test_no_report_of_what_is_as_it_should_be(codec, folders, caplog):
     from transformers.utils import logging
 
+    verbosity = logging.get_verbosity()  # other tests may have left another
+    logging.set_verbosity_warning()
     logging.enable_propagation()  # to caplog
     try:
         load_on_latents(folders("vit"), codec, AUTO_CLASSES["vit"], image_mean=MEAN, image_std=STD)
@@ -78,6 +80,7 @@ def test_no_report_of_what_is_as_it_should_be(codec, folders, caplog):
         assert "classifier" in caplog.text and "patch_embeddings" not in caplog.text
     finally:
         logging.disable_propagation()
+        logging.set_verbosity(verbosity)
 
 
 @pytest.mark.parametrize("family", ["vit", "qwen2_vl", "gemma4"])
