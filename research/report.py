@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from research import pages
+from research import learning_curves, pages
 from research.cards import write_card
 from transformers_walloc.evaluation.tables import (
     TITLES,
@@ -59,6 +59,7 @@ def results_page() -> str:
     field = pages.load("field")
     if field is not None:
         field |= {"table": field_table(field, pages.load("table1"))}
+    runs = learning_curves.stored_runs()
     drawn = sorted((pages.ROOT / "docs" / "pictures").glob("*.png"))
     return pages.render(
         "results.md.jinja",
@@ -66,6 +67,7 @@ def results_page() -> str:
         coders=[coder | {"table": coders_table(coder["rows"])} for coder in coders],
         sweep=sweep,
         field=field,
+        learning=learning_curves.curves_table(runs) if runs else None,
         pictures=[{"title": path.stem.replace("_", " "), "name": path.name} for path in drawn],
     )
 

@@ -576,6 +576,23 @@ def test_sweep_of_options(photos, tmp_path):
     torch.testing.assert_close(synthesis, models[1].decoder.linear.weight.flatten(1), atol=1e-3, rtol=1e-3)
 
 
+def test_learning_curves_of_a_run(photos, tmp_path, monkeypatch, capsys):
+    from research import learning_curves
+
+    run = tmp_path / "tiny"
+    common = ["--latent_channels", "4", "--step", "0.1"]
+    main(script_arguments(photos, run, *common, "--max_steps", "4", "--eval_steps", "2", "--save_steps", "4"))
+    monkeypatch.setattr(learning_curves, "RESULTS", tmp_path)
+    learning_curves.main([str(run)])
+    stored = json.loads((tmp_path / "learning_tiny.json").read_text())
+    assert [point["step"] for point in stored["points"]] == [2, 4]
+    assert all(point["psnr"] > 15 and point["order0_cr"] > 1 for point in stored["points"])
+    assert f"{stored['points'][1]['psnr']:.2f} at" in capsys.readouterr().out
+    assert (tmp_path / "learning_curves.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match="no run of walloc train"):
+        learning_curves.main([str(tmp_path)])
+
+
 @pytest.mark.parametrize("text", ["64", "64x", "0x8", "64x4x0", "64x4x3x1", "axb"])
 def test_shapes_that_are_none_are_refused(text, monkeypatch):
     from research.sweep_decoders import parse_shape
