@@ -1,8 +1,12 @@
 """Small working codecs for tests: closed-form fits to a few pictures and sounds, no training."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 import skimage.data
 import torch
 
@@ -79,3 +83,25 @@ def image_inputs(images):
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+PEAK = """
+def reset_peak():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak becomes what is resident now; see man 5 proc
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+"""
+
+
+def printed_by(script: str, *arguments: str) -> list[str]:
+    """Words on the last line that a script prints in a process of its own; it may call `reset_peak()` and `peak()`,
+    bytes of resident memory since then."""
+    if not os.path.exists("/proc/self/clear_refs"):
+        pytest.skip("the peak of a process can be reset on Linux alone")
+    command = [sys.executable, "-c", PEAK + script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip().splitlines()[-1].split()

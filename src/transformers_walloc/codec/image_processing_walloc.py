@@ -23,9 +23,8 @@ import PIL.ImageOps
 import torch
 from transformers import BaseImageProcessor, BatchFeature
 
-from .pixels import FLOAT_DTYPES, find_channels, native, reflect, write_pixels
+from .pixels import FLOAT_DTYPES, find_channels, native, reflect, to_8_bits, unbatch, write_pixels
 from .rasters import RasterFormat
-from .signals import to_8bit
 
 INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32)
 RANGES = {"num_channels": (1, 2**16), "patch_size": (1, 2**12)}
@@ -174,7 +173,7 @@ class WallocImageProcessor(BaseImageProcessor):
             TypeError: pixels that are not floats (codes have to be decoded first).
             ValueError: a wrong shape or number of channels, NaN, sizes that do not fit the pixels.
         """
-        batch = _unbatch(pixels)
+        batch = unbatch(pixels)
         sizes = [tuple(image.shape[1:]) for image in batch]
         if original_sizes is not None:
             sizes = [(int(height), int(width)) for height, width in torch.as_tensor(original_sizes).reshape(-1, 2)]
@@ -192,7 +191,7 @@ class WallocImageProcessor(BaseImageProcessor):
         if self.raster_format:
             raster = RasterFormat.from_dict(self.raster_format)
             return [raster.to_layout(raster.from_unit(image.detach().float().numpy(force=True))) for image in cropped]
-        return [_to_8_bits(image) for image in cropped]
+        return [to_8_bits(image) for image in cropped]
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
         flat = _flatten(self.fetch_images(images), expected_ndims)
@@ -375,32 +374,3 @@ def _channels_first(image, num_channels: int, input_data_format: str | None, pla
     if pixels.shape[0] != num_channels and not (pixels.shape[0] == 1 and num_channels == 3):
         raise ValueError(f"an image of shape {shape} has {pixels.shape[0]} channels; num_channels is {num_channels}")
     return pixels
-
-
-def _unbatch(pixels) -> list[torch.Tensor]:
-    is_list = isinstance(pixels, list | tuple)
-    entries = [torch.as_tensor(entry) for entry in (pixels if is_list else [pixels])]
-    if not is_list and entries[0].ndim == 4:
-        entries = list(entries[0])
-    if not entries:
-        raise ValueError("empty batch: there are no pixels to turn into images")
-    for entry in entries:
-        if entry.ndim != 3:
-            raise ValueError(
-                f"pixels of shape {tuple(entry.shape)}; valid: (B, C, H, W), (C, H, W), or a list of (C, h, w)"
-            )
-        if not entry.is_floating_point():
-            raise TypeError(f"pixels of {entry.dtype}; valid: floats in [-0.5, 0.5] (decode codes first)")
-    return entries
-
-
-def _to_8_bits(pixels: torch.Tensor) -> PIL.Image.Image | np.ndarray:
-    """(C, h, w) floats in [-0.5, 0.5] -> PIL image or (h, w, C) array."""
-    if torch.isnan(pixels).any():
-        raise ValueError("the pixels hold NaN values; they cannot become an image")
-    planes = to_8bit(pixels).cpu().numpy()
-    if len(planes) == 1:
-        return PIL.Image.fromarray(planes[0])
-    if len(planes) == 3:
-        return PIL.Image.merge("RGB", [PIL.Image.fromarray(plane) for plane in planes])
-    return np.ascontiguousarray(planes.transpose(1, 2, 0))

@@ -1,6 +1,6 @@
-"""Pixels of any dtype to floats in [-0.5, 0.5], and 8-bit pictures to latents or codes.
+"""Pixels of any dtype to floats in [-0.5, 0.5] and back to 8 bits, and 8-bit pictures to latents or codes.
 
-The latter runs in the compiled kernel where that serves, and in torch otherwise.
+The last of these runs in the compiled kernel where that serves, and in torch otherwise.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import PIL.Image
 import torch
 
 from .bottleneck import latent_limit
 from .encoder_kernel import PictureEncoder, fits_kernel
+from .signals import to_8bit
 
 # Of each `WallocEncoder` the weights that were laid out last.
 _encoders: WeakKeyDictionary[Any, tuple[torch.Tensor, torch.Tensor, PictureEncoder]] = WeakKeyDictionary()
@@ -140,3 +142,33 @@ def _padded(pixels: torch.Tensor, block: int, margin: int) -> torch.Tensor:
     # Through numpy, whose reflection may be longer than the picture.
     widths = ((0, 0), (0, 0), (margin, bottom), (margin, right))
     return torch.from_numpy(np.pad(pixels.cpu().numpy(), widths, mode="reflect")).to(pixels.device)
+
+
+def unbatch(pixels) -> list[torch.Tensor]:
+    """Decoded pixels, one image, a batch or a list -> a list of (C, h, w); errors name what they are instead."""
+    is_list = isinstance(pixels, list | tuple)
+    entries = [torch.as_tensor(entry) for entry in (pixels if is_list else [pixels])]
+    if not is_list and entries[0].ndim == 4:
+        entries = list(entries[0])
+    if not entries:
+        raise ValueError("empty batch: there are no pixels to turn into images")
+    for entry in entries:
+        if entry.ndim != 3:
+            raise ValueError(
+                f"pixels of shape {tuple(entry.shape)}; valid: (B, C, H, W), (C, H, W), or a list of (C, h, w)"
+            )
+        if not entry.is_floating_point():
+            raise TypeError(f"pixels of {entry.dtype}; valid: floats in [-0.5, 0.5] (decode codes first)")
+    return entries
+
+
+def to_8_bits(pixels: torch.Tensor) -> PIL.Image.Image | np.ndarray:
+    """(C, h, w) floats in [-0.5, 0.5] -> PIL image or (h, w, C) array."""
+    if torch.isnan(pixels).any():
+        raise ValueError("the pixels hold NaN values; they cannot become an image")
+    planes = to_8bit(pixels).cpu().numpy()
+    if len(planes) == 1:
+        return PIL.Image.fromarray(planes[0])
+    if len(planes) == 3:
+        return PIL.Image.merge("RGB", [PIL.Image.fromarray(plane) for plane in planes])
+    return np.ascontiguousarray(planes.transpose(1, 2, 0))

@@ -186,11 +186,8 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
         caches, shares, validation = open_media(recipe)
     checkpoint = last_checkpoint(output)
     seed = f"{recipe.seed}-{checkpoint.rpartition('-')[2] if checkpoint else 0}"
-    pieces: ImageCrops | AudioSegments
-    if recipe.is_image:
-        pieces = ImageCrops(caches, shares, recipe.piece_size or 192, seed)
-    else:
-        pieces = AudioSegments(caches, shares, recipe.piece_size or 65536, seed)
+    drawn, size = (ImageCrops, 192) if recipe.is_image else (AudioSegments, 65536)
+    pieces = drawn(caches, shares, recipe.piece_size or size, seed)
 
     # Otherwise a checkpoint, or the first process, brings the weights.
     fit = (checkpoint is None or recipe.max_steps == 0) and training.process_index == 0

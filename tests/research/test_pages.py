@@ -1,0 +1,42 @@
+"""Pages with measured numbers are what the results in docs/results give: nobody typed a number, nothing is out of date."""
+
+import shutil
+
+import pytest
+
+from research import cards, pages, report
+from research.readers import documents, music, scores
+from research.tasks import runs
+
+
+def test_results_and_readme():
+    assert report.results_page() == (pages.ROOT / "docs" / "results.md").read_text()
+    readme = (pages.ROOT / "README.md").read_text()
+    assert pages.between(readme, "results", report.readme_table()) == readme
+
+
+@pytest.mark.parametrize("name", ["rgb-4x", "rgb-16x", "rgb-4x-klt", "rgb-16x-klt", "stereo-5x", "stereo-20x"])
+def test_cards(name, tmp_path):
+    committed = pages.ROOT / "model_cards" / name
+    shutil.copytree(committed, tmp_path / name)
+    (tmp_path / name / "README.md").unlink()
+    cards.write_card(tmp_path / name)
+    for file in ("README.md", "results.json"):
+        assert (tmp_path / name / file).read_text() == (committed / file).read_text()
+
+
+def test_tasks():
+    page = runs.PAGE.read_text()
+    text = runs.summarise(pages.RESULTS / "tasks") + f"\n\n![Resize against WaLLoC](pictures/{runs.PICTURE.name})"
+    assert pages.between(page, "tasks", text) == page
+
+
+@pytest.mark.parametrize("study", [documents, music], ids=["documents", "music"])
+def test_frozen_readers(study, monkeypatch):
+    written = {}
+    monkeypatch.setattr(scores, "write_atomically", lambda path, text: written.update({path: text}))
+    monkeypatch.setattr(scores, "_draw", lambda *args: None)
+    study.main(["summarise"])
+    assert scores.PAGE in written
+    for path, text in written.items():
+        assert text == path.read_text()
