@@ -1,4 +1,4 @@
-"""Pages with measured numbers are what the results in docs/results give: nobody typed a number, nothing is out of date."""
+"""Pages with measured numbers are what the results in docs/results give: no number is typed, nothing is out of date."""
 
 import shutil
 
