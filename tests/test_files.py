@@ -53,10 +53,11 @@ def test_permissions_are_usual_or_kept(tmp_path):
         with atomic_file(tmp_path / "a") as partial:
             partial.unlink()
             os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
-        with atomic_folder(tmp_path / "b"):
-            pass
+        with atomic_folder(tmp_path / "b") as partial:
+            os.close(os.open(partial / "c", os.O_CREAT | os.O_WRONLY, 0o600))
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
         assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o750
+        assert stat.S_IMODE((tmp_path / "b" / "c").stat().st_mode) == 0o640
         (tmp_path / "a").chmod(0o604)
         write_atomically(tmp_path / "a", b"x")
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o604

@@ -99,6 +99,7 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
     partial.mkdir()
     try:
         yield partial
+        _open_to_readers(partial)
         if target.exists():
             if not overwrite:
                 raise FileExistsError(errno.EEXIST, "another process made it meanwhile", str(path))
@@ -107,6 +108,15 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
             os.rename(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Files that only their owner reads, as safetensors makes them, get what the folder's own permissions say."""
+    usual = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:  # it is not ours alone otherwise
+            path.chmod(stat.S_IMODE(found.st_mode) | usual)
 
 
 @contextlib.contextmanager
