@@ -208,11 +208,15 @@ def split(folder: str, test: int) -> tuple[list[str], list[str]]:
     return names[:-test], names[-test:]
 
 
-def page_of(folder: str, name: str) -> Image.Image:
+def page_file(folder: str, name: str) -> Path:
     found = sorted(Path(folder, "images").glob(f"{name}.*"))
     if not found:
         raise ValueError(f"{folder}/images has no page {name}")
-    return Image.open(found[0]).convert("RGB").resize(PAGE[::-1], Image.Resampling.LANCZOS)
+    return found[0]
+
+
+def page_of(folder: str, name: str) -> Image.Image:
+    return Image.open(page_file(folder, name)).convert("RGB").resize(PAGE[::-1], Image.Resampling.LANCZOS)
 
 
 def prepare(

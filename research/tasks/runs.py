@@ -6,12 +6,15 @@
 
 Every run (a condition with a seed) leaves one JSON file. An interrupted command goes on with the runs that are missing.
 `summarise` measures nothing: each number of its table is a mean over files, each error a standard deviation over seeds.
+Differences to resizing are paired: over the seeds that both conditions have, which see the same order of examples, with
+the 95% interval of Student's t.
 """
 
 import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import statistics
 import sys
@@ -50,6 +53,7 @@ METRICS = {
     "found_date": ("date", "{:.1f}", True),
     "found_total": ("total", "{:.1f}", True),
     "character_errors": ("character errors, rendered %", "{:.1f}", False),
+    "real_character_errors": ("character errors, real %", "{:.1f}", False),
     "anls": ("ANLS %", "{:.1f}", True),
     "exact_match": ("exact %", "{:.1f}", True),
     "chroma_psnr": ("chroma PSNR dB", "{:.2f}", True),
@@ -228,8 +232,10 @@ def summarise(folder: Path) -> str:
         lines = []
         for group in _by_condition(runs).values():
             cells = [mean_and_deviation([r["metrics"][n] for r in group if n in r["metrics"]], n) for n in names]
-            lines.append([group[0]["title"], f"{group[0]['model_inputs']:,}", *cells, str(len(group))])
-        header = ["condition", "model inputs", *(METRICS[name][0] for name in names), "seeds"]
+            difference = paired_difference(group, runs, names[0])
+            lines.append([group[0]["title"], f"{group[0]['model_inputs']:,}", *cells, difference, str(len(group))])
+        shown = [METRICS[name][0] for name in names]
+        header = ["condition", "model inputs", *shown, f"against resizing: {shown[0]}", "seeds"]
         parts += [f"### {TASKS[task]}", table(header, lines), _described(runs)]
     return "\n\n".join(parts)
 
@@ -241,6 +247,30 @@ def mean_and_deviation(values: Sequence[float], metric: str) -> str:
     form = METRICS[metric][1]
     mean = form.format(statistics.fmean(values))
     return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def paired_difference(group: Sequence[dict], runs: Sequence[dict], metric: str) -> str:
+    """`difference (low to high)` of a condition on latents to that of `runs` which has the nearest number of inputs.
+
+    Empty for conditions that are not on latents; without an interval where there is but one pair.
+    """
+    real = group[0]["condition"].partition("+")[2]
+    plain = [r for r in runs if r["condition"].startswith("res") and r["condition"].partition("+")[2] == real]
+    if not group[0]["condition"].startswith("walloc") or not plain:
+        return ""
+    nearest = min(plain, key=lambda r: abs(math.log(r["model_inputs"] / group[0]["model_inputs"])))["condition"]
+    others = {r["seed"]: r["metrics"][metric] for r in plain if r["condition"] == nearest}
+    pairs = [r["metrics"][metric] - others[r["seed"]] for r in group if r["seed"] in others]
+    if not pairs:
+        return ""
+    from scipy import stats
+
+    form = METRICS[metric][1].replace("{:", "{:+")
+    mean = statistics.fmean(pairs)
+    if len(pairs) == 1:
+        return form.format(mean)
+    reach = stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / math.sqrt(len(pairs))
+    return f"{form.format(mean)} ({form.format(mean - reach)} to {form.format(mean + reach)})"
 
 
 def load_runs(folder: Path) -> dict[str, list[dict]]:
