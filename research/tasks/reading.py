@@ -20,7 +20,7 @@ the first layer has another shape.
 
 Rendered print is cleaner than scanned print, and a model may make much of detail that real pages do not have. CONDITION
 +real learns from real lines as well: those that PP-OCR reads with confidence on training pages at their full size
-(`pip install rapidocr-onnxruntime`; half an hour for 240 pages, kept in the folder of --cache). One page in ten is left
+(`pip install rapidocr-onnxruntime`; twenty minutes for 160 pages, kept in the folder of --cache). One page in ten is left
 out to measure character errors against PP-OCR's reading. Its batches are as many and as large as without.
 """
 
@@ -73,7 +73,7 @@ class Settings:
     test: int = field(default=126, metadata={"help": "real pages to read, the last by name"})
     rendered: int = field(default=400, metadata={"help": "rendered pages to learn from, about 35 lines each"})
     rendered_test: int = field(default=40, metadata={"help": "rendered pages to measure the errors on"})
-    real: int = field(default=240, metadata={"help": "real pages whose lines PP-OCR reads, for the conditions +real"})
+    real: int = field(default=160, metadata={"help": "real pages whose lines PP-OCR reads, for the conditions +real"})
     steps: int = field(default=2000, metadata={"help": "of the optimiser"})
     batch_size: int = field(default=32, metadata={"help": "lines a step"})
     learning_rate: float = field(default=2e-3, metadata={"help": "the largest, of AdamW"})
