@@ -27,8 +27,10 @@ from transformers_walloc.media import write_atomically
 
 SECTIONS = {
     "table1": "Images (Table 1 of the paper)",
+    "table1_unseen": "Images that decided nothing: Caltech-101",
     "table2": "Stereo audio (Table 2 of the paper)",
     "table2_all": "Stereo audio, longer clips of all validation files",
+    "table2_cdpam": "Stereo audio, CDPAM of short clips",
     "curves_image": "Rate and distortion, images",
     "curves_audio": "Rate and distortion, stereo audio",
 }

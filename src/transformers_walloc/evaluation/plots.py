@@ -29,6 +29,7 @@ FORMAT_STYLES = {
     "vorbis": ("#009E73", "-"),
     "opus": ("#CC79A7", "-"),
 }
+OURS = ("#0072B2", "#D55E00", "#56B4E9", "#000000")  # those that no format has
 IMPULSE = 31  # code of the atlas' impulses, as in Figures 10 and 11 of the paper
 _SMALL: dict[str, Any] = {"fontsize": 8}
 
@@ -296,7 +297,7 @@ def rate_distortion(rows: Sequence[Mapping], kind: str) -> Figure:
             colour, line = FORMAT_STYLES[name]
             axis.plot(*zip(*sorted(points["quality"]), strict=True), line, color=colour, marker=".", lw=1.2, label=name)
             continue
-        colour = COLOURS[ours % 2]
+        colour = OURS[ours % len(OURS)]
         ours += 1
         if points["step"]:
             points["step"].sort()
