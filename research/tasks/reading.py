@@ -20,8 +20,8 @@ the first layer has another shape.
 
 Rendered print is cleaner than scanned print, and a model may make much of detail that real pages do not have. CONDITION
 +real learns from real lines as well: those that PP-OCR reads with confidence on training pages at their full size
-(`pip install rapidocr-onnxruntime`; twenty minutes for 160 pages, kept in the folder of --cache). One page in ten is left
-out to measure character errors against PP-OCR's reading. Its batches are as many and as large as without.
+(`pip install rapidocr-onnxruntime`; twenty minutes for 160 pages, kept in the folder of --cache). One page in ten is
+left out to measure character errors against PP-OCR's reading. Its batches are as many and as large as without.
 """
 
 import functools

@@ -67,7 +67,7 @@ def lines_of_boxes(boxes: Iterable[tuple[np.ndarray, str, float]], size: tuple[i
         if any(confidence < 0.9 or not text or height > WINDOW for *_, height, text, confidence in row):
             continue
         row.sort(key=lambda part: part[0][0])
-        text, columns = "", []
+        text, columns = "", list[float]()
         for left, right, _, word, _ in row:
             if text:
                 text += " "
