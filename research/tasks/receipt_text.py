@@ -81,7 +81,7 @@ def lines_of_boxes(boxes: Iterable[tuple[np.ndarray, str, float]], size: tuple[i
 
 def ocr_lines(folder: str, names: Sequence[str], cache: str) -> list[list[Line]]:
     """The lines of each page as PP-OCR reads it at its full size; from `cache` where they were read before."""
-    kept, engine, found = Path(cache, "ocr_lines.json"), None, []
+    kept, engine, found = Path(cache, f"ocr_lines_{Path(folder).name}.json"), None, []
     texts = json.loads(kept.read_text()) if cache and kept.exists() else {}
     for name in tqdm(names, desc="PP-OCR", unit="page", mininterval=5):
         page = Image.open(page_file(folder, name)).convert("RGB")

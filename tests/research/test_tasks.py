@@ -638,7 +638,7 @@ def test_reading(receipts, tmp_path):
         [[[30, 30], [60, 30], [60, 50], [30, 50]], "Total", 0.99],
         [[[90, 32], [120, 32], [120, 52], [90, 52]], "1.00", 0.99],
     ]
-    (tmp_path / "ocr_lines.json").write_text(json.dumps({"000": words, "001": words}))
+    (tmp_path / f"ocr_lines_{receipts.name}.json").write_text(json.dumps({"000": words, "001": words}))
     runs = load(task_reading.main(argv))
     assert list(runs) == list(task_reading.CONDITIONS)
     for name, run in runs.items():
