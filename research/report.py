@@ -27,7 +27,7 @@ from transformers_walloc.media import write_atomically
 
 SECTIONS = {
     "table1": "Images (Table 1 of the paper)",
-    "table1_unseen": "Images that decided nothing: Caltech-101",
+    "table1_unseen": "Images that nothing was trained on or chosen by: Caltech-101, JPEGs of about 300 x 200",
     "table2": "Stereo audio (Table 2 of the paper)",
     "table2_all": "Stereo audio, longer clips of all validation files",
     "table2_cdpam": "Stereo audio, CDPAM of short clips",
