@@ -7,8 +7,8 @@
 FOLDER has a folder of images for each class, as Caltech-101 has. The small config is what docs/compressed_learning.md
 reports; without a config the model has 3 M parameters and sees 128,000 images.
 
-A vision transformer (or ConvNeXt) of transformers learns from random weights with `Trainer`. Every condition has the
-same images, split, crops, flips, tokens, width and steps; only the first layer's kernel has another shape:
+A vision transformer (or ConvNeXt, or ResNet) of transformers learns from random weights with `Trainer`. Every condition
+has the same images, split, crops, flips, tokens, width and steps; only the first layer's kernel has another shape:
 
     resize-64    64 x 64 x 3   = 12,288 numbers      walloc-16x   256 pixels -> 32 x 32 x 12 = 12,288
     resize-128   128 x 128 x 3 = 49,152 numbers      walloc-4x    256 pixels -> 32 x 32 x 48 = 49,152
@@ -31,6 +31,8 @@ from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
     PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
     Trainer,
     ViTConfig,
     ViTForImageClassification,
@@ -52,7 +54,7 @@ CONDITIONS = {
     **scales("walloc-4x-klt", "latents of 256 px, rgb-4x-klt"),
 }
 PIXELS = {"resize-64": 64, "resize-128": 128}
-MODELS = ("vit", "convnext")
+MODELS = ("vit", "convnext", "resnet")
 SIZE, LATENT = 256, 8  # of the image that the model is to see, and of the square behind a latent
 
 
@@ -68,10 +70,10 @@ class Settings:
     max_per_class: int = field(default=0, metadata={"help": "images of a class; 0 for all"})
     views: int = field(default=4, metadata={"help": "random crops and flips prepared of each training image"})
     min_scale: float = field(default=0.5, metadata={"help": "smallest area of a crop"})
-    model: str = field(default="vit", metadata={"help": "vit or convnext"})
-    tokens: int = field(default=8, metadata={"help": "a side; 8 is 64 tokens"})
-    width: int = field(default=192, metadata={"help": "of the model (convnext: of its first stage)"})
-    layers: int = field(default=6, metadata={"help": "of the model (convnext: of each of its three stages)"})
+    model: str = field(default="vit", metadata={"help": "vit, convnext or resnet"})
+    tokens: int = field(default=8, metadata={"help": "a side; 8 is 64 tokens (resnet: not used)"})
+    width: int = field(default=192, metadata={"help": "of the model (convnext, resnet: of its first stage)"})
+    layers: int = field(default=6, metadata={"help": "of the model (convnext, resnet: of each of three stages)"})
     steps: int = field(default=4000, metadata={"help": "of the optimiser"})
     batch_size: int = field(default=32, metadata={"help": "images a step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "the largest, of AdamW"})
@@ -235,7 +237,7 @@ def inputs(condition: str, settings: Settings, device: str) -> dict:
 
 
 def make_model(settings: Settings, channels: int, size: int, names: list[str]) -> PreTrainedModel:
-    """The model of a condition: patches of size / tokens a side, and all behind them the same."""
+    """The model of a condition: patches of size / tokens a side (of a ResNet: its stem), the same behind them."""
     labels = dict(enumerate(names))
     side = size // settings.tokens
     shape: dict[str, Any] = {"num_channels": channels, "image_size": size, "patch_size": side, "id2label": labels}
@@ -249,6 +251,16 @@ def make_model(settings: Settings, channels: int, size: int, names: list[str]) -
         )
         return ViTForImageClassification(config)
     widths, depths = [settings.width * 2**i for i in range(3)], [settings.layers] * 3
+    if settings.model == "resnet":  # whose stem of 7 x 7 overlaps, with a stride of 2
+        resnet = ResNetConfig(
+            num_channels=channels,
+            embedding_size=settings.width,
+            hidden_sizes=widths,
+            depths=depths,
+            layer_type="basic",
+            id2label=labels,
+        )
+        return ResNetForImageClassification(resnet)
     return ConvNextForImageClassification(ConvNextConfig(num_stages=3, hidden_sizes=widths, depths=depths, **shape))
 
 

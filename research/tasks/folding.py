@@ -42,10 +42,13 @@ MARGIN = 4  # latents around a view, for halos
 
 
 @dataclass(frozen=True)
-class Settings(classification.Settings):
+class FineTuning(classification.Settings):
     fine_tuning_steps: int = field(default=300, metadata={"help": "of the optimiser, from the pretrained network"})
     fine_tuning_rate: float = field(default=3e-4, metadata={"help": "the largest, of AdamW"})
 
+
+@dataclass(frozen=True)
+class Settings(FineTuning):
     def __post_init__(self):
         super().__post_init__()
         if self.model != "vit":
@@ -53,7 +56,7 @@ class Settings(classification.Settings):
 
 
 def fine_tune(
-    model: PreTrainedModel, found: dict, seed: int, settings: Settings, arguments: RunArguments, **options: Any
+    model: PreTrainedModel, found: dict, seed: int, settings: FineTuning, arguments: RunArguments, **options: Any
 ) -> tuple[float, float, float]:
     """(accuracy before, accuracy after, training loss), percent of the test images."""
     options = {"steps": settings.fine_tuning_steps, "learning_rate": settings.fine_tuning_rate} | options
@@ -77,7 +80,7 @@ def fine_tune(
 
 
 @functools.cache
-def pretrained(seed: int, settings: Settings, device: str, workers: int) -> str:
+def pretrained(seed: int, settings: FineTuning, device: str, workers: int) -> str:
     """Folder of a network that has learnt on the resized pixels."""
     found = classification.inputs(PIXELS, settings, device)
     torch.manual_seed(seed)
@@ -90,7 +93,7 @@ def pretrained(seed: int, settings: Settings, device: str, workers: int) -> str:
 
 
 @functools.cache
-def images(settings: Settings, device: str) -> dict[str, Any]:
+def images(settings: FineTuning, device: str) -> dict[str, Any]:
     """`pixels` of `classification`, int8 `codes` of the same views with a margin, and the pixels' `mean` and `std`."""
     train, _, test, _, _ = read_images(settings)
     prepared, resized = Preparation("walloc-16x", device), Preparation(PIXELS, device)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What the experiments on latents share: conditions x seeds, resumable, and the table and picture of the results.
 
-    python -m research.tasks.classification --data FOLDER      # and documents, reading, colourisation, separation
+    python -m research.tasks.classification --data FOLDER      # and folding, picture, reading, ...
     python -m research.tasks.runs summarise  # docs/results/tasks/*.json -> docs/compressed_learning.md
 
 Every run (a condition with a seed) leaves one JSON file. An interrupted command goes on with the runs that are missing.
@@ -39,6 +39,7 @@ PICTURE = ROOT / "docs" / "pictures" / "tasks.png"
 TASKS = {
     "classification": "Classification",
     "folding": "Folding a pretrained classifier",
+    "picture": "A pretrained ResNet on latents as a picture",
     "reading": "Reading receipts",
     "documents": "Document understanding",
     "colourisation": "Colourisation",

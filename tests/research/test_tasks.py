@@ -203,6 +203,29 @@ def test_folding(classes, tmp_path):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_picture(classes, tmp_path):
+    """Each condition hands the same network as many numbers, and the orthogonal picture shows the resized image."""
+    from research.tasks import picture
+    from research.tasks.folding import images
+
+    options = ["--data", str(classes), "--output", str(tmp_path), "--views=1", "--fine_tuning_steps=1", *TINY]
+    runs = load(picture.main(options))
+    assert set(runs) == set(picture.CONDITIONS)
+    assert {(run["model_inputs"], run["parameters"]) for run in runs.values()} == {
+        (64 * 64 * 3, runs["resize-64"]["parameters"])
+    }
+    given = images(picture.Settings(data=str(classes), views=1), "cpu")
+    resized = given["pixels"]["test"]
+    for rotated in (True, False):
+        found = picture.pictures(rotated, given)
+        shown = torch.stack([found["test"][i]["pixel_values"] for i in range(len(resized))])
+        pixels = torch.stack([resized[i]["pixel_values"] for i in range(len(resized))])
+        correlation = torch.corrcoef(torch.stack([shown.flatten(), pixels.flatten()]))[0, 1]
+        assert (correlation > 0.7) if rotated else (correlation < 0.5)
+    with pytest.raises(ValueError, match=r"model is 'vit'; valid: resnet, convnext"):
+        picture.Settings(model="vit")
+
+
 def test_split_by_file(classes):
     from research.tasks.classification import Settings, read_images
 
@@ -298,8 +321,8 @@ def test_bad_data_and_settings(tmp_path):
 
     with pytest.raises(ValueError, match="0 folders with images; valid: one for each class, at least two"):
         main(["--data", str(tmp_path), "--output", str(tmp_path / "out"), *TINY])
-    with pytest.raises(ValueError, match="unknown model 'resnet'; valid: vit, convnext"):
-        Settings(model="resnet")
+    with pytest.raises(ValueError, match="unknown model 'mlp'; valid: vit, convnext, resnet"):
+        Settings(model="mlp")
     with pytest.raises(ValueError, match="5 tokens a side; valid: a number that divides 32"):
         Settings(tokens=5)
 
