@@ -4,11 +4,12 @@
     apt-get install fluidsynth && pip install 'transformers-walloc[train]'
     python -m research.corpora.multitracks --out /data/multitracks
 
-needs Debian or Ubuntu with `apt-get update` done once, about 1.5 GB of disk and five minutes. It writes what MUSDB18-HQ
-has, folders of stems, so that either goes into `task_separation.py`:
+needs Debian or Ubuntu with `apt-get update` done once, about 2 GB of disk and ten minutes. It writes what MUSDB18-HQ
+has, folders of stems, so that either goes into `research.tasks.separation`:
 
-    OUT/train/<song>/{drums,bass,other}.flac        freedoom, with the soundfont FluidR3 GM: about 50 minutes
-    OUT/validation/<song>/...                       freedm, the same soundfont: about 10 minutes
+    OUT/train/<song>/{drums,bass,other}.flac        freedoom, with the soundfonts FluidR3 GM and GMbank (of Csound), so
+                                                    that no one's instruments are learnt by heart: about 100 minutes
+    OUT/validation/<song>/...                       freedm, with FluidR3 GM: about 10 minutes
     OUT/test/<song>/...                             openttd-openmsx, with another soundfont, TimGM6mb: about 10 minutes
     OUT/manifest.jsonl                              one line per song: score, soundfont, levels, licence
     OUT/licences/<package>                          the copyright file of each package
@@ -58,7 +59,7 @@ class Scores:
     split: str
     package: str
     pattern: str
-    soundfont: str
+    soundfonts: tuple[str, ...]  # each song is rendered with each
     licence: str
 
 
@@ -71,12 +72,13 @@ class Soundfont:
 
 SOUNDFONTS = {
     "FluidR3_GM": Soundfont("fluid-soundfont-gm", "*/FluidR3_GM.sf2", "MIT"),
+    "GMbank": Soundfont("csound-soundfont", "*/sf_GMbank.sf2", "LGPL-2.1+"),
     "TimGM6mb": Soundfont("timgm6mb-soundfont", "*/TimGM6mb.sf2", "GPL-2"),
 }
 SCORES = (
-    Scores("train", "freedoom", "*/freedoom?.wad", "FluidR3_GM", "BSD-3-clause"),
-    Scores("validation", "freedm", "*/freedm.wad", "FluidR3_GM", "BSD-3-clause"),
-    Scores("test", "openttd-openmsx", "*/openmsx/*.mid", "TimGM6mb", "GPL-2"),
+    Scores("train", "freedoom", "*/freedoom?.wad", ("FluidR3_GM", "GMbank"), "BSD-3-clause"),
+    Scores("validation", "freedm", "*/freedm.wad", ("FluidR3_GM",), "BSD-3-clause"),
+    Scores("test", "openttd-openmsx", "*/openmsx/*.mid", ("TimGM6mb",), "GPL-2"),
 )
 
 
@@ -244,26 +246,27 @@ def render_all(scores: dict[Scores, Path], fonts: dict[str, Path], args: argpars
                 continue
             seen |= keys
             count += 1
-            jobs.append((source, name, digest, events, part))
-    for source, name, digest, events, part in tqdm(jobs, desc="rendering", unit="song"):
-        target = args.out / source.split / f"{source.package}-{name}"
+            jobs += [(source, font, name, digest, events, part) for font in source.soundfonts]
+    for source, font, name, digest, events, part in tqdm(jobs, desc="rendering", unit="song"):
+        several = f"-{font}" if len(source.soundfonts) > 1 else ""
+        target = args.out / source.split / f"{source.package}-{name}{several}"
         facts = {
-            "recipe": [RECIPE, digest, source.soundfont, *map(float, part), args.seed],
+            "recipe": [RECIPE, digest, font, *map(float, part), args.seed],
             "song": target.relative_to(args.out).as_posix(),
             "split": source.split,
             "package": source.package,
             "score": name,
             "licence": source.licence,
-            "soundfont": f"{source.soundfont} ({SOUNDFONTS[source.soundfont].licence})",
+            "soundfont": f"{font} ({SOUNDFONTS[font].licence})",
         }
         if is_rendered(target, facts["recipe"]):
             continue
         with scratch_folder(args.out / ".rendering") as scratch:
-            stems = {role: play(excerpt_of_role(events, role, *part), fonts[source.soundfont], scratch, part)
+            stems = {role: play(excerpt_of_role(events, role, *part), fonts[font], scratch, part)
                      for role in ROLES}  # fmt: skip
             if not all(np.abs(stem).max() > 1e-4 for stem in stems.values()):
                 continue
-            levels = set_levels(stems, random.Random(f"{args.seed}-{name}"))
+            levels = set_levels(stems, random.Random(f"{args.seed}-{name}{several}"))
             done = scratch / "done"
             done.mkdir()
             for role, stem in stems.items():

@@ -564,14 +564,14 @@ def test_multitracks_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(multitracks.shutil, "which", lambda name: name)
     argv = ["--out", str(out), "--seconds", "5"]
     assert multitracks.main(argv) == 0
-    assert calls == ["FluidR3_GM.sf2"] * 3  # the other two have the same notes
-    stems = [soundfile.read(out / "train/freedoom-freedoom1-d_e1m1" / f"{r}.flac")[0] for r in multitracks.ROLES]
+    assert calls == ["FluidR3_GM.sf2"] * 3 + ["sf_GMbank.sf2"] * 3  # the other two scores have the same notes
+    stems = [soundfile.read(out / "train/freedoom-freedoom1-d_e1m1-GMbank" / f"{r}.flac")[0] for r in multitracks.ROLES]
     assert all(stem.shape == (5 * 44100, 2) for stem in stems) and np.abs(sum(stems)).max() < 0.91
-    entry = json.loads((out / "manifest.jsonl").read_text())
+    entry = json.loads((out / "manifest.jsonl").read_text().splitlines()[-1])
     assert entry["licence"] == "BSD-3-clause" and entry["seconds"] == 5
     for stem, role in zip(stems, multitracks.ROLES, strict=True):
         assert 20 * np.log10(np.sqrt(np.mean(stem**2))) == pytest.approx(entry["rms_db"][role], abs=0.02)
-    assert multitracks.main(argv) == 0 and len(calls) == 3
+    assert multitracks.main(argv) == 0 and len(calls) == 6
 
 
 # Documents
