@@ -6,8 +6,9 @@
 FOLDER as for `research.tasks.classification`. A ResNet, whose stem of 7 x 7 overlaps and cannot be folded into patches,
 learns on images resized to 64 pixels first and is the pretrained one here, one for each seed. From there each condition
 takes the same `fine_tuning_steps`: on the resized pixels, and on `rgb-16x` latents of 256 pixels spread over a picture
-of 64 x 64 x 3, as the rotation of `picture_rotation` turns them or as they come. Channels of all three have mean 0 and
-deviation 1 over the training images.
+of 64 x 64 x 3, as the rotation of `picture_rotation` turns them or as they come. CONDITION+random learns from random
+weights instead, in as many steps as the pretrained one. Channels of all have mean 0 and deviation 1 over the training
+images.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageClassification
 
-from research.tasks.classification import LATENT, SIZE, Views
+from research.tasks.classification import LATENT, SIZE, Views, make_model
 from research.tasks.folding import CODEC, MARGIN, PIXELS, FineTuning, fine_tune, images, pretrained
 from research.tasks.runs import RunArguments, run_task
 from transformers_walloc import LatentView, WallocImageModel, latents_to_pixels
@@ -27,6 +28,8 @@ CONDITIONS = {
     "walloc-picture": "latents of 256 px, the orthogonal picture",
     "walloc-plain": "latents of 256 px, laid out as they come",
 }
+RANDOM = "+random"
+CONDITIONS |= {name + RANDOM: f"{title.partition(', as pre')[0]}, random weights" for name, title in CONDITIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,20 @@ def pictures(rotated: bool, given: dict) -> dict[str, Views]:
 
 
 def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) -> dict:
-    given = images(settings, arguments.device)
-    folder = pretrained(seed, settings, arguments.device, arguments.workers)
-    found = given["pixels"] if condition == PIXELS else pictures(condition == "walloc-picture", given)
-    torch.manual_seed(seed)
-    model = AutoModelForImageClassification.from_pretrained(folder)
-    before, after, loss = fine_tune(model, found, seed, settings, arguments)
+    s = settings
+    given = images(s, arguments.device)
+    way, _, random = condition.partition("+")
+    found = given["pixels"] if way == PIXELS else pictures(way == "walloc-picture", given)
     x = found["test"][0]["pixel_values"]
+    if random:
+        torch.manual_seed(seed)
+        model = make_model(s, x.shape[0], x.shape[1], given["pixels"]["names"])
+        steps = {"steps": s.steps, "learning_rate": s.learning_rate}
+    else:
+        folder = pretrained(seed, s, arguments.device, arguments.workers)
+        torch.manual_seed(seed)
+        model, steps = AutoModelForImageClassification.from_pretrained(folder), {}
+    before, after, loss = fine_tune(model, found, seed, s, arguments, **steps)
     return {
         "metrics": {"accuracy": after, "start_accuracy": before, "train_loss": loss},
         "model_inputs": x.numel(),

@@ -70,6 +70,8 @@ METRICS = {
     "colourfulness_error": ("colourfulness error", "{:.2f}", False),
     "train_loss": ("training loss", "{:.3f}", False),
 }
+# Compared with resizing where a task has them, beside its first metric.
+COMPARED = ("real_character_errors", "anls", "si_sdr")
 
 
 @dataclass
@@ -230,13 +232,15 @@ def summarise(folder: Path) -> str:
     parts = []
     for task, runs in load_runs(folder).items():
         names = [name for name in METRICS if any(name in run["metrics"] for run in runs)]
+        compared = names[:1] + [name for name in COMPARED if name in names[1:]]
         lines = []
         for group in _by_condition(runs).values():
             cells = [mean_and_deviation([r["metrics"][n] for r in group if n in r["metrics"]], n) for n in names]
-            difference = paired_difference(group, runs, names[0])
-            lines.append([group[0]["title"], f"{group[0]['model_inputs']:,}", *cells, difference, str(len(group))])
-        shown = [METRICS[name][0] for name in names]
-        header = ["condition", "model inputs", *shown, f"against resizing: {shown[0]}", "seeds"]
+            differences = [paired_difference(group, runs, name) for name in compared]
+            lines.append([group[0]["title"], f"{group[0]['model_inputs']:,}", *cells, *differences, str(len(group))])
+        titles = [METRICS[name][0] for name in names]
+        against = [f"against resizing: {METRICS[name][0]}" for name in compared]
+        header = ["condition", "model inputs", *titles, *against, "seeds"]
         parts += [f"### {TASKS[task]}", table(header, lines), _described(runs)]
     return "\n\n".join(parts)
 
@@ -260,8 +264,12 @@ def paired_difference(group: Sequence[dict], runs: Sequence[dict], metric: str) 
     if not group[0]["condition"].startswith("walloc") or not plain:
         return ""
     nearest = min(plain, key=lambda r: abs(math.log(r["model_inputs"] / group[0]["model_inputs"])))["condition"]
-    others = {r["seed"]: r["metrics"][metric] for r in plain if r["condition"] == nearest}
-    pairs = [r["metrics"][metric] - others[r["seed"]] for r in group if r["seed"] in others]
+    others = {r["seed"]: r["metrics"] for r in plain if r["condition"] == nearest}
+    pairs = [
+        r["metrics"][metric] - others[r["seed"]][metric]
+        for r in group
+        if metric in r["metrics"] and metric in others.get(r["seed"], ())
+    ]
     if not pairs:
         return ""
     from scipy import stats
