@@ -59,7 +59,7 @@ class Settings:
         default_factory=lambda: ["drums", "bass", "other"], metadata={"help": "stems of a song, by file name"}
     )
     split: str = field(default="test", metadata={"help": "folder to measure on; validation while tuning"})
-    steps: int = field(default=150, metadata={"help": "of training"})
+    steps: int = field(default=1000, metadata={"help": "of training"})
     batch_size: int = field(default=8, metadata={"help": "excerpts in a step"})
     frames: int = field(default=256, metadata={"help": "length of an excerpt, 172 in a second"})
     learning_rate: float = field(default=3e-3, metadata={"help": "at its peak"})

@@ -204,25 +204,42 @@ def test_folding(classes, tmp_path):
 
 
 def test_picture(classes, tmp_path):
-    """Each condition hands the same network as many numbers, and the orthogonal picture shows the resized image."""
+    """All see as many numbers; the orthogonal picture shows the resized image; the folded stem gives what it gave."""
+    from transformers import ResNetForImageClassification
+
     from research.tasks import picture
+    from research.tasks.classification import make_model
     from research.tasks.folding import images
 
     options = ["--data", str(classes), "--output", str(tmp_path), "--views=1", "--fine_tuning_steps=1", *TINY]
     runs = load(picture.main(options))
-    assert set(runs) == set(picture.CONDITIONS)
-    assert {(run["model_inputs"], run["parameters"]) for run in runs.values()} == {
-        (64 * 64 * 3, runs["resize-64"]["parameters"])
-    }
-    given = images(picture.Settings(data=str(classes), views=1), "cpu")
-    resized = given["pixels"]["test"]
-    for rotated in (True, False):
-        found = picture.pictures(rotated, given)
-        shown = torch.stack([found["test"][i]["pixel_values"] for i in range(len(resized))])
-        pixels = torch.stack([resized[i]["pixel_values"] for i in range(len(resized))])
-        correlation = torch.corrcoef(torch.stack([shown.flatten(), pixels.flatten()]))[0, 1]
-        assert (correlation > 0.7) if rotated else (correlation < 0.5)
-    with pytest.raises(ValueError, match=r"model is 'vit'; valid: resnet, convnext"):
+    assert set(runs) == set(picture.CONDITIONS) and {run["model_inputs"] for run in runs.values()} == {64 * 64 * 3}
+
+    settings = picture.Settings(data=str(classes), views=1, width=8, layers=1)
+    given = images(settings, "cpu")
+    pixels = given["pixels"]["test"]
+    pixels = torch.stack([pixels[i]["pixel_values"] for i in range(len(pixels))])
+
+    def shown(way: str) -> torch.Tensor:
+        found = picture.on_latents(way, given)["test"]
+        return torch.stack([found[i]["pixel_values"] for i in range(len(found))])
+
+    def correlation(x: torch.Tensor, y: torch.Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1])
+
+    assert correlation(shown("walloc-picture"), pixels) > 0.7 and correlation(shown("walloc-plain"), pixels) < 0.5
+    model = make_model(settings, 3, 64, given["pixels"]["names"]).eval()
+    assert isinstance(model, ResNetForImageClassification)
+    with torch.no_grad():
+        expected = model.get_submodule(picture.STEM)(pixels)[..., 4:-4, 4:-4]
+        picture.fold_stem(model, given)
+        latents = shown("walloc-folded")
+        folded = model.get_submodule(picture.STEM)(latents)[..., 4:-4, 4:-4]
+        assert latents.shape[1:] == (12, 32, 32) and model(latents).logits.shape == (len(latents), 2)
+    # What the codec and the pixels' rounding and resize leave of the difference.
+    assert correlation(folded, expected) > 0.97
+    assert float((folded - expected).norm() / expected.norm()) < 0.25
+    with pytest.raises(ValueError, match=r"model is 'vit'; valid: resnet"):
         picture.Settings(model="vit")
 
 
