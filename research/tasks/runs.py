@@ -39,7 +39,7 @@ PICTURE = ROOT / "docs" / "pictures" / "tasks.png"
 TASKS = {
     "classification": "Classification",
     "folding": "Folding a pretrained classifier",
-    "picture": "A pretrained ResNet on latents as a picture",
+    "picture": "A pretrained ResNet",
     "reading": "Reading receipts",
     "documents": "Document understanding",
     "colourisation": "Colourisation",
@@ -296,23 +296,26 @@ def plot(folder: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks = load_runs(folder)
-    figure, axes = pyplot.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.6), squeeze=False)
-    for axis, (task, runs) in zip(axes[0], tasks.items(), strict=True):
+    tasks = {task: (runs, list(_by_condition(runs).values())) for task, runs in load_runs(folder).items()}
+    rows = [len(groups) for _, groups in tasks.values()]
+    figure, axes = pyplot.subplots(
+        len(tasks), 1, figsize=(9, 0.24 * sum(rows) + 0.75 * len(rows)), squeeze=False, height_ratios=rows
+    )
+    for axis, (task, (runs, groups)) in zip(axes[:, 0], tasks.items(), strict=True):
         metric = next(name for name in METRICS if name in runs[0]["metrics"])
-        groups = list(_by_condition(runs).values())
         for i, group in enumerate(groups):
             values = [run["metrics"][metric] for run in group]
             error = statistics.stdev(values) if len(values) > 1 else None
             # One colour for each side of the comparison.
             colour = "#4878a8" if group[0]["condition"].startswith("walloc") else "#b0b0b0"
             if METRICS[metric][0].endswith("dB"):  # has no zero that a bar could start from
-                axis.errorbar(i, statistics.fmean(values), yerr=error, fmt="o", capsize=4, color=colour)
+                axis.errorbar(statistics.fmean(values), i, xerr=error, fmt="o", capsize=3, color=colour)
             else:
-                axis.bar(i, statistics.fmean(values), yerr=error, capsize=4, color=colour)
-        axis.set_xticks(range(len(groups)), [g[0]["title"] for g in groups], rotation=35, ha="right", fontsize=8)
-        axis.set_title(TASKS[task], fontsize=10)
-        axis.set_ylabel(METRICS[metric][0], fontsize=9)
+                axis.barh(i, statistics.fmean(values), xerr=error, capsize=3, color=colour)
+        axis.set_yticks(range(len(groups)), [g[0]["title"] for g in groups], fontsize=8)
+        axis.set_ylim(len(groups) - 0.4, -0.6)  # the first on top
+        axis.set_title(f"{TASKS[task]}: {METRICS[metric][0]}", fontsize=10, loc="left")
+        axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     with atomic_file(path) as temporary:
