@@ -12,6 +12,7 @@ one of the plain initialisations.
 
 import functools
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,15 @@ def images(settings: FineTuning, device: str) -> dict[str, Any]:
     }
 
 
+def latent_views(given: dict[str, Any], transform: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Views]:
+    """Training and test images of `images`; `transform` leads from the codes of one, with margin, to what is seen."""
+    crop = SIZE // LATENT + 2 * MARGIN
+    return {
+        part: Views(data, given["pixels"][part].labels, 1, crop, part == "train", transform)
+        for part, data in given["codes"].items()
+    }
+
+
 def on_latents(folder: str, condition: str, given: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Views]]:
     """The pretrained network as a condition starts it, and its training and test images."""
     codec = WallocImageModel.from_pretrained(CODEC).eval()
@@ -119,11 +129,7 @@ def on_latents(folder: str, condition: str, given: dict[str, Any]) -> tuple[PreT
     def transform(x: torch.Tensor) -> torch.Tensor:
         return view.from_latents(x[None], halo=MARGIN)[0]
 
-    crop = SIZE // LATENT + 2 * MARGIN
-    return model, {
-        part: Views(data, given["pixels"][part].labels, 1, crop, part == "train", transform)
-        for part, data in given["codes"].items()
-    }
+    return model, latent_views(given, transform)
 
 
 def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) -> dict:

@@ -23,12 +23,13 @@ import torch
 from torch import nn
 from transformers import ResNetForImageClassification
 
-from research.tasks.classification import LATENT, SIZE, Views, make_model
-from research.tasks.folding import CODEC, MARGIN, PIXELS, FineTuning, fine_tune, images, pretrained
+from research.tasks.classification import Views, make_model
+from research.tasks.folding import CODEC, MARGIN, PIXELS, FineTuning, fine_tune, images, latent_views, pretrained
 from research.tasks.runs import RunArguments, run_task
 from transformers_walloc import LatentView, WallocImageModel, latents_to_pixels
 from transformers_walloc.latents.folding import fold_patch_embedding
 from transformers_walloc.latents.picture import picture_rotation
+from transformers_walloc.latents.pretrained import on_scale
 
 CONDITIONS = {
     PIXELS: "resized to 64 px, as pretrained",
@@ -80,11 +81,7 @@ def on_latents(way: str, given: dict) -> dict[str, Views]:
         values = numbers(x[None])[0]
         return values if folded else (values - mean) / std
 
-    crop = SIZE // LATENT + 2 * MARGIN
-    return {
-        part: Views(data, given["pixels"][part].labels, 1, crop, part == "train", transform)
-        for part, data in given["codes"].items()
-    }
+    return latent_views(given, transform)
 
 
 @torch.no_grad()
@@ -99,11 +96,9 @@ def fold_stem(model: Any, given: dict) -> None:
     weight, bias = fold_patch_embedding(
         stem.weight, stem.bias, codec, 1, HALO, *statistics, stride=stem.stride[0], padding=stem.padding[0]
     )
-    view = LatentView.scaled(codec.config)
-    mean, std = (torch.tensor(numbers, dtype=torch.float64)[:, None, None] for numbers in (view.mean, view.std))
+    weight, bias = on_scale(weight, bias, LatentView.scaled(codec.config))
     new = nn.Conv2d(weight.shape[1], len(weight), 1 + 2 * HALO, padding=HALO, padding_mode="reflect")
-    new.bias = nn.Parameter((bias + (weight * mean).sum((1, 2, 3))).float())
-    new.weight = nn.Parameter((weight * std).float())
+    new.weight, new.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
     model.set_submodule(STEM, new)
     model.config.num_channels = model.resnet.embedder.num_channels = weight.shape[1]
 
@@ -117,16 +112,15 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
     if random:
         torch.manual_seed(seed)
         model: Any = make_model(s, 3, x.shape[1], given["pixels"]["names"])
-        if way == FOLDED:
-            fold_stem(model, given)
-            model.get_submodule(STEM).reset_parameters()
         steps = {"steps": s.steps, "learning_rate": s.learning_rate}
     else:
         folder = pretrained(seed, s, arguments.device, arguments.workers)
         torch.manual_seed(seed)
         model, steps = ResNetForImageClassification.from_pretrained(folder), {}
-        if way == FOLDED:
-            fold_stem(model, given)
+    if way == FOLDED:
+        fold_stem(model, given)
+        if random:
+            model.get_submodule(STEM).reset_parameters()
     before, after, loss = fine_tune(model, found, seed, s, arguments, **steps)
     return {
         "metrics": {"accuracy": after, "start_accuracy": before, "train_loss": loss},

@@ -107,7 +107,7 @@ def load_on_latents(
         folded, shift = fold_patch_embedding(
             weight, bias, codec, patch_size, halo, image_mean, image_std, resample, colours=colours
         )
-    folded, shift = _on_scale(folded, shift, view, centred=initialization == "random")
+    folded, shift = on_scale(folded, shift, view, centred=initialization == "random")
     with torch.no_grad():
         if new_bias is not None:
             new_bias.copy_(shift)
@@ -126,8 +126,8 @@ def _without_report() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _on_scale(
-    weight: torch.Tensor, shift: torch.Tensor, view: LatentView, centred: bool
+def on_scale(
+    weight: torch.Tensor, shift: torch.Tensor, view: LatentView, centred: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights for `latent_values` -> weights for the values of a view.
 
