@@ -26,10 +26,10 @@ from transformers_walloc import WallocImageConfig, WallocImageModel, bundled_pat
 from transformers_walloc.codec.bottleneck import decompand
 from transformers_walloc.codec.decoders import LinearDecoder
 from transformers_walloc.codec.image_processing_walloc import WallocImageProcessor
-from transformers_walloc.training.data import AudioSegments, ImageCrops, MediaCache, list_media
+from transformers_walloc.training.data import AudioSegments, DeviceCrops, ImageCrops, MediaCache, list_media
 from transformers_walloc.training.growing import grow_from, revive
 from transformers_walloc.training.klt import SubbandStatistics, fit_klt, fit_linear_synthesis
-from transformers_walloc.training.recipe import main, make_model, parse_recipe
+from transformers_walloc.training.recipe import main, make_model, parse_recipe, train_codec
 from transformers_walloc.training.trainer import CodecTrainer, estimated_bits, last_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_codec.py"
@@ -186,6 +186,52 @@ def test_sources_that_cannot_be_drawn_from_are_refused(photos):
     for shares in ([0.0], [1.0, 1.0], []):
         with pytest.raises(ValueError, match="positive share"):
             ImageCrops([cache], shares, 32)
+
+
+def test_crops_of_a_device_are_windows_of_the_pictures_turned_or_mirrored(tmp_path, monkeypatch):
+    monkeypatch.setattr(DeviceCrops, "factors", (1.0,))
+    (tmp_path / "train").mkdir()
+    rows, columns = np.mgrid[:60, :50]
+    for third in (0, 200):  # every pixel tells where it is, and in which picture
+        picture = np.stack([rows, columns, np.full_like(rows, third)], axis=-1).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / "train" / f"{third}.png")
+    batches = iter(DeviceCrops([open_folder(tmp_path, "train")], [1.0], 16, "0", 200, "cpu"))
+    crop = ((next(batches)["pixel_values"] + 0.5) * 255).round().long()
+    assert crop.shape == (200, 3, 16, 16)
+    first, second, third = crop.unbind(1)
+    transposed = (first[:, 0, 0] == first[:, 1, 0]) & (first[:, 0, 0] != first[:, 0, 1])
+    down = torch.where(transposed[:, None, None], first.mT, first)
+    right = torch.where(transposed[:, None, None], second.mT, second)
+    assert set((down[:, 1:] - down[:, :-1]).flatten(1).unique(dim=1).flatten().tolist()) == {-1, 1}
+    assert torch.equal(down, down[:, :, :1].expand_as(down))
+    assert torch.equal(right, right[:, :1].expand_as(right))
+    flips = {
+        (bool(t), int(d), int(r))
+        for t, d, r in zip(transposed, down.diff(dim=1)[:, 0, 0], right.diff()[:, 0, 0], strict=True)
+    }
+    assert len(flips) == 8
+    assert down.amin(dim=(1, 2)).unique().tolist() == list(range(45))  # all of 60 - 16 + 1
+    assert set(third.flatten(1).unique(dim=1).flatten().tolist()) == {0, 200}
+
+
+def test_crops_of_a_device_are_reproducible_and_come_at_four_sizes(photos):
+    cache = open_folder(photos, "train")
+    one, again, other = (
+        next(iter(DeviceCrops([cache], [1.0], 32, seed, 8, "cpu")))["pixel_values"] for seed in ("0", "0", "1")
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    sizes = DeviceCrops([cache], [1.0], 150, "0", 8, "cpu")
+    assert sorted(set(sizes.heights.tolist())) == [161, 203, 256]  # half of it is too small for such a crop
+
+
+def test_shares_are_kept_on_a_device(tmp_path):
+    for name, value in (("dark", 0), ("bright", 255)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40), (value,) * 3).save(tmp_path / name / "a.png")
+    pieces = DeviceCrops([open_folder(tmp_path, n) for n in ("dark", "bright")], [3.0, 1.0], 8, "0", 400, "cpu")
+    values = next(iter(pieces))["pixel_values"].mean(dim=(1, 2, 3)) + 0.5
+    assert abs(values.mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)
 
 
 def test_audio_segments_are_normalised_and_never_silent(tmp_path):
@@ -513,6 +559,29 @@ def test_projection_and_restoration_learn_together_then_the_decoder_alone(photos
         grow_from(first.decoder, grown.decoder)
 
 
+def test_training_with_the_pictures_on_the_device_and_orthogonalised_updates(photos, tmp_path):
+    options = ["--decoder_type", "restoration", "--train_encoder", "--latent_channels", "4", "--step", "0.1"]
+    options += ["--on_device", "--muon", "--max_steps", "3", "--learning_rate", "1e-3"]
+    metrics = train_codec(parse_recipe(script_arguments(photos, tmp_path / "run", *options)))
+    model = WallocImageModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.decoder.network.head.weight.abs().max() > 0
+    assert metrics["psnr"] > 15
+    recipe = json.loads((tmp_path / "run" / "model" / "recipe.json").read_text())
+    assert recipe["on_device"] and recipe["muon"]
+
+
+def test_the_hidden_layers_of_a_restoration_network_are_orthogonalised_if_asked_for(photos, tmp_path):
+    names = {}
+    for muon in (False, True):
+        model = small_codec(photos, decoder_type="restoration")
+        options = {"muon_network": muon}
+        optimizer = make_trainer(photos, tmp_path, model=model, options=options).create_optimizer()
+        chosen = {id(p) for group in optimizer.param_groups if group["muon"] for p in group["params"]}
+        names[muon] = [name for name, p in model.named_parameters() if id(p) in chosen]
+    assert names[False] == []
+    assert names[True] == [f"decoder.network.blocks.0.conv{i}.weight" for i in (1, 2)]
+
+
 def test_silent_units_start_anew_without_a_change_of_the_decoder(photos):
     model = small_codec(photos, hidden_size=16)
     decoder, x = model.decoder, first_batches(crops(photos, size=64), 8, 1)[0]
@@ -621,6 +690,8 @@ def test_a_run_of_the_script_continues_when_the_command_is_given_again(photos, t
         (["--latent_channels", "12", "--step", "0.1", "--refit_linear"], "refit_linear needs encoder_from"),
         (["--encoder_from", "x", "--continue_from", "y"], "choose encoder_from (a new network) or continue_from"),
         (["--encoder_from", "x", "--rate_weight", "1"], "rate_weight needs train_encoder"),
+        (["--encoder_from", "x", "--on_device", "--kind", "audio"], "on_device is for images"),
+        (["--encoder_from", "x", "--muon"], "muon is for restoration networks"),
     ],
 )
 def test_contradicting_options_are_refused(photos, tmp_path, capsys, arguments, message):

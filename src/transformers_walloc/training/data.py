@@ -3,16 +3,20 @@
 Needs `pip install 'transformers-walloc[train]'` (audio: its soundfile and soxr).
 """
 
+import functools
 import hashlib
 import json
 import math
 import os
 import random
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
@@ -20,7 +24,7 @@ from tqdm.auto import tqdm
 from ..codec.feature_extraction_walloc import resample
 from ..files import atomic_file, write_atomically
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
@@ -55,9 +59,9 @@ class MediaCache:
     def _build(self, files: Sequence[Path], kind: str, index: Path, sampling_rate: int):
         index.parent.mkdir(parents=True, exist_ok=True)
         shapes = []
+        read = _read_image if kind == "image" else functools.partial(_read_audio, sampling_rate=sampling_rate)
         with atomic_file(self.path) as partial, open(partial, "wb") as out:
-            for file in tqdm(files, desc=f"decoding {kind} files", unit="file"):
-                array = _read_image(file) if kind == "image" else _read_audio(file, sampling_rate)
+            for array in tqdm(_in_threads(read, files), desc=f"decoding {kind} files", unit="file", total=len(files)):
                 out.write(np.ascontiguousarray(array, dtype=self.dtype).tobytes())
                 shapes.append(array.shape)
         write_atomically(index, json.dumps(shapes))  # last: where it is, the data is
@@ -70,6 +74,14 @@ class MediaCache:
             self._data = np.memmap(self.path, dtype=self.dtype, mode="r")
         start = int(self.offsets[i])
         return self._data[start : start + math.prod(self.shapes[i])].reshape(self.shapes[i])
+
+
+def _in_threads(read: Callable[[Path], np.ndarray], files: Sequence[Path]) -> Iterator[np.ndarray]:
+    """What `read` makes of each file, in order, a few files ahead; decoders leave Python's lock to others."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(files), 2 * workers):  # so that no more than this is in memory
+            yield from pool.map(read, files[start : start + 2 * workers])
 
 
 def _read_image(file: Path) -> np.ndarray:
@@ -164,6 +176,80 @@ class ImageCrops(RandomPieces):
             crop = crop.transpose(1, 0, 2)
         pixels = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
         return {"pixel_values": pixels.float().div_(255.0).sub_(0.5)}
+
+
+class DeviceCrops(IterableDataset):
+    """Batches of crops like those of `ImageCrops`, cut on a GPU, which would wait for the CPU's.
+
+    The pictures lie on the device at four sizes, from all to half of theirs per axis, in place of one for each crop:
+    7 GB for a gigapixel.
+
+    Args:
+        caches, shares, crop_size, seed: as of `ImageCrops`.
+        batch_size: crops of a batch.
+        device: where pictures and batches are.
+    """
+
+    factors = (1.0, 1.26, 1.59, 2.0)
+
+    def __init__(self, caches: Sequence[MediaCache], shares, crop_size: int, seed: str, batch_size: int, device):
+        ImageCrops(caches, shares, crop_size, seed)  # refuses what is not usable
+        self.crop_size, self.batch_size, self.seed = crop_size, batch_size, seed
+        self.device = torch.device(device)
+        pictures: list[torch.Tensor] = []
+        rows: list[list[float]] = []  # height, width, weight
+        for cache, share in zip(caches, shares, strict=True):
+            start = len(rows)
+            for i in tqdm(range(len(cache)), desc=f"pictures to {self.device}", unit="file", leave=False):
+                picture = torch.from_numpy(np.array(cache[i])).to(self.device)
+                for factor in self.factors:
+                    sizes = [round(size / factor) for size in picture.shape[:2]]
+                    if min(sizes) >= crop_size:
+                        pictures.append(_resized(picture, sizes).flatten())
+                        rows.append([*sizes, math.sqrt(math.prod(sizes))])
+            total = sum(row[2] for row in rows[start:])
+            for row in rows[start:]:
+                row[2] *= share / total
+        heights, widths, weights = torch.tensor(rows, dtype=torch.float64, device=self.device).T
+        self.heights, self.widths, self.weights = heights.long(), widths.long(), weights.float()
+        lengths = torch.tensor([len(picture) for picture in pictures], device=self.device)
+        self.offsets = lengths.cumsum(0) - lengths
+        self.pixels = torch.cat(pictures)
+
+    def __iter__(self):
+        # crc32, and not hash(), which differs from run to run.
+        generator = torch.Generator(self.device).manual_seed(zlib.crc32(self.seed.encode()))
+        while True:
+            yield {"pixel_values": self._draw(generator)}
+
+    def _draw(self, generator: torch.Generator) -> torch.Tensor:
+        """(batch_size, 3, crop_size, crop_size) in [-0.5, 0.5]."""
+        count, size = self.batch_size, self.crop_size
+        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        height, width = self.heights[chosen], self.widths[chosen]
+        top, left, *flips = torch.rand(5, count, device=self.device, generator=generator)
+        top, left = (top * (height - size + 1)).long(), (left * (width - size + 1)).long()
+        positions = torch.arange(size, device=self.device)
+
+        def along(flip: torch.Tensor) -> torch.Tensor:
+            return torch.where(flip[:, None] < 0.5, positions, size - 1 - positions)
+
+        down, right = along(flips[0])[:, :, None], along(flips[1])[:, None, :]
+        transposed = (flips[2] < 0.5)[:, None, None]
+        row = torch.where(transposed, right, down) + top[:, None, None]
+        column = torch.where(transposed, down, right) + left[:, None, None]
+        first = self.offsets[chosen][:, None, None] + 3 * (row * width[:, None, None] + column)
+        crops = self.pixels[first[:, None] + torch.arange(3, device=self.device)[:, None, None]]
+        return crops.float().div_(255.0).sub_(0.5)
+
+
+def _resized(picture: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """A picture (height, width, 3) in uint8 made smaller, as antialiased bicubic resampling does."""
+    if list(picture.shape[:2]) == sizes:
+        return picture
+    planes = picture.permute(2, 0, 1)[None].float()
+    small = F.interpolate(planes, size=sizes, mode="bicubic", antialias=True)
+    return small[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
 
 
 class AudioSegments(RandomPieces):

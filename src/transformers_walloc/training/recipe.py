@@ -24,6 +24,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,16 @@ from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, Walloc
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..codec.signals import normalise_clip, to_8bit
 from .conversion import save_model_folder
-from .data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, AudioSegments, ImageCrops, MediaCache, RandomPieces, list_media
+from .data import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    AudioSegments,
+    DeviceCrops,
+    ImageCrops,
+    MediaCache,
+    RandomPieces,
+    list_media,
+)
 from .growing import grow_from, revive
 from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis, randomise_projection
 from .trainer import CodecTrainer, last_checkpoint
@@ -51,7 +61,7 @@ _SHAPE = (
     "decoder_downsampling",
 )
 # Settings of a machine, which say nothing about the codec.
-_LOCAL = ("output", "cache", "cpu", "workers", "statistics")
+_LOCAL = ("output", "cache", "cpu", "workers", "statistics", "compile")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -119,6 +129,9 @@ class Recipe:
     seed: int = _option(0, "of pieces, weights and noise")
     no_bf16: bool = _option(False, "train in float32 instead of bfloat16 autocast")
     cpu: bool = _option(False, "train on the CPU where there is a GPU")
+    on_device: bool = _option(False, "keep the pictures on the GPU and cut the crops there, instead of on the CPU")
+    muon: bool = _option(False, "orthogonalised updates for a restoration network too: for large batches")
+    compile: bool = _option(False, "torch.compile the model for training")
 
     def __post_init__(self):
         if self.encoder_from and self.continue_from:
@@ -132,6 +145,10 @@ class Recipe:
             raise ValueError("random_rows needs a codec that starts anew, not encoder_from or continue_from")
         if self.rate_weight and not self.train_encoder:
             raise ValueError("rate_weight needs train_encoder: a frozen encoder has the rate that it has")
+        if self.on_device and not self.is_image:
+            raise ValueError("on_device is for images: audio is cut on the CPU")
+        if self.muon and self.decoder_type != "restoration":
+            raise ValueError("muon is for restoration networks: residual ones have such updates as it is")
         if self.rate_weight < 0:
             raise ValueError(f"rate_weight is {self.rate_weight}; it must not be negative")
 
@@ -204,7 +221,7 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
     trainer = CodecTrainer(
         model=model,
         args=training,
-        train_dataset=pieces,
+        train_dataset=_on_device(recipe, caches, shares, seed, training) if recipe.on_device else pieces,
         eval_dataset=[],
         linear_learning_rate=recipe.linear_learning_rate,
         encoder_learning_rate=recipe.encoder_learning_rate,
@@ -213,6 +230,7 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
         time_budget=recipe.minutes * 60 if recipe.minutes else None,
         evaluate_codec=functools.partial(validate, cache=validation),
         rate_weight=recipe.rate_weight,
+        muon_network=recipe.muon,
     )
     if checkpoint is None and trainer.is_world_process_zero():
         print("closed form:", validate(model, validation), flush=True)
@@ -225,6 +243,11 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
         print("trained:", metrics)
     trainer.accelerator.end_training()
     return metrics
+
+
+def _on_device(recipe: Recipe, caches, shares, seed: str, training: TrainingArguments) -> DeviceCrops:
+    seed, batch_size = f"{seed}-{training.process_index}", training.per_device_train_batch_size
+    return DeviceCrops(caches, shares, recipe.piece_size or 192, seed, batch_size, training.device)
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
@@ -244,11 +267,13 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         save_steps=recipe.save_steps,
         save_total_limit=2,
         logging_steps=50,
-        report_to=["tensorboard"],
+        report_to=["tensorboard"] if find_spec("tensorboard") else [],
         remove_unused_columns=False,
         dataloader_num_workers=recipe.workers,
         seed=recipe.seed,
         ignore_data_skip=True,
+        torch_compile=recipe.compile,
+        logging_nan_inf_filter=not recipe.on_device,  # it waits for the device at every step
         ddp_backend="gloo" if recipe.cpu and "RANK" in os.environ else None,
         ddp_find_unused_parameters=False,
         ddp_timeout=6 * 3600,  # the other processes wait while the first one prepares the data and evaluates
