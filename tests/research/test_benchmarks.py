@@ -9,7 +9,10 @@ def test_device(tmp_path, capsys):
     out = tmp_path / "out.json"
     options = ["--device", "cpu", "--size", "64", "--batches", "1", "--rounds", "1", "--eager", "--json", str(out)]
     benchmark_device.main(options)
-    rows = json.loads(out.read_text())
+    found = json.loads(out.read_text())
+    assert found["differences"]["rgb-16x"]["codes_differ_percent"] == 0
+    assert found["differences"]["rgb-4x"]["bf16_psnr"] > 50
+    rows = found["speed"]
     assert [row["row"] for row in rows[:4]] == [
         "copy on the device", "8 x 8 patch convolution of a ViT", "encode", "decode"
     ]  # fmt: skip
