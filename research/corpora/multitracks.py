@@ -5,7 +5,7 @@
     python -m research.corpora.multitracks --out /data/multitracks
 
 needs Debian or Ubuntu with `apt-get update` done once, about 2 GB of disk and ten minutes. It writes what MUSDB18-HQ
-has, folders of stems, so that either goes into `research.tasks.separation`:
+has, folders of stems, so that either goes into `research.tasks.separation`, and the notes of each stem (.mid):
 
     OUT/train/<song>/{drums,bass,other}.flac        freedoom, with the soundfonts FluidR3 GM and GMbank (of Csound), so
                                                     that no one's instruments are learnt by heart: about 100 minutes
@@ -42,7 +42,7 @@ from tqdm.auto import tqdm
 from research.corpora.packages import PackageError, fetch_package, scratch_folder, unpack_package
 from transformers_walloc.files import write_atomically
 
-RECIPE = 1  # raise it when a rule below changes, so that songs are rendered anew
+RECIPE = 2  # raise it when a rule below changes, so that songs are rendered anew
 ROLES = ("drums", "bass", "other")
 SAMPLING_RATE = 44100
 DRUM_CHANNEL = 9  # counted from zero, as General MIDI has it
@@ -262,8 +262,8 @@ def render_all(scores: dict[Scores, Path], fonts: dict[str, Path], args: argpars
         if is_rendered(target, facts["recipe"]):
             continue
         with scratch_folder(args.out / ".rendering") as scratch:
-            stems = {role: play(excerpt_of_role(events, role, *part), fonts[font], scratch, part)
-                     for role in ROLES}  # fmt: skip
+            excerpts = {role: excerpt_of_role(events, role, *part) for role in ROLES}
+            stems = {role: play(midi, fonts[font], scratch, part) for role, midi in excerpts.items()}
             if not all(np.abs(stem).max() > 1e-4 for stem in stems.values()):
                 continue
             levels = set_levels(stems, random.Random(f"{args.seed}-{name}{several}"))
@@ -271,6 +271,7 @@ def render_all(scores: dict[Scores, Path], fonts: dict[str, Path], args: argpars
             done.mkdir()
             for role, stem in stems.items():
                 soundfile.write(done / f"{role}.flac", stem, SAMPLING_RATE, subtype="PCM_16")
+                (done / f"{role}.mid").write_bytes(excerpts[role])
             facts.update(seconds=round(len(stems[ROLES[0]]) / SAMPLING_RATE, 3), rms_db=levels)
             (done / "song.json").write_text(json.dumps(facts, indent=1) + "\n")
             shutil.rmtree(target, ignore_errors=True)

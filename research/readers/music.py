@@ -3,6 +3,7 @@
 
     pip install --no-deps basic-pitch && pip install librosa pretty_midi mir_eval resampy   # its pins are old
     python -m research.readers.music measure --data MUSIC --clips 40
+    python -m research.readers.music measure-scores --data MULTITRACKS/test
     python -m research.readers.music summarise                       # docs/results -> docs/frozen_readers.md
 
 basic-pitch (Bittner et al., ICASSP 2022; ONNX weights inside its wheel) writes down the notes of each clip as it is and
@@ -15,6 +16,9 @@ from `DR` times fewer numbers:
 DR 4.74 and 19 are the codecs as they are, 9.5 and 38 the first half of their channels. The score is the F1 of the notes
 against those heard in the original (mir_eval: same pitch within a quarter tone, onsets within 50 ms). Nothing is
 trained here. MUSIC holds audio files that no codec was trained on.
+
+`measure-scores` knows what was played: MULTITRACKS/test holds the songs that `research.corpora.multitracks` renders,
+and the score is the F1 against the notes of their bass and other instruments, with the drums sounding along.
 """
 
 import argparse
@@ -33,7 +37,7 @@ from research.readers.scores import load_study, save_study, summarise
 from transformers_walloc import WallocAudioFeatureExtractor, WallocAudioModel
 from transformers_walloc.codec.decoders import LinearDecoder
 
-STORE = RESULTS / "readers_music.json"
+STORE, SCORES = RESULTS / "readers_music.json", RESULTS / "readers_scores.json"
 SECONDS = 20.0
 CODECS = {
     4.74: ("walloc/stereo-5x", 108),
@@ -54,7 +58,10 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     measure.add_argument(
         "--clips", type=int, default=40, help="one from the middle of each file (default: %(default)s)"
     )
-    measure.add_argument("--conditions", nargs="+", default=CONDITIONS, choices=CONDITIONS, metavar="NAME")
+    scores = commands.add_parser("measure-scores", help="listen to rendered songs and compare with their notes")
+    scores.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of songs in stems, with notes")
+    for command in (measure, scores):
+        command.add_argument("--conditions", nargs="+", default=CONDITIONS, choices=CONDITIONS, metavar="NAME")
     commands.add_parser("summarise", help="write the tables (into <!-- music:begin --> of the page) and the picture")
     return parser.parse_args(argv)
 
@@ -63,28 +70,71 @@ def main(argv=None) -> int:
     args = parse_arguments(argv)
     if args.command == "summarise":
         summarise("music", STORE, MEASURES, list(CODECS), WAYS)
+        summarise("scores", SCORES, MEASURES, list(CODECS), WAYS)
         return 0
-    files = sorted(p for p in args.data.rglob("*") if p.suffix.lower() in (".ogg", ".flac", ".wav", ".mp3"))
-    if not files:
-        print(f"error: {args.data} has no audio files", file=sys.stderr)
+    if args.command == "measure":
+        signals, wanted = audio_files(args.data, args.clips), "audio files"
+        store, title = STORE, f"basic-pitch, clips of {SECONDS:g} s from the middle of validation music"
+    else:
+        signals, wanted = sorted(path.parent for path in args.data.glob("*/other.mid")), "songs with notes"
+        store, title = SCORES, f"basic-pitch, {SECONDS:g} s of rendered songs, against the notes that were played"
+    if not signals:
+        print(f"error: {args.data} has no {wanted}", file=sys.stderr)
         return 2
-    files = [files[i] for i in sorted({round(i) for i in np.linspace(0, len(files) - 1, args.clips)})]
-    study = load_study(STORE, f"basic-pitch, clips of {SECONDS:g} s from the middle of validation music")
-    ways = Ways()
-    for file in tqdm(files, unit="clip", mininterval=5):
-        keys = {condition: ways.key(condition) for condition in args.conditions}
-        if all(study.get(condition, file.name, key) for condition, key in keys.items()):
+    study, ways = load_study(store, title), Ways()
+    for signal in tqdm(signals, unit="clip", mininterval=5):
+        keys = {"original": "original"} | {condition: ways.key(condition) for condition in args.conditions}
+        if all(study.get(condition, signal.name, key) for condition, key in keys.items()):
             continue
-        clip, rate = middle(file)
-        reference = notes(clip, rate)
+        clip, rate = (middle if signal.is_file() else mix)(signal)
+        heard = notes(clip, rate)
+        reference = heard if signal.is_file() else played(signal)
         if not len(reference[0]):
             continue  # nothing to hear
-        study.put("original", file.name, "original", f1(reference, reference))
-        for condition, key in keys.items():
-            if study.get(condition, file.name, key) is None:
-                study.put(condition, file.name, key, f1(reference, notes(ways.view(clip, rate, condition), rate)))
-        save_study(STORE, study)
+        study.put("original", signal.name, "original", f1(reference, heard))
+        for condition in args.conditions:
+            if study.get(condition, signal.name, keys[condition]) is None:
+                heard = notes(ways.view(clip, rate, condition), rate)
+                study.put(condition, signal.name, keys[condition], f1(reference, heard))
+        save_study(store, study)
     return 0
+
+
+def audio_files(folder: Path, count: int) -> list[Path]:
+    """So many of them, evenly spread."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".ogg", ".flac", ".wav", ".mp3"))
+    return [files[i] for i in sorted({round(i) for i in np.linspace(0, len(files) - 1, count)})] if files else []
+
+
+def mix(song: Path) -> tuple[np.ndarray, int]:
+    """(2, length) float32 and the sampling rate of the beginning of a song, all stems together."""
+    stems = [soundfile.read(stem, dtype="float32", always_2d=True) for stem in sorted(song.glob("*.flac"))]
+    rate = stems[0][1]
+    return sum(samples[: round(SECONDS * rate)] for samples, _ in stems).T, rate
+
+
+def played(song: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals (notes, 2) in seconds and pitches (notes,) in Hz of a song's instruments with a pitch."""
+    import mido
+
+    found: list[tuple[float, float, int]] = []
+    for role in ("bass", "other"):
+        now, sounding = 0.0, dict[tuple[int, int], float]()
+        for message in mido.MidiFile(song / f"{role}.mid"):
+            now += message.time
+            if message.type not in ("note_on", "note_off"):
+                continue
+            key = message.channel, message.note
+            if key in sounding:  # also where a note is struck again before it ends
+                found.append((sounding.pop(key), now, message.note))
+            if message.type == "note_on" and message.velocity:
+                sounding[key] = now
+        found += [(start, now, note) for (_, note), start in sounding.items()]
+    found = sorted((start, end, note) for start, end, note in found if start < SECONDS and end > start)
+    return (
+        np.array([[start, min(end, SECONDS)] for start, end, _ in found]).reshape(-1, 2),
+        np.array([440 * 2 ** ((note - 69) / 12) for _, _, note in found]),
+    )
 
 
 def middle(file: Path) -> tuple[np.ndarray, int]:

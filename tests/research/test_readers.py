@@ -1,10 +1,13 @@
 """Scores of frozen readers, on texts and numbers whose answers are plain."""
 
+import mido
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
-from research.readers import documents, scores
+from research.corpora import multitracks
+from research.readers import documents, music, scores
 
 ANSWERS = {"company": "ACME SDN BHD", "date": "25/12/2018", "address": "12, JALAN SAGU", "total": "9.00"}
 
@@ -61,3 +64,44 @@ def test_tables_and_picture_are_of_signals_that_all_conditions_have(tmp_path, mo
     assert "2 of them" in text and "old" not in text and text.endswith("rest\n")
     assert "| 4 | 50.0 (50.0 to 50.0) | 75.0 (75.0 to 75.0) | +25.0 (+25.0 to +25.0) |" in text
     assert (tmp_path / "picture_x.png").stat().st_size > 1000
+
+
+def test_notes_that_were_played_are_those_of_the_score(tmp_path):
+    def song(channel: int, notes: list[tuple[int, float, float]]) -> bytes:
+        events = [(start, mido.Message("note_on", channel=channel, note=note), "x") for note, start, _ in notes]
+        events += [(end, mido.Message("note_off", channel=channel, note=note), "x") for note, _, end in notes]
+        return multitracks.excerpt_of_role(sorted(events, key=lambda event: event[0]), "x", 0.0, 30.0)
+
+    # The last note begins after the part that is listened to, the one before it ends there.
+    (tmp_path / "other.mid").write_bytes(song(0, [(69, 1.0, 1.5), (81, 19.0, 22.0), (60, 21.0, 22.0)]))
+    (tmp_path / "bass.mid").write_bytes(song(1, [(45, 1.0, 2.0)]))
+    intervals, pitches = music.played(tmp_path)
+    np.testing.assert_allclose(intervals, [[1.0, 1.5], [1.0, 2.0], [19.0, 20.0]], atol=1e-3)
+    assert sorted(pitches) == [110.0, 440.0, 880.0]
+
+
+def test_a_mix_is_the_sum_of_its_stems(tmp_path):
+    for name, value in (("drums", 0.25), ("other", 0.5)):
+        soundfile.write(tmp_path / f"{name}.flac", np.full((2000, 2), value), 1000)
+    clip, rate = music.mix(tmp_path)
+    assert rate == 1000 and clip.shape == (2, 2000)
+    np.testing.assert_allclose(clip, 0.75, atol=1e-4)
+
+
+def test_scores_of_rendered_songs_are_against_their_notes(tmp_path, monkeypatch):
+    pytest.importorskip("mir_eval")
+    truth = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([440.0, 880.0])
+    monkeypatch.setattr(music, "played", lambda song: truth)
+    monkeypatch.setattr(music, "notes", lambda clip, rate: (truth[0][:1], truth[1][:1]))
+    monkeypatch.setattr(music, "SCORES", tmp_path / "scores.json")
+    song = tmp_path / "songs" / "a"
+    song.mkdir(parents=True)
+    soundfile.write(song / "other.flac", np.zeros((4000, 2)), 4000)
+    (song / "other.mid").write_bytes(b"")
+    argv = ["measure-scores", "--data", str(song.parent), "--conditions", "resample-19"]
+    assert music.main(argv) == 0
+    study = scores.load_study(tmp_path / "scores.json", "")
+    for condition in ("original", "resample-19"):
+        assert study.values(condition, "f1", ["a"]) == pytest.approx(100 * 2 / 3)
+        assert study.values(condition, "recall", ["a"]) == 50
+    assert music.main(["measure-scores", "--data", str(tmp_path)]) == 2
