@@ -10,12 +10,14 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
+import skimage.data
 import soundfile
 from PIL import Image
 
 from research.corpora import documents as corpus_documents
 from research.corpora import filters as corpus_filters
 from research.corpora import prepare as corpus
+from research.corpora import shrink
 from research.corpora import sources as corpus_sources
 
 
@@ -275,3 +277,25 @@ def test_the_command_explains_itself_and_names_unknown_packages(tmp_path):
     )
     assert wrong.returncode == 2 and "krunk" in wrong.stderr and "krank" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_pictures_are_made_small_enough_to_travel(tmp_path, capsys):
+    picture = skimage.data.astronaut()[:200, :300]
+    for folder in ("a", "b"):  # the same name in two folders
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        Image.fromarray(picture).save(tmp_path / "in" / folder / "x.png")
+    argv = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--short_side", "100"]
+    assert shrink.main(argv) == 0
+    copies = sorted((tmp_path / "out").iterdir())
+    assert [copy.name for copy in copies] == ["a-x.png.avif", "b-x.png.avif"]
+    with Image.open(copies[0]) as image:
+        assert image.size == (150, 100)
+        expected = Image.fromarray(picture).resize((150, 100), Image.Resampling.LANCZOS)
+        assert np.square(np.subtract(image, expected, dtype=float)).mean() < 255**2 * 10**-3.2
+    before = copies[0].stat().st_mtime_ns
+    assert shrink.main(argv) == 0
+    assert copies[0].stat().st_mtime_ns == before
+    assert "2 pictures" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        shrink.main([str(tmp_path), "--out", str(tmp_path), "--quality", "101"])
+    assert "--quality 0 to 100" in capsys.readouterr().err

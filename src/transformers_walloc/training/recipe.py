@@ -13,6 +13,12 @@ starts as the one that the codec has (`--encoder_from` starts a network from not
     walloc train --kind image --continue_from walloc/rgb-16x \\
         --train /data/photos --validation /data/kodak --output runs/rgb-16x-2 --minutes 600
 
+On a GPU the crops of the CPU are waited for; there they are cut on it, in large batches:
+
+    walloc train --kind image --continue_from walloc/rgb-16x --train_encoder --decoder_type restoration \\
+        --train /data/photos --validation /data/kodak --output runs/rgb-16x-2 --minutes 10 \\
+        --on_device --compile --muon --batch_size 64 --learning_rate 1.5e-3 --log_floor 7e-4 --rate_weight 0.0145
+
 `scripts/train_codec.py` of the repository is the same. On several GPUs:
 `torchrun --nproc_per_node 8 scripts/train_codec.py ...`, where `--batch_size` is that of each.
 """
