@@ -10,6 +10,7 @@ reports; without a config the model has 3 M parameters and sees 128,000 images.
 A vision transformer (or ConvNeXt, or ResNet) of transformers learns from random weights with `Trainer`. Every condition
 has the same images, split, crops, flips, tokens, width and steps; only the first layer's kernel has another shape:
 
+    resize-32    32 x 32 x 3   =  3,072 numbers      walloc-16x-klt-128    128 pixels -> 16 x 16 x 12 = 3,072
     resize-64    64 x 64 x 3   = 12,288 numbers      walloc-16x   256 pixels -> 32 x 32 x 12 = 12,288
     resize-128   128 x 128 x 3 = 49,152 numbers      walloc-4x    256 pixels -> 32 x 32 x 48 = 49,152
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers import (
     ConvNextConfig,
@@ -44,6 +46,8 @@ from transformers_walloc.latents.values import reflect
 from transformers_walloc.media import IMAGE_SUFFIXES
 
 CONDITIONS = {
+    "resize-32": "resized to 32 px",
+    "walloc-16x-klt-128": "latents of 128 px, rgb-16x-klt",
     "resize-64": "resized to 64 px",
     "walloc-16x": "latents of 256 px, rgb-16x",
     "walloc-16x-klt": "latents of 256 px, rgb-16x-klt",
@@ -53,7 +57,9 @@ CONDITIONS = {
     "walloc-4x-klt": "latents of 256 px, rgb-4x-klt",
     **scales("walloc-4x-klt", "latents of 256 px, rgb-4x-klt"),
 }
-PIXELS = {"resize-64": 64, "resize-128": 128}
+PIXELS = {"resize-32": 32, "resize-64": 64, "resize-128": 128}
+CODED = {"walloc-16x-klt-128": 128}  # pixels of the image that is coded, where it is made smaller first
+SMALL = ("resize-32", *CODED)  # crops are 16 pixels of 256 apart, the square behind such a latent
 MODELS = ("vit", "convnext", "resnet")
 SIZE, LATENT = 256, 8  # of the image that the model is to see, and of the square behind a latent
 
@@ -95,7 +101,7 @@ class Views(torch.utils.data.Dataset):
 
     Args:
         data: (images, views, channels, n, n) uint8 pixels or int8 codes of whole views.
-        unit: step of the grid of crops: what 8 pixels of 256 are in it.
+        unit: step of the grid of crops: what 8 (or 16) pixels of 256 are in it.
         crop: size of what the model sees.
         random: a random view and place; otherwise the first view and its middle.
     """
@@ -206,6 +212,9 @@ def prepare(
         pixels = np.stack([view_of(image, generator, settings.min_scale) for generator in generators])
         x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
         x = reflect(x, *[margin * LATENT] * 4)
+        if prepared.condition in CODED:
+            coded = x.shape[-1] * CODED[prepared.condition] // SIZE
+            x = F.interpolate(x, (coded, coded), mode="bicubic", antialias=True).clamp(0, 255)
         side = x.shape[-1] * PIXELS.get(prepared.condition, SIZE) // SIZE
         return prepared.encode(x, (side, side))
 
@@ -225,8 +234,8 @@ def inputs(condition: str, settings: Settings, device: str) -> dict:
         "test": prepare(prepared, test, settings, False, device),
     }
     transform = prepared.transform(data["train"][:: max(1, len(train) // 500), 0])
-    crop = PIXELS.get(condition, SIZE // LATENT)
-    unit = crop * LATENT // SIZE
+    crop = PIXELS.get(condition, CODED.get(condition, SIZE) // LATENT)
+    unit = crop * (2 * LATENT if condition in SMALL else LATENT) // SIZE
     return {
         "train": Views(data["train"], train_labels, unit, crop, True, transform),
         "test": Views(data["test"], test_labels, unit, crop, False, transform),

@@ -13,6 +13,7 @@ from transformers_walloc import LatentView, WallocImageEncoder, latent_values
 from transformers_walloc.latents.values import Scale
 
 CODECS = {f"walloc-{name}": f"walloc/rgb-{name}" for name in ("16x", "16x-klt", "4x", "4x-klt")}
+CODECS["walloc-16x-klt-128"] = CODECS["walloc-16x-klt"]  # of smaller images, see classification.py
 SCALES = {
     "none": "on one scale",
     "partial": "partly whitened",

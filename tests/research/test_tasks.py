@@ -155,6 +155,7 @@ def test_classification(classes, tmp_path, capsys):
         assert runs[resize]["model_inputs"] == runs[walloc]["model_inputs"]
         assert runs[resize]["parameters"] == runs[walloc]["parameters"]
         assert runs[resize]["tokens"] == runs[walloc]["tokens"] == 16
+    assert runs["resize-32"]["model_inputs"] == runs["walloc-16x-klt-128"]["model_inputs"] == 32 * 32 * 3
     assert runs["resize-64"]["model_inputs"] == 64 * 64 * 3 and runs["resize-128"]["model_inputs"] == 128 * 128 * 3
     for run in runs.values():
         assert run["examples"] == {"training": 6, "test": 2}
@@ -358,6 +359,7 @@ def test_colourisation(tmp_path):
     for resize, walloc in PAIRS.items():
         assert runs[resize]["model_inputs"] == runs[walloc]["model_inputs"]
         assert runs[resize]["parameters"] == runs[walloc]["parameters"]
+    assert runs["resize-32"]["model_inputs"] == runs["walloc-16x-klt-128"]["model_inputs"] == 32 * 32 * 3
     assert runs["resize-64"]["model_inputs"] == 64 * 64 * 3 and runs["resize-128"]["model_inputs"] == 128 * 128 * 3
     # The energy of the chroma of the test crops, as PIL converts them.
     picture = Image.fromarray(skimage.data.astronaut()[:300, :400])
