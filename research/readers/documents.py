@@ -72,7 +72,7 @@ def main(argv=None) -> int:
     # Evenly spread and nested: more pages later keep those that were read.
     order = sorted(range(len(names)), key=lambda i: int(f"{i:07b}"[::-1], 2))
     chosen = [names[i] for i in order[: args.pages]]
-    study = load_study(STORE, f"PP-OCR, {len(names)} test receipts of SROIE")
+    study = load_study(STORE, "PP-OCR, test receipts of SROIE")
     read, ways = reader(args.threads), Ways()
     for name in tqdm(chosen, unit="page", mininterval=5):
         page = Image.open(next((args.data / "images").glob(f"{name}.*"))).convert("RGB")
