@@ -2,7 +2,11 @@
 
 import json
 
-from research import benchmark_device, measure_memory
+import numpy as np
+import pytest
+import torch
+
+from research import benchmark_device, benchmark_int8, measure_memory
 
 
 def test_device(tmp_path, capsys):
@@ -29,3 +33,14 @@ def test_large_files_are_readable(tmp_path):
     assert tifffile.imread(tmp_path / "a.tif").shape == (141, 141, 3)
     measure_memory.write_recording(tmp_path / "a.wav", 0.001)
     assert soundfile.info(tmp_path / "a.wav").frames == 158_760
+
+
+def test_decoders_in_bytes_are_measured_against_floats(capsys):
+    original = torch.linspace(-0.5, 0.5, 3 * 16 * 16).reshape(1, 3, 16, 16)
+
+    def off(codes):  # by two levels of 255
+        return (original + 2 / 255).clamp(-0.5, 0.5).numpy()
+
+    found = benchmark_int8.measure({"off": off, "off too": off}, [original], [original], rounds=1)
+    assert found["off"][1] == pytest.approx(20 * np.log10(255 / 2), abs=0.1)
+    assert found["off"][0] > 0 and "off too" in capsys.readouterr().out
