@@ -79,11 +79,12 @@ def compare_with_cpu(name: str, device: str) -> dict[str, float]:
     decoded = on_cpu.decode(codes)[0]
     there = copy.deepcopy(on_cpu).to(device)
     found = there.encode(pixels.to(device)).latents
-    half = copy.deepcopy(there).to(torch.bfloat16).decode(codes.to(device))[0]
+    restored = there.decode(codes.to(device))[0]
+    half = there.to(torch.bfloat16).decode(codes.to(device))[0]
     return {
         "latents_max": (found.cpu() - latents).abs().max().item(),
         "codes_differ_percent": 100 * (there.quantize(found).cpu() != codes).double().mean().item(),
-        "pixels_max_levels": 255 * (there.decode(codes.to(device))[0].cpu() - decoded).abs().max().item(),
+        "pixels_max_levels": 255 * (restored.cpu() - decoded).abs().max().item(),
         "bf16_psnr": -10 * (half.cpu().float() - decoded).square().mean().log10().item(),
     }
 

@@ -19,17 +19,13 @@ import numpy as np
 import PIL.Image
 import torch
 
+from research.benchmark_kernels import load_pictures
 from transformers_walloc import WallocImageModel, WallocImageProcessor, bundled_path
+from transformers_walloc.codec.signals import to_8bit
+from transformers_walloc.evaluation.metrics import psnr
 from transformers_walloc.export import export_codec
 
-CALIBRATION, VALIDATION = ("astronaut", "rocket"), ("coffee", "chelsea")
 Decode = Callable[[torch.Tensor], np.ndarray]
-
-
-def photographs(names: tuple[str, ...]) -> list[PIL.Image.Image]:
-    import skimage.data
-
-    return [PIL.Image.fromarray(getattr(skimage.data, name)()) for name in names]
 
 
 def graph(path: Path) -> Decode:
@@ -41,14 +37,9 @@ def graph(path: Path) -> Decode:
     return lambda codes: session.run(None, {"codes": codes.numpy(), "step": np.ones(1, np.float32)})[0]
 
 
-def psnr(original: np.ndarray, decoded: np.ndarray) -> float:
-    error = np.square(np.round((original + 0.5) * 255) - np.round((decoded + 0.5) * 255)).mean(dtype=np.float64)
-    return 10 * math.log10(255**2 / error)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of PNG files to measure on")
+    parser.add_argument("--images", metavar="FOLDER", help="of pictures to measure on")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -56,14 +47,14 @@ def main(argv: list[str] | None = None) -> None:
     processor = WallocImageProcessor()
 
     def signals(pictures: list[PIL.Image.Image]) -> list[torch.Tensor]:
-        return [processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"] for picture in pictures]
+        return [processor(picture, return_tensors="pt")["pixel_values"] for picture in pictures]
 
-    files = sorted(arguments.images.glob("*.png")) if arguments.images else []
-    originals = signals([PIL.Image.open(file) for file in files] or photographs(VALIDATION))
+    first, *others, last = load_pictures(None)
+    originals = signals(load_pictures(arguments.images) if arguments.images else others)
     codes = [model.quantize(model.encode(original).latents) for original in originals]
     with tempfile.TemporaryDirectory() as folder:
         parts = ["decoder", "decoder_int8"]
-        paths = export_codec(model, folder, parts=parts, calibration=signals(photographs(CALIBRATION)))
+        paths = export_codec(model, folder, parts=parts, calibration=signals([first, last]))
         ways: dict[str, Decode] = {
             "torch, float32": lambda one: model.decode(one).pixel_values.numpy(),
             "ONNX Runtime, float32": graph(paths["decoder"]),
@@ -84,7 +75,9 @@ def measure(
             decoded = [decode(one) for one in codes]
             best[name] = min(best[name], time.process_time() - begin)
             pairs = zip(originals, decoded, strict=True)
-            quality[name] = float(np.mean([psnr(original.numpy(), other) for original, other in pairs]))
+            quality[name] = float(
+                np.mean([psnr(to_8bit(x).numpy(), to_8bit(torch.from_numpy(y)).numpy()) for x, y in pairs])
+            )
     pixels = sum(original[0, 0].numel() for original in originals) / 1e6
     reference = next(iter(ways))
     print(f"{'':<24}{'MP/s':>8}{'ratio':>8}{'dB':>9}{'loss':>8}")

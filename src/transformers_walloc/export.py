@@ -110,16 +110,16 @@ def export_codec(
         feeds = _decoder_feeds(model, calibration)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for part in parts:
-        paths[part] = folder / f"{part}.onnx"
-        if part == "decoder_int8":
-            with tempfile.TemporaryDirectory() as scratch:
-                plain = Path(scratch, "decoder.onnx")
-                _write_onnx(export_program(model, "decoder"), plain, _names(model.config, "decoder"))
-                quantise_convolutions(plain, paths[part], feeds)
-        else:
-            _write_onnx(export_program(model, part), paths[part], _names(model.config, part))
+    paths = {part: folder / f"{part}.onnx" for part in parts}
+    with tempfile.TemporaryDirectory() as scratch:
+        graphs = dict(paths)
+        if "decoder_int8" in parts:
+            graphs.pop("decoder_int8")
+            graphs.setdefault("decoder", Path(scratch, "decoder.onnx"))
+        for part, path in graphs.items():
+            _write_onnx(export_program(model, part), path, _names(model.config, part))
+        if "decoder_int8" in parts:
+            _quantise_blocks(graphs["decoder"], paths["decoder_int8"], feeds)
     model.config.save_pretrained(folder)
     make_processor(model.config).save_pretrained(folder)
     return paths
@@ -159,19 +159,16 @@ def export_program(codec: Any, part: str) -> torch.export.ExportedProgram:
         )
 
 
-def quantise_convolutions(
-    source: Path, target: Path, feeds: Sequence[dict[str, Any]], signed_activations: bool = False
-) -> None:
+def _quantise_blocks(source: Path, target: Path, feeds: Sequence[dict[str, Any]]) -> None:
     """Statically quantise the residual blocks of a graph: 8-bit activations, weights with a scale for each channel.
 
     What joins and leaves the blocks stays in float32, and so does everything that is not a convolution of equally many
-    inputs and outputs.
+    inputs and outputs. Activations are unsigned, which is faster with VNNI; processors without it add products of
+    unsigned and signed bytes in 16 bits, so weights have 7 bits.
 
     Args:
         source, target: ONNX files.
         feeds: inputs of the graph that tell how large activations become.
-        signed_activations: unsigned ones are faster with VNNI. Processors without it add products of unsigned and
-            signed bytes in 16 bits, so weights then have 7 bits.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -198,8 +195,8 @@ def quantise_convolutions(
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=not signed_activations,
-                activation_type=QuantType.QInt8 if signed_activations else QuantType.QUInt8,
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_quantize=inner,
             )

@@ -195,9 +195,9 @@ def test_crops_of_a_device_are_windows_of_the_pictures_turned_or_mirrored(tmp_pa
     for third in (0, 200):  # every pixel tells where it is, and in which picture
         picture = np.stack([rows, columns, np.full_like(rows, third)], axis=-1).astype(np.uint8)
         Image.fromarray(picture).save(tmp_path / "train" / f"{third}.png")
-    batches = iter(DeviceCrops([open_folder(tmp_path, "train")], [1.0], 16, "0", 200, "cpu"))
+    batches = iter(DeviceCrops(crops(tmp_path, size=16), 800, "cpu"))
     crop = ((next(batches)["pixel_values"] + 0.5) * 255).round().long()
-    assert crop.shape == (200, 3, 16, 16)
+    assert crop.shape == (800, 3, 16, 16)
     first, second, third = crop.unbind(1)
     transposed = (first[:, 0, 0] == first[:, 1, 0]) & (first[:, 0, 0] != first[:, 0, 1])
     down = torch.where(transposed[:, None, None], first.mT, first)
@@ -215,13 +215,12 @@ def test_crops_of_a_device_are_windows_of_the_pictures_turned_or_mirrored(tmp_pa
 
 
 def test_crops_of_a_device_are_reproducible_and_come_at_four_sizes(photos):
-    cache = open_folder(photos, "train")
     one, again, other = (
-        next(iter(DeviceCrops([cache], [1.0], 32, seed, 8, "cpu")))["pixel_values"] for seed in ("0", "0", "1")
+        next(iter(DeviceCrops(crops(photos, seed=seed), 8, "cpu")))["pixel_values"] for seed in ("0", "0", "1")
     )
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-    sizes = DeviceCrops([cache], [1.0], 150, "0", 8, "cpu")
+    sizes = DeviceCrops(crops(photos, size=150), 8, "cpu")
     assert sorted(set(sizes.heights.tolist())) == [161, 203, 256]  # half of it is too small for such a crop
 
 
@@ -229,7 +228,8 @@ def test_shares_are_kept_on_a_device(tmp_path):
     for name, value in (("dark", 0), ("bright", 255)):
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 40), (value,) * 3).save(tmp_path / name / "a.png")
-    pieces = DeviceCrops([open_folder(tmp_path, n) for n in ("dark", "bright")], [3.0, 1.0], 8, "0", 400, "cpu")
+    pictures = [open_folder(tmp_path, name) for name in ("dark", "bright")]
+    pieces = DeviceCrops(ImageCrops(pictures, [3.0, 1.0], 8), 400, "cpu")
     values = next(iter(pieces))["pixel_values"].mean(dim=(1, 2, 3)) + 0.5
     assert abs(values.mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)
 

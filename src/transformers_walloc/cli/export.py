@@ -29,15 +29,16 @@ def run(
 ) -> int:
     """Write the graphs and print where they are."""
     from ..export import export_codec
+    from ..loading import load_codec
 
+    codec, _ = load_codec(model)
     signals: list = []
     if "decoder_int8" in parts:
         if calibration is None:
             raise ValueError("decoder_int8 needs --calibration: a folder of pictures or audio, or a file")
-        from ..loading import load_codec
         from ..training.scale import read_signals
 
-        signals = list(itertools.islice(read_signals(load_codec(model)[0].config, [calibration]), CALIBRATION_FILES))
-    for part, path in export_codec(model, output, format, parts, signals).items():
+        signals = list(itertools.islice(read_signals(codec.config, [calibration]), CALIBRATION_FILES))
+    for part, path in export_codec(codec, output, format, parts, signals).items():
         print(f"{part}: {path}, {path.stat().st_size / 1e6:.2f} MB")
     return 0

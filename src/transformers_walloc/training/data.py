@@ -78,10 +78,10 @@ class MediaCache:
 
 def _in_threads(read: Callable[[Path], np.ndarray], files: Sequence[Path]) -> Iterator[np.ndarray]:
     """What `read` makes of each file, in order, a few files ahead; decoders leave Python's lock to others."""
-    workers = os.cpu_count() or 1
+    workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(files), 2 * workers):  # so that no more than this is in memory
-            yield from pool.map(read, files[start : start + 2 * workers])
+        for start in range(0, len(files), workers):  # so that no more than this is in memory
+            yield from pool.map(read, files[start : start + workers])
 
 
 def _read_image(file: Path) -> np.ndarray:
@@ -185,26 +185,26 @@ class DeviceCrops(IterableDataset):
     7 GB for a gigapixel.
 
     Args:
-        caches, shares, crop_size, seed: as of `ImageCrops`.
+        crops: whose pictures, shares, size and seed these are.
         batch_size: crops of a batch.
         device: where pictures and batches are.
     """
 
     factors = (1.0, 1.26, 1.59, 2.0)
 
-    def __init__(self, caches: Sequence[MediaCache], shares, crop_size: int, seed: str, batch_size: int, device):
-        ImageCrops(caches, shares, crop_size, seed)  # refuses what is not usable
-        self.crop_size, self.batch_size, self.seed = crop_size, batch_size, seed
+    def __init__(self, crops: ImageCrops, batch_size: int, device: torch.device | str):
+        self.crop_size, self.batch_size = crops.crop_size, batch_size
+        self.seed = f"{crops.seed}-{crops.rank}"
         self.device = torch.device(device)
         pictures: list[torch.Tensor] = []
         rows: list[list[float]] = []  # height, width, weight
-        for cache, share in zip(caches, shares, strict=True):
+        for cache, share in zip(crops.caches, crops.shares, strict=True):
             start = len(rows)
             for i in tqdm(range(len(cache)), desc=f"pictures to {self.device}", unit="file", leave=False):
                 picture = torch.from_numpy(np.array(cache[i])).to(self.device)
                 for factor in self.factors:
                     sizes = [round(size / factor) for size in picture.shape[:2]]
-                    if min(sizes) >= crop_size:
+                    if min(sizes) >= self.crop_size:
                         pictures.append(_resized(picture, sizes).flatten())
                         rows.append([*sizes, math.sqrt(math.prod(sizes))])
             total = sum(row[2] for row in rows[start:])

@@ -30,7 +30,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -224,10 +223,13 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
             return metrics
         return {}
     model.encoder.requires_grad_(recipe.train_encoder)
+    dataset: Any = pieces
+    if isinstance(pieces, ImageCrops) and recipe.on_device:
+        dataset = DeviceCrops(pieces, training.per_device_train_batch_size, training.device)
     trainer = CodecTrainer(
         model=model,
         args=training,
-        train_dataset=_on_device(recipe, caches, shares, seed, training) if recipe.on_device else pieces,
+        train_dataset=dataset,
         eval_dataset=[],
         linear_learning_rate=recipe.linear_learning_rate,
         encoder_learning_rate=recipe.encoder_learning_rate,
@@ -251,11 +253,6 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
     return metrics
 
 
-def _on_device(recipe: Recipe, caches, shares, seed: str, training: TrainingArguments) -> DeviceCrops:
-    seed, batch_size = f"{seed}-{training.process_index}", training.per_device_train_batch_size
-    return DeviceCrops(caches, shares, recipe.piece_size or 192, seed, batch_size, training.device)
-
-
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     return TrainingArguments(
         output_dir=recipe.output,
@@ -273,7 +270,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         save_steps=recipe.save_steps,
         save_total_limit=2,
         logging_steps=50,
-        report_to=["tensorboard"] if find_spec("tensorboard") else [],
+        report_to=["tensorboard"],
         remove_unused_columns=False,
         dataloader_num_workers=recipe.workers,
         seed=recipe.seed,
