@@ -21,10 +21,10 @@ import PIL.ImageOps
 import skimage.data
 import soundfile
 
-from transformers_walloc.raster_files import compress_raster, decompress_raster, describe, encode_raster
+from transformers_walloc.media.rasters import compress_raster, decompress_raster, describe, encode_raster
+from transformers_walloc.media.volumes import encode_volume
 from transformers_walloc.training.data import list_media
 from transformers_walloc.training.fit import fit_codec
-from transformers_walloc.volume_files import encode_volume
 
 QUICK: dict[str, Any] = {"table_steps": 0, "progress": False}  # the generic entropy tables
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from transformers_walloc import WallocImageModel, bundled_path
-from transformers_walloc.files import write_atomically
+from transformers_walloc.atomic import write_atomically
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

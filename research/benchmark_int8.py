@@ -21,7 +21,7 @@ import torch
 
 from research.benchmark_kernels import load_pictures
 from transformers_walloc import WallocImageModel, WallocImageProcessor, bundled_path
-from transformers_walloc.codec.signals import to_8bit
+from transformers_walloc.codec.pixels import to_8_bits
 from transformers_walloc.evaluation.metrics import psnr
 from transformers_walloc.export import export_codec
 
@@ -76,7 +76,7 @@ def measure(
             best[name] = min(best[name], time.process_time() - begin)
             pairs = zip(originals, decoded, strict=True)
             quality[name] = float(
-                np.mean([psnr(to_8bit(x).numpy(), to_8bit(torch.from_numpy(y)).numpy()) for x, y in pairs])
+                np.mean([psnr(to_8_bits(x).numpy(), to_8_bits(torch.from_numpy(y)).numpy()) for x, y in pairs])
             )
     pixels = sum(original[0, 0].numel() for original in originals) / 1e6
     reference = next(iter(ways))

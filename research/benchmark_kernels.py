@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 
 from transformers_walloc import WallocImageEncoder, WallocImageProcessor, bundled_path, native
+from transformers_walloc.atomic import write_atomically
 from transformers_walloc.codec import kernels
 from transformers_walloc.codec.entropy_coding import EntropyTables, decode_codes, encode_codes
-from transformers_walloc.files import write_atomically
 from transformers_walloc.latents.datasets import LATENTS, LatentTransform, encode_rows
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")

@@ -27,11 +27,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
+from transformers_walloc.atomic import write_atomically
 from transformers_walloc.codec.bottleneck import compand
 from transformers_walloc.codec.wavelet_convolutions import analysis_bands, band_order, synthesis_bands
 from transformers_walloc.codec.wavelets import wavelet_packet_synthesis
 from transformers_walloc.evaluation.stand_ins import stand_ins
-from transformers_walloc.media import write_atomically
 from transformers_walloc.training.data import ImageCrops, MediaCache, list_media
 from transformers_walloc.training.losses import subband_error
 

@@ -17,8 +17,8 @@ import torch
 from datasets import Dataset
 
 from transformers_walloc import WallocImageEncoder, latent_transform
-from transformers_walloc.files import IMAGE_SUFFIXES, find_files
 from transformers_walloc.latents.datasets import encode_rows
+from transformers_walloc.media.paths import IMAGE_SUFFIXES, find_files
 
 
 def main(argv=None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from research import pages
 from research.corpora.sources import AUDIO, FONTS, IMAGES
 from transformers_walloc.bundled import BUNDLED_NAMES, NAMESPACE
-from transformers_walloc.evaluation import cards
+from transformers_walloc.publishing import cards
 
 PREPARATION = "python -m research.corpora.prepare images audio documents --out corpus"
 

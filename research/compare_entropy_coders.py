@@ -36,6 +36,7 @@ from PIL import Image
 
 from research.pages import RESULTS
 from research.report import coders_table
+from transformers_walloc.atomic import write_atomically
 from transformers_walloc.codec.entropy_coding import EntropyTables, decode_codes, encode_codes
 from transformers_walloc.evaluation.machine import machine, shown_command, versions
 from transformers_walloc.latents.packing import (
@@ -45,7 +46,6 @@ from transformers_walloc.latents.packing import (
     codes_to_image,
 )
 from transformers_walloc.loading import load_codec
-from transformers_walloc.media import write_atomically
 from transformers_walloc.training.entropy_fitting import fit_entropy_tables
 from transformers_walloc.training.fit_tables import codes_of_folder
 

@@ -29,11 +29,11 @@ import torch
 from safetensors.numpy import load_file
 
 from transformers_walloc.bundled import bundled_path
-from transformers_walloc.files import find_files
 from transformers_walloc.loading import load_codec
-from transformers_walloc.raster_files import compress_raster, decompress_raster, describe
+from transformers_walloc.media.paths import find_files
+from transformers_walloc.media.rasters import compress_raster, decompress_raster, describe
 from transformers_walloc.training.fit import fit_codec
-from transformers_walloc.training.signals import read_signals
+from transformers_walloc.training.fit_signals import read_signals
 
 
 def measure(name: str, data: list[str], limit: int | None) -> dict[str, float]:

@@ -33,7 +33,7 @@ from transformers_walloc import (
 )
 from transformers_walloc.codec.bitstream import Header, WallocFormatError, pack, unpack
 from transformers_walloc.codec.entropy_tables import GenericHeader
-from transformers_walloc.codec.rasters import RasterFormat
+from transformers_walloc.codec.raster_format import RasterFormat
 from transformers_walloc.codec.side_data import SideData
 
 MAX_PIXELS = 2**16

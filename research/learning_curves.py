@@ -16,9 +16,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from research.pages import RESULTS
+from transformers_walloc.atomic import write_atomically
 from transformers_walloc.evaluation.plots import COLOURS, save
 from transformers_walloc.evaluation.tables import table
-from transformers_walloc.media import write_atomically
 from transformers_walloc.training.trainer import last_checkpoint
 
 

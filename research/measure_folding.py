@@ -24,7 +24,7 @@ from transformers_walloc.latents.folding import (
     resize_matrix,
 )
 from transformers_walloc.latents.values import LatentView
-from transformers_walloc.media import IMAGE_SUFFIXES, find_files
+from transformers_walloc.media.paths import IMAGE_SUFFIXES, find_files
 
 MAX_SIDE = 1024
 

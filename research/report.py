@@ -13,6 +13,7 @@ from pathlib import Path
 
 from research import learning_curves, pages
 from research.cards import write_card
+from transformers_walloc.atomic import write_atomically
 from transformers_walloc.evaluation.tables import (
     TITLES,
     UNIT,
@@ -23,7 +24,6 @@ from transformers_walloc.evaluation.tables import (
     throughput,
     to_markdown,
 )
-from transformers_walloc.media import write_atomically
 
 SECTIONS = {
     "table1": "Images (Table 1 of the paper)",

@@ -29,9 +29,9 @@ from transformers import AutoModel
 
 from research.pages import RESULTS
 from research.report import sweep_table
+from transformers_walloc.atomic import write_atomically
 from transformers_walloc.codec.tiles import decoding_halo
 from transformers_walloc.evaluation.machine import machine, shown_command, versions
-from transformers_walloc.media import write_atomically
 from transformers_walloc.training.recipe import parse_recipe, train_codec
 from transformers_walloc.training.trainer import last_checkpoint
 

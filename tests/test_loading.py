@@ -4,7 +4,8 @@ from codec_fixtures import audio_model, image_model
 from transformers import ViTConfig
 
 from transformers_walloc import WallocAudioFeatureExtractor, WallocImageEncoder, WallocImageProcessor
-from transformers_walloc.codec.signals import normalise_clip, to_8bit
+from transformers_walloc.codec.clips import normalise_clip
+from transformers_walloc.codec.pixels import to_8_bits
 from transformers_walloc.loading import codec_path, load_codec, make_processor
 
 
@@ -37,7 +38,7 @@ def test_bundled_names_stand_for_their_folders():
 
 def test_8bit_levels_round_and_clip():
     x = torch.tensor([-0.7, -0.5, -0.5 + 0.6 / 255, 0.0, 0.5, 0.6])
-    assert to_8bit(x).tolist() == [0, 0, 1, 128, 255, 255] and to_8bit(x).dtype == torch.uint8
+    assert to_8_bits(x).tolist() == [0, 0, 1, 128, 255, 255] and to_8_bits(x).dtype == torch.uint8
 
 
 def test_clips_are_normalised_and_silence_is_kept():

@@ -40,7 +40,7 @@ import soundfile
 from tqdm.auto import tqdm
 
 from research.corpora.packages import PackageError, fetch_package, scratch_folder, unpack_package
-from transformers_walloc.files import write_atomically
+from transformers_walloc.atomic import write_atomically
 
 RECIPE = 2  # raise it when a rule below changes, so that songs are rendered anew
 ROLES = ("drums", "bass", "other")

@@ -42,7 +42,7 @@ from research.corpora.documents import render_page, usable_fonts
 from research.corpora.filters import accept_audio, accept_image, fingerprint, largest_jpeg, looks_like, webp_streams
 from research.corpora.packages import Copyright, PackageError, fetch_package, scratch_folder, unpack_package
 from research.corpora.sources import AUDIO, FONTS, IMAGES, Source
-from transformers_walloc.files import write_atomically
+from transformers_walloc.atomic import write_atomically
 
 RECIPE = 1  # raise it when a rule below changes, so that existing corpora are made anew
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
-from transformers_walloc.files import atomic_file
+from transformers_walloc.atomic import atomic_file
 from transformers_walloc.training.data import IMAGE_SUFFIXES, list_media
 
 

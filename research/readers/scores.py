@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from research.pages import ROOT, between
-from transformers_walloc.files import write_atomically
+from transformers_walloc.atomic import write_atomically
 
 PAGE, README = ROOT / "docs" / "frozen_readers.md", ROOT / "README.md"
 PICTURE = ROOT / "docs" / "pictures" / "frozen_readers.png"

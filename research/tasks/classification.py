@@ -43,7 +43,7 @@ from transformers import (
 from research.tasks.preparation import Preparation, scales
 from research.tasks.runs import RunArguments, run_task, training_arguments
 from transformers_walloc.latents.values import reflect
-from transformers_walloc.media import IMAGE_SUFFIXES
+from transformers_walloc.media.paths import IMAGE_SUFFIXES
 
 CONDITIONS = {
     "resize-32": "resized to 32 px",

@@ -36,7 +36,7 @@ from transformers_walloc import WallocImageModel, latent_values
 from transformers_walloc.codec.bottleneck import compand, companding_scale
 from transformers_walloc.evaluation.metrics import MetricUnavailableError, decibels, to_images
 from transformers_walloc.evaluation.perceptual import learned_metric
-from transformers_walloc.media import IMAGE_SUFFIXES, find_files
+from transformers_walloc.media.paths import IMAGE_SUFFIXES, find_files
 
 CONDITIONS = {
     "resize-64": "resized to 64 px",

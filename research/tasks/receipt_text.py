@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from research.tasks.documents import CHARACTERS, PAGE, page_file
-from transformers_walloc.media import write_atomically
+from transformers_walloc.atomic import write_atomically
 
 WINDOW = 32  # rows of the page, in which a line has to fit
 MONTHS = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"

@@ -30,9 +30,9 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from research.pages import ROOT, between
+from transformers_walloc.atomic import atomic_file, write_atomically
 from transformers_walloc.evaluation.machine import machine, versions
 from transformers_walloc.evaluation.tables import table
-from transformers_walloc.media import atomic_file, write_atomically
 
 PAGE = ROOT / "docs" / "compressed_learning.md"
 PICTURE = ROOT / "docs" / "pictures" / "tasks.png"

@@ -31,10 +31,10 @@ from transformers import AutoModel, Trainer
 
 from research.tasks.runs import RunArguments, run_task, training_arguments
 from transformers_walloc import WallocForAudioSourceSeparation
-from transformers_walloc.codec.signals import normalise_clip
+from transformers_walloc.codec.clips import normalise_clip
 from transformers_walloc.evaluation.metrics import psnr, si_sdr
 from transformers_walloc.latents.separation import LatentSeparator, separation_loss
-from transformers_walloc.media import write_bytes
+from transformers_walloc.media.paths import write_bytes
 
 RATE = 44100
 FRAME = 256  # samples

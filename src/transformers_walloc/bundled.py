@@ -34,7 +34,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from .files import atomic_file, scratch_folder, write_atomically
+from .atomic import atomic_file, scratch_folder, write_atomically
 
 BUNDLED_NAMES = (
     "rgb-4x",

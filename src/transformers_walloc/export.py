@@ -29,11 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .atomic import atomic_file
 from .codec.bottleneck import MIN_PROBABILITY, code_dtype, companding_scale, decompand, latent_limit
 from .codec.configuration_walloc import WallocConfig
 from .codec.filter_banks import wavelet_filters
 from .codec.modeling_walloc import WallocAudioModel, WallocImageModel
-from .files import atomic_file
 from .loading import load_codec, make_processor
 
 FORMATS = ("onnx",)

@@ -17,8 +17,8 @@ import torch
 from codec_fixtures import audio_model, image_model, pictures, sound
 
 import transformers_walloc.cli.compress
-import transformers_walloc.cli.file_codec
-import transformers_walloc.picture_files
+import transformers_walloc.media.file_codec
+import transformers_walloc.media.pictures
 from transformers_walloc import WallocImageConfig, WallocImageModel
 from transformers_walloc.cli.main import COMMANDS, main
 from transformers_walloc.codec.bitstream import unpack
@@ -350,13 +350,13 @@ def test_sixteen_bits_are_kept(here, codecs, capsys, suffix, bands):
     image[..., -1] = np.maximum(image[..., -1], 1 if bands in (2, 4) else 0)  # what is transparent becomes white
     image = image[..., 0] if bands == 1 else image
     if suffix == "png":
-        Path("in.png").write_bytes(transformers_walloc.picture_files._encode_png(image, b""))
+        Path("in.png").write_bytes(transformers_walloc.media.sixteen_bits.encode_png(image, b""))
     else:
         tifffile.imwrite("in.tif", image, photometric="rgb" if bands == 3 else "minisblack")
     there_and_back(codecs["image"], f"in.{suffix}", f"out.{suffix}")
     assert capsys.readouterr() == ("", "")
-    side = transformers_walloc.picture_files.read_picture("", Path(f"out.{suffix}").read_bytes())
-    given = transformers_walloc.picture_files.read_picture("", Path(f"in.{suffix}").read_bytes())
+    side = transformers_walloc.media.pictures.read_picture("", Path(f"out.{suffix}").read_bytes())
+    given = transformers_walloc.media.pictures.read_picture("", Path(f"in.{suffix}").read_bytes())
     assert side.pixels.dtype == np.uint16 and side.sample_format == given.sample_format
     assert np.array_equal(given.pixels, image[..., 0] if bands == 2 else image[..., :3] if bands == 4 else image)
     if bands in (2, 4):
@@ -581,7 +581,7 @@ def test_info_needs_no_model(here, codecs, capsys, monkeypatch):
     assert main(["compress", "photo.png", "song.wav", "-o", "out/", "--model", codecs["image"]]) == 1  # no song
     assert main(["compress", "song.wav", "-o", "out/", "--model", codecs["audio"]]) == 0
     capsys.readouterr()
-    monkeypatch.setattr(transformers_walloc.cli.file_codec, "Codecs", None)
+    monkeypatch.setattr(transformers_walloc.media.file_codec, "Codecs", None)
     assert main(["info", "out/", "--json"]) == 0
     photo, song = map(json.loads, capsys.readouterr().out.splitlines())
     size = os.path.getsize("out/photo.walloc")
@@ -668,7 +668,7 @@ def test_threads_are_divided_once():
     """However many commands a process runs."""
     import torch
 
-    from transformers_walloc.cli.file_codec import Codecs, _threads_at_first
+    from transformers_walloc.media.file_codec import Codecs, _threads_at_first
 
     threads = torch.get_num_threads()
     try:

@@ -9,8 +9,8 @@ import pytest
 from codec_fixtures import image_inputs, image_model, pictures
 
 from transformers_walloc.codec.bitstream import WallocFormatError, pack, unpack
-from transformers_walloc.codec.fields import varint
 from transformers_walloc.codec.side_data import MAX_PROFILE, SideData
+from transformers_walloc.codec.varints import varint
 
 SIZES = (30, 41)
 

@@ -43,7 +43,7 @@ def images(tmp_path_factory):
 
 
 def run(*arguments):
-    from transformers_walloc.evaluation.measure import main
+    from transformers_walloc.cli.evaluate import main
 
     return main([str(argument) for argument in arguments])
 

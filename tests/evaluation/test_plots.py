@@ -9,7 +9,7 @@ from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImage
 from transformers_walloc.cli.main import main
 from transformers_walloc.evaluation import plots
 from transformers_walloc.evaluation.inspection import inspect
-from transformers_walloc.media import MediaError
+from transformers_walloc.media.messages import MediaError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import tifffile
 import torch
 
 from research import fitted
-from transformers_walloc.training.fit_command import main as fit
+from transformers_walloc.cli.fit import main as fit
 
 
 @pytest.fixture

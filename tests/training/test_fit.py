@@ -16,14 +16,14 @@ import torch
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
 from transformers_walloc import WallocImageConfig, WallocImageModel
+from transformers_walloc.cli.fit import main
 from transformers_walloc.cli.main import main as command
 from transformers_walloc.codec.bitstream import WallocFormatError, pack, unpack
-from transformers_walloc.codec.rasters import RasterFormat
-from transformers_walloc.raster_files import compress_raster, decompress_raster, describe, encode_raster, read_raster
+from transformers_walloc.codec.raster_format import RasterFormat
+from transformers_walloc.media.rasters import compress_raster, decompress_raster, describe, encode_raster, read_raster
 from transformers_walloc.training.data import ImageCrops, MediaCache, list_media
 from transformers_walloc.training.fit import fit_codec
-from transformers_walloc.training.fit_command import main
-from transformers_walloc.training.gathering import _rescaled
+from transformers_walloc.training.fit_statistics import _rescaled
 from transformers_walloc.training.klt import SubbandStatistics, fit_klt
 from transformers_walloc.training.recipe import parse_recipe, train_codec
 

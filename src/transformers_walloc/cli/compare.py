@@ -5,7 +5,8 @@ import json as json_module
 import os
 from typing import Any
 
-from ..files import MediaError, read_bytes, write_bytes
+from ..media.messages import MediaError
+from ..media.paths import read_bytes, write_bytes
 from .compress import DEFAULT_CODECS
 from .options import add_model, add_rate
 
@@ -48,7 +49,9 @@ def run(
     if output and os.path.exists(output) and not force:
         raise MediaError(f"{output}: exists already; --force overwrites it")
     data = read_bytes(input)
-    from ..media import encode_image, kind_of, naming
+    from ..media.kinds import kind_of
+    from ..media.messages import naming
+    from ..media.pictures import encode_image
 
     kind = kind_of(input, data)
     if kind == "walloc":
@@ -56,7 +59,7 @@ def run(
     if kind == "audio" and output:
         raise ValueError("--output draws images; it is not for audio")
     from ..evaluation.compare import compare_audio, compare_image, format_table
-    from .file_codec import Codecs
+    from ..media.file_codec import Codecs
 
     codec = Codecs(device, dtype).load(model or DEFAULT_CODECS[kind])
     with naming(input):

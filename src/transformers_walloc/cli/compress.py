@@ -4,20 +4,13 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ..files import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
-    RASTER_SUFFIXES,
-    VIDEO_SUFFIXES,
-    WALLOC_SUFFIX,
-    MediaError,
-    find_files,
-)
+from ..media.messages import MediaError
+from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, VIDEO_SUFFIXES, WALLOC_SUFFIX, find_files
 from .jobs import plan_outputs, run_jobs
 from .options import add_files, add_limits, add_model, add_rate
 
 DEFAULT_CODECS = {"image": "rgb-16x", "audio": "stereo-20x"}
-# Those of media.py, which needs Pillow and numpy.
+# Those of media.pictures and media.audio, which need Pillow and numpy.
 _MAX_PIXELS = _MAX_SAMPLES = 2**26
 
 EXAMPLES = """\
@@ -81,9 +74,11 @@ def run(
     )
     if not plan.jobs:
         return run_jobs(plan, lambda *_: None, 1)
-    from ..media import kind_of, naming, read_bytes, write_bytes
-    from .file_codec import Codecs, FileCodec, no_pillow_limit
-    from .streams import compress_stream
+    from ..media.file_codec import Codecs, FileCodec, no_pillow_limit
+    from ..media.kinds import kind_of
+    from ..media.messages import naming
+    from ..media.paths import read_bytes, write_bytes
+    from ..media.streams import compress_stream
 
     codecs = Codecs(device, dtype, encoder_only=psnr is None and not refine, workers=jobs)
     limits: dict[str, Any] = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}

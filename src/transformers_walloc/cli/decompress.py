@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import (
+from ..media.paths import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
     RASTER_SUFFIXES,
@@ -80,9 +80,9 @@ def run(
     if not plan.jobs:
         return run_jobs(plan, lambda *_: None, 1)
     from ..codec.bitstream import unpack
-    from ..media import naming
-    from .file_codec import Codecs
-    from .streams import decompress_stream
+    from ..media.file_codec import Codecs
+    from ..media.messages import naming
+    from ..media.streams import decompress_stream
 
     part = tuple(window) if window else None
     memory = max_memory * 10**6 if max_memory else None

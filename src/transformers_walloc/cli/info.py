@@ -9,8 +9,9 @@ from typing import Any
 from .. import native
 from ..codec.bitstream import WallocFormatError, unpack
 from ..codec.side_data import RECORDS, split_records
-from ..files import WALLOC_SUFFIX, MediaError, find_files, read_bytes
-from .messages import complain
+from ..media.messages import MediaError
+from ..media.paths import WALLOC_SUFFIX, find_files, read_bytes
+from .console import complain
 
 EXAMPLES = """\
   walloc info photo.walloc

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..files import read_bytes
+from ..media.paths import read_bytes
 from .compress import DEFAULT_CODECS
 from .options import add_model
 
@@ -27,13 +27,14 @@ def run(input: str, output: str, *, model: str | None = None, device: str | None
     """
     data = read_bytes(input)
     from ..codec.bitstream import unpack
-    from ..media import kind_of, naming
+    from ..media.kinds import kind_of
+    from ..media.messages import naming
 
     kind = kind_of(input, data)
     with naming(input):
         header = unpack(data)[0] if kind == "walloc" else None
         from ..evaluation.inspection import inspect as draw
-        from .file_codec import Codecs
+        from ..media.file_codec import Codecs
 
         codecs = Codecs(device, dtype)
         codec = codecs.of(header) if header and not model else codecs.load(model or DEFAULT_CODECS[kind])

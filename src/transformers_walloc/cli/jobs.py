@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import (
+from ..media.messages import MediaError
+from ..media.paths import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
     RASTER_SUFFIXES,
     STANDARD_STREAM,
     VIDEO_SUFFIXES,
     WALLOC_SUFFIX,
-    MediaError,
 )
-from .messages import complain
+from .console import complain
 
 _KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *RASTER_SUFFIXES, *VIDEO_SUFFIXES, WALLOC_SUFFIX)
 

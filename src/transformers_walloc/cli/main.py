@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from .messages import complain, show_warning
+from .console import complain, show_warning
 
 # Name -> (module, summary). A module under `cli` has `add_arguments(parser)`, `EXAMPLES`, and `run(**options)`; one
 # that is given with a function, `module:function`, takes the arguments after the command and parses them itself.
@@ -33,14 +33,14 @@ COMMANDS = {
     "info": ("cli.info", "what .walloc files contain, without decoding them"),
     "compare": ("cli.compare", "quality beside JPEG, WebP and AVIF (audio: MP3, Vorbis and Opus) of the same size"),
     "inspect": ("cli.inspect", "pictures of a file's latents, and of what each channel stands for"),
-    "evaluate": ("evaluation.measure:main", "quality, rate and speed of codecs on your own data"),
-    "fit": ("training.fit_command:main", "a codec for your own signals, any bands, bits and channels, in one pass"),
+    "evaluate": ("cli.evaluate:main", "quality, rate and speed of codecs on your own data"),
+    "fit": ("cli.fit:main", "a codec for your own signals, any bands, bits and channels, in one pass"),
     "train": ("training.recipe:main", "a codec for your own images or audio, from a closed-form start"),
     "fit-tables": ("training.fit_tables:main", "entropy tables of a codec, for smaller files"),
     "dataset": ("cli.dataset", "a data set as latents, for learning"),
     "convert": ("training.conversion:main", "a checkpoint of the original package to a model folder"),
     "export": ("cli.export", "a codec as ONNX graphs, for other runtimes"),
-    "publish": ("training.publish:main", "a model folder to the Hub"),
+    "publish": ("publishing.upload:main", "a model folder to the Hub"),
     "unlink": ("cli.unlink", "take the bundled codecs out of the Hub cache, before this package is removed"),
 }
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from .fields import Reader, WallocFormatError, varint
-from .rasters import RasterFormat
+from .raster_format import RasterFormat
 from .side_data import SideData, split_records
+from .varints import Reader, WallocFormatError, varint
 
 MAGIC = b"\x89WLC"
 VERSION = 1

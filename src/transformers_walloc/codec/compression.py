@@ -30,10 +30,9 @@ from .entropy_coding import EntropyTables, decode_codes, encode_codes
 from .identity import codec_name, tables_from_buffer
 from .kernels import library
 from .limits import MAX_MEMORY, check_memory, check_payload
-from .pixels import scale_pixels
+from .pixels import scale_pixels, to_8_bits
 from .rate_control import RateControl
 from .refinement import refine_latents
-from .signals import to_8bit
 
 if TYPE_CHECKING:
     from .encoders import EncodingModel
@@ -311,7 +310,7 @@ def _psnr(model: Any, signal: torch.Tensor, codes: torch.Tensor, step: float, he
     signal = signal[(slice(None), *map(slice, header.sizes))]
     signal = scale_pixels(signal) if signal.dtype == torch.uint8 else signal.float()
     if header.kind == "image":
-        signal, decoded = (to_8bit(x).float() / 255 for x in (signal, decoded))
+        signal, decoded = (to_8_bits(x).float() / 255 for x in (signal, decoded))
     error = torch.mean((signal - decoded).double() ** 2).item()
     return math.inf if error == 0 else -10 * math.log10(error)
 

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from .rasters import RasterFormat
+from .raster_format import RasterFormat
 from .wavelets import check_wavelet
 
 DECODER_TYPES = ("residual", "restoration", "linear", "kl", "oobleck")

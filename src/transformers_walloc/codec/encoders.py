@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .bottleneck import code_dtype, compand, latent_limit
+from .checkpoint_checks import check_fit, check_weights
 from .compression import as_floats, audio_sizes, compress, decompress_codes, image_sizes
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
 from .decoders import (
@@ -26,7 +27,6 @@ from .decoders import (
 from .entropy_coding import EntropyTables
 from .identity import latent_fingerprint, tables_from_buffer, tables_to_bytes
 from .limits import MAX_MEMORY
-from .loading import check_fit, check_weights
 from .outputs import WallocEncoderOutput
 from .pixels import encode_pixels
 from .wavelets import analyse_and_project

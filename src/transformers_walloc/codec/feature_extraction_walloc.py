@@ -14,17 +14,7 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, logging
 
-from .audio_loading import (
-    MAX_RATE,
-    MAX_SAMPLES,
-    check_length,
-    mix,
-    open_clip,
-    resample,
-    split_batch,
-    to_floats,
-)
-from .signals import normalise_clip
+from .clips import MAX_RATE, MAX_SAMPLES, check_length, mix, normalise_clip, open_clip, resample, split_batch, to_floats
 
 logger = logging.get_logger(__name__)
 

@@ -23,8 +23,8 @@ import PIL.ImageOps
 import torch
 from transformers import BaseImageProcessor, BatchFeature
 
-from .pixels import FLOAT_DTYPES, find_channels, native, reflect, to_8_bits, unbatch, write_pixels
-from .rasters import RasterFormat
+from .pixels import FLOAT_DTYPES, find_channels, native, reflect, to_picture, unbatch, write_pixels
+from .raster_format import RasterFormat
 
 INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32)
 RANGES = {"num_channels": (1, 2**16), "patch_size": (1, 2**12)}
@@ -191,7 +191,7 @@ class WallocImageProcessor(BaseImageProcessor):
         if self.raster_format:
             raster = RasterFormat.from_dict(self.raster_format)
             return [raster.to_layout(raster.from_unit(image.detach().float().numpy(force=True))) for image in cropped]
-        return [to_8_bits(image) for image in cropped]
+        return [to_picture(image) for image in cropped]
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
         flat = _flatten(self.fetch_images(images), expected_ndims)

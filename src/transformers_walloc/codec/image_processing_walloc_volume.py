@@ -16,7 +16,7 @@ from transformers import BatchFeature
 
 from .image_processing_walloc import WallocImageProcessor, check_options
 from .pixels import find_channels, native, write_pixels
-from .rasters import RasterFormat
+from .raster_format import RasterFormat
 
 
 class WallocVolumeImageProcessor(WallocImageProcessor):

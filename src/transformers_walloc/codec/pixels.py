@@ -15,7 +15,6 @@ import torch
 
 from .bottleneck import latent_limit
 from .encoder_kernel import PictureEncoder, fits_kernel
-from .signals import to_8bit
 
 # Of each `WallocEncoder` the weights that were laid out last.
 _encoders: WeakKeyDictionary[Any, tuple[torch.Tensor, torch.Tensor, PictureEncoder]] = WeakKeyDictionary()
@@ -78,6 +77,11 @@ def picture_encoder(encoder: Any, pixels: torch.Tensor) -> PictureEncoder | None
 def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 -> float32 in [-0.5, 0.5], as the processor does it."""
     return pixels.float().sub_(127.5).div_(255)
+
+
+def to_8_bits(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Floats in [-0.5, 0.5] of any shape as 8-bit levels, `round(255 * clip(x + 0.5, 0, 1))`, in uint8."""
+    return pixel_values.detach().float().add(0.5).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def find_channels(shape: tuple[int, ...], num_channels: int, is_tensor: bool) -> str:
@@ -162,11 +166,11 @@ def unbatch(pixels) -> list[torch.Tensor]:
     return entries
 
 
-def to_8_bits(pixels: torch.Tensor) -> PIL.Image.Image | np.ndarray:
+def to_picture(pixels: torch.Tensor) -> PIL.Image.Image | np.ndarray:
     """(C, h, w) floats in [-0.5, 0.5] -> PIL image or (h, w, C) array."""
     if torch.isnan(pixels).any():
         raise ValueError("the pixels hold NaN values; they cannot become an image")
-    planes = to_8bit(pixels).cpu().numpy()
+    planes = to_8_bits(pixels).cpu().numpy()
     if len(planes) == 1:
         return PIL.Image.fromarray(planes[0])
     if len(planes) == 3:

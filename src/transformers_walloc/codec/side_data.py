@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .fields import Reader, WallocFormatError, varint
+from .varints import Reader, WallocFormatError, varint
 
 MAX_PROFILE = 2**22
 _ALPHA, _PROFILE = 1, 2

@@ -7,7 +7,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
-from ..media import MediaError, read_audio
+from ..media.audio import read_audio
+from ..media.messages import MediaError
 from .codecs import CodecUnavailableError
 from .metrics import (
     MetricUnavailableError,

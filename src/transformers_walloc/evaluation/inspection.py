@@ -8,7 +8,11 @@ import torch
 
 from ..codec.bitstream import unpack
 from ..loading import make_processor
-from ..media import MediaError, kind_of, read_audio, read_bytes, read_image
+from ..media.audio import read_audio
+from ..media.kinds import kind_of
+from ..media.messages import MediaError
+from ..media.paths import read_bytes
+from ..media.pictures import read_image
 from .compare import formats_at_size
 from .metrics import bits_per_pixel, psnr, to_images
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..codec.signals import normalise_clip, to_8bit
+from ..codec.clips import normalise_clip
+from ..codec.pixels import to_8_bits
 
 # SSDR and SRDR of frames without any error, which would be infinite, count as this many dB.
 MAX_RATIO_DB = 100.0
@@ -24,7 +25,7 @@ class MetricUnavailableError(RuntimeError):
 
 def to_images(pixel_values: torch.Tensor) -> np.ndarray:
     """Tensors (..., C, H, W) in [-0.5, 0.5] as uint8 images (..., H, W, C)."""
-    return np.ascontiguousarray(to_8bit(pixel_values).movedim(-3, -1).cpu().numpy())
+    return np.ascontiguousarray(to_8_bits(pixel_values).movedim(-3, -1).cpu().numpy())
 
 
 def decibels(distance: float) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..codec.feature_extraction_walloc import resample
-from ..codec.signals import to_8bit
+from ..codec.pixels import to_8_bits
 from .codecs import Clock, Codec, CodecUnavailableError
 from .stand_ins import stand_ins
 
@@ -103,7 +103,7 @@ class NeuralCodec(Codec):
             stored = torch.from_numpy((planes.astype(np.int64) << np.arange(bits)).sum(axis=1).reshape(shape))
         x = self.network.decode(stored)
         if self.kind == "image":
-            return to_8bit(x[0] - 0.5).movedim(0, -1).numpy()[: like.shape[0], : like.shape[1]]
+            return to_8_bits(x[0] - 0.5).movedim(0, -1).numpy()[: like.shape[0], : like.shape[1]]
         clip = self._resample(x.reshape(len(like), -1), self.rate, self.sampling_rate).numpy()[:, : like.shape[1]]
         return np.pad(clip, ((0, 0), (0, like.shape[1] - clip.shape[1])))
 

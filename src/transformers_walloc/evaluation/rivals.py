@@ -13,7 +13,8 @@ import torch
 from PIL import Image, features
 
 from ..codec.feature_extraction_walloc import resample
-from ..media import encode_audio, encode_image, read_audio
+from ..media.audio import encode_audio, read_audio
+from ..media.pictures import encode_image
 from .codecs import Clock, Codec, CodecUnavailableError
 from .metrics import psnr
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from ..codec.feature_extraction_walloc import resample
-from ..media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_files, read_audio, read_image
+from ..media.audio import read_audio
+from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_files
+from ..media.pictures import read_image
 
 SAMPLING_RATE = 44100
 

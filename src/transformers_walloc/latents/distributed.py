@@ -27,7 +27,7 @@ import torch
 
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder
-from ..files import IMAGE_SUFFIXES
+from ..media.paths import IMAGE_SUFFIXES
 from .datasets import LATENTS, Storage, encode_rows
 from .writing import OPTIONS_FILE
 

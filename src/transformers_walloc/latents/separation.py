@@ -16,9 +16,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..codec.bottleneck import compand, companding_scale, decompand
+from ..codec.clips import normalise_clip
 from ..codec.configuration_walloc import WallocAudioConfig
 from ..codec.modeling_walloc import WallocAudioModel
-from ..codec.signals import normalise_clip
 
 # Latents that the network runs on at a time in `separate`: 95 s of `stereo-20x`.
 CHUNK_SIZE = 2**14

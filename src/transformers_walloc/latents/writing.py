@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..atomic import atomic_file, write_atomically
 from ..codec.identity import codec_name
 from ..codec.modeling_walloc import WallocImageEncoder
-from ..files import IMAGE_SUFFIXES, atomic_file, write_atomically
+from ..media.paths import IMAGE_SUFFIXES
 from .datasets import LATENTS, Storage, encode_rows
 
 OPTIONS_FILE = "walloc_latents.json"

@@ -29,10 +29,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from ..atomic import atomic_folder
 from ..codec.configuration_walloc import WallocAudioConfig, WallocImageConfig
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..codec.wavelets import wavelet_filters
-from ..files import atomic_folder
 from ..loading import make_processor
 
 ORIGINAL_POST_FILTER_SIZE = 129

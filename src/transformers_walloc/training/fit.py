@@ -26,10 +26,10 @@ from ..loading import make_processor
 from .conversion import save_model_folder
 from .entropy_fitting import fit_entropy_tables
 from .fit_card import described, lines, model_card
+from .fit_signals import Kind, count_signals, read_signals
+from .fit_statistics import Gathered, Kept
 from .fit_training import train_decoder
-from .gathering import Gathered, Kept
 from .klt import SubbandStatistics, fit_klt
-from .signals import Kind, count_signals, read_signals
 
 DEFAULT_REDUCTION = 16.0
 HOLD_OUT = 8  # every eighth signal is measured on and not fitted to
@@ -97,7 +97,7 @@ def fit_codec(
             pages of TIFF files.
         num_channels: converts images to gray (1) or colour (3) and clips to mono (1).
         sampling_rate: of the codec, in Hz, to which clips are resampled; that of the first clip if None.
-        sample_range: the values that become -0.5 and 0.5; measured if None, see `raster_files.read_raster`.
+        sample_range: the values that become -0.5 and 0.5; measured if None, see `media.rasters.read_raster`.
         nodata: value that marks missing samples.
         band_names: names of the bands, kept in the files.
         dimensionality_reduction: how many numbers of the signal one number of the latents stands for; 16 if neither

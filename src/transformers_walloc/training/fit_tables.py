@@ -19,10 +19,11 @@ import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
+from ..atomic import atomic_file, atomic_folder, write_atomically
 from ..codec.entropy_tables import EntropyTables
-from ..files import atomic_file, atomic_folder, write_atomically
 from ..loading import codec_path, load_codec
-from ..media import read_audio, read_image
+from ..media.audio import read_audio
+from ..media.pictures import read_image
 from .data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_media
 from .entropy_fitting import fit_entropy_tables
 

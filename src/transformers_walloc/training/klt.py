@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from ..atomic import atomic_file
 from ..codec.bottleneck import companding_scale, latent_limit
 from ..codec.configuration_walloc import WallocConfig
 from ..codec.decoders import LinearDecoder, ResidualDecoder, RestorationDecoder
 from ..codec.wavelets import wavelet_packet_analysis
-from ..files import atomic_file
 
 
 class SubbandStatistics:

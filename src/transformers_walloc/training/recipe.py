@@ -39,9 +39,10 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from ..codec.bottleneck import decompand
+from ..codec.clips import normalise_clip
 from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
-from ..codec.signals import normalise_clip, to_8bit
+from ..codec.pixels import to_8_bits
 from .conversion import save_model_folder
 from .data import (
     AUDIO_SUFFIXES,
@@ -414,7 +415,7 @@ def validate(model, cache: MediaCache) -> dict[str, float]:
             x = normalise_clip(torch.from_numpy(array.T.astype(np.float32)).to(device))[0][None]
         codes = model.quantize(model.encode(x)[0])
         y = model.decode(codes)[0]
-        error = (to_8bit(y).float() - to_8bit(x).float()) / 255 if image else y - x
+        error = (to_8_bits(y).float() - to_8_bits(x).float()) / 255 if image else y - x
         psnr.append(-10 * torch.log10(error.square().mean()).item())
         for channel in codes[0].flatten(1).cpu().numpy():
             counts = np.unique(channel, return_counts=True)[1]

@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
+from ..atomic import write_atomically
 from ..codec.feature_extraction_walloc import WallocAudioFeatureExtractor
 from ..codec.image_processing_walloc import WallocImageProcessor
-from ..media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_files, read_audio, read_bytes, read_image, write_atomically
+from ..media.audio import read_audio
+from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_files, read_bytes
+from ..media.pictures import read_image
 
 MAX_SIDE = 1024  # pixels of an image that are looked at, from its middle
 MAX_SECONDS = 30

@@ -7,9 +7,9 @@ import skimage.io
 import soundfile
 import tifffile
 
-from transformers_walloc.cli import compress, decompress, streams
-from transformers_walloc.codec import bands
-from transformers_walloc.files import read_bytes
+from transformers_walloc.cli import compress, decompress
+from transformers_walloc.media import bands, streams
+from transformers_walloc.media.paths import read_bytes
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Files by name: suffix lists, what a command line's arguments stand for, and the one way in which anything is written.
+"""The one way in which anything is written: complete or not at all.
 
 ```python
 write_atomically("results.json", text)             # bytes or text
@@ -9,15 +9,13 @@ with atomic_folder("checkpoint", overwrite=True) as partial:
 ```
 
 Each appears under its name complete or not at all, also when the process is killed in the middle. What a killed process
-leaves is a hidden `.NAME.HOST-PID-RANDOM.part` beside the target; the next write into the same folder removes it. This
-module needs the standard library only, so that whoever just names files starts quickly.
+leaves is a hidden `.NAME.HOST-PID-RANDOM.part` beside the target; the next write into the same folder removes it.
 """
 
 import contextlib
 import ctypes
 import errno
 import functools
-import glob
 import hashlib
 import os
 import platform
@@ -26,19 +24,8 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".ppm", ".gif")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
-RASTER_SUFFIXES = (".tif", ".tiff", ".npy")  # any number of bands and bits
-VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov", ".avi", ".webm")
-WALLOC_SUFFIX = ".walloc"
-STANDARD_STREAM = "-"
-
-
-class MediaError(ValueError):
-    """A file cannot be read or written; the message names it and says why."""
 
 
 def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
@@ -131,88 +118,6 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def find_files(names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Expand files, folders (recursively) and glob patterns.
-
-    Args:
-        names: as on the command line; "-" stands for the standard input.
-        suffixes: files of a folder or a pattern's folders with other suffixes are left out, and hidden ones. Named
-            files never are.
-
-    Returns:
-        (path, relative path for a folder of results) of each file, in order, without repetition. It is relative to the
-        folder that was named, to the part of a pattern in front of its first wildcard, or for files that were named
-        themselves to the folder that all of them share.
-
-    Raises:
-        MediaError: nothing there, or nothing with these suffixes.
-    """
-    found: dict[str, str] = {}
-    names = list(names)
-    named = [os.path.abspath(name) for name in names if name != STANDARD_STREAM and os.path.isfile(name)]
-    shared = ""
-    with contextlib.suppress(ValueError):  # none, or on different drives
-        shared = os.path.commonpath([os.path.dirname(path) for path in named])
-    for name in names:
-        if name == STANDARD_STREAM:
-            found.setdefault(name, name)
-        elif os.path.isdir(name):
-            inside = _inside(name, suffixes)
-            if not inside:
-                raise MediaError(f"{name}: the folder has no file of type {', '.join(suffixes)}")
-            found.update((path, os.path.relpath(path, name)) for path in inside if path not in found)
-        elif os.path.exists(name):
-            found.setdefault(name, os.path.relpath(os.path.abspath(name), shared) if shared else os.path.basename(name))
-        elif glob.has_magic(name):
-            root = _root(name)
-            entries = sorted(glob.glob(name, recursive=True))
-            paths = [path for e in entries for path in (_inside(e, suffixes) if os.path.isdir(e) else [e])]
-            if not paths:
-                raise MediaError(f"{name}: no file matches this pattern")
-            found.update((path, os.path.relpath(path, root)) for path in paths if path not in found)
-        else:
-            raise MediaError(f"{name}: no such file or folder")
-    return list(found.items())
-
-
-def _inside(folder: str, suffixes: tuple[str, ...]) -> list[str]:
-    paths = (p for p in Path(folder).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    return sorted(str(p) for p in paths if not p.name.startswith("."))
-
-
-def _root(pattern: str) -> str:
-    """The folder in front of the first wildcard."""
-    folder = os.path.dirname(pattern)
-    while glob.has_magic(folder):
-        folder = os.path.dirname(folder)
-    return folder or os.curdir
-
-
-def read_bytes(path: str) -> bytes:
-    if path == STANDARD_STREAM:
-        return sys.stdin.buffer.read()
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise MediaError(f"{path}: {error.strerror}") from error
-
-
-def write_bytes(path: str, data: bytes) -> None:
-    """`write_atomically` for the command line: also "-", pipes and devices; errors name the file."""
-    try:
-        if path == STANDARD_STREAM:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        elif os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-            Path(path).write_bytes(data)  # /dev/null must stay what it is
-        else:
-            write_atomically(path, data)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 _PARTIAL = re.compile(r"\..*\.([0-9a-f]{6})-(\d+)-[0-9a-f]{8}\.part", re.DOTALL)

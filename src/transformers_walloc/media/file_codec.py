@@ -12,13 +12,14 @@ import PIL.Image
 
 from ..codec.bitstream import Header, pack, unpack
 from ..codec.limits import MAX_MEMORY
-from ..files import RASTER_SUFFIXES, VIDEO_SUFFIXES
-from ..media import MAX_PIXELS as MAX_ENCODED_PIXELS
-from ..media import MAX_SAMPLES as MAX_ENCODED_SAMPLES
-from ..media import STANDARD_STREAM, encode_audio, read_audio, read_image, sample_format, warn
-from ..picture_files import encode_picture, read_picture
-from ..raster_files import compress_raster, decompress_raster, encode_raster, read_raster
-from ..volume_files import encode_volume, read_volume
+from .audio import MAX_SAMPLES as MAX_ENCODED_SAMPLES
+from .audio import encode_audio, read_audio, sample_format
+from .messages import warn
+from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES
+from .pictures import MAX_PIXELS as MAX_ENCODED_PIXELS
+from .pictures import encode_picture, read_image, read_picture
+from .rasters import compress_raster, decompress_raster, encode_raster, read_raster
+from .volumes import encode_volume, read_volume
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts to gray
 
@@ -109,7 +110,7 @@ class FileCodec:
             return self._image_inputs(source, data, do_rescale, max_pixels)
         import torch
 
-        from ..codec.audio_loading import mix
+        from ..codec.clips import mix
 
         samples, rate = read_audio(source, data, max_samples=max_samples)
         config = self.model.config
@@ -253,7 +254,7 @@ class FileCodec:
         """(height, width) or (height, width, 3) uint8 or uint16, as the file says of its source."""
         import numpy as np
 
-        from ..codec.bands import decompress_rows
+        from .bands import decompress_rows
 
         if "16-bit" in header.sample_format:
             (pixels,) = self.model.decompress([data], max_memory=max_memory)
@@ -279,7 +280,7 @@ class FileCodec:
         import torch.nn.functional as F
 
         from ..codec.feature_extraction_walloc import resample
-        from ..codec.segments import decompress_segments
+        from .segments import decompress_segments
 
         if window:
             if header.source is not None:

@@ -15,11 +15,11 @@ from transformers_walloc import WallocVolumeConfig, WallocVolumeEncoder, WallocV
 from transformers_walloc.cli.main import main as command
 from transformers_walloc.codec.bitstream import Header, WallocFormatError, pack, unpack
 from transformers_walloc.codec.entropy_coding import decode_codes
-from transformers_walloc.codec.rasters import RasterFormat
+from transformers_walloc.codec.raster_format import RasterFormat
 from transformers_walloc.codec.wavelets import wavelet_packet_analysis
-from transformers_walloc.raster_files import compress_raster, decompress_raster, describe
+from transformers_walloc.media.rasters import compress_raster, decompress_raster, describe
+from transformers_walloc.media.volumes import encode_volume, read_volume
 from transformers_walloc.training.fit import fit_codec
-from transformers_walloc.volume_files import encode_volume, read_volume
 
 QUICK = {"table_steps": 0, "progress": False}
 

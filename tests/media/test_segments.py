@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from transformers_walloc import WallocAudioConfig, WallocAudioFeatureExtractor, WallocAudioModel
-from transformers_walloc.codec import segments
 from transformers_walloc.codec.bitstream import unpack
-from transformers_walloc.codec.segments import compress_segments, decompress_segments, find_level
+from transformers_walloc.media import segments
+from transformers_walloc.media.segments import compress_segments, decompress_segments, find_level
 
 LENGTH = 256 * 200 + 77
 

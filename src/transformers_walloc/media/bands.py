@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .compression import file_of_codes, read_codes
-from .encoder_kernel import BLOCKS_BEFORE, band_rows
-from .limits import MAX_MEMORY
-from .pixels import encode_pixels, picture_encoder
-from .signals import to_8bit
-from .tiles import decoding_halo
+from ..codec.compression import file_of_codes, read_codes
+from ..codec.encoder_kernel import BLOCKS_BEFORE, band_rows
+from ..codec.limits import MAX_MEMORY
+from ..codec.pixels import encode_pixels, picture_encoder, to_8_bits
+from ..codec.tiles import decoding_halo
 
 if TYPE_CHECKING:
-    from .encoders import ImageEncodingModel
+    from ..codec.encoders import ImageEncodingModel
 
 BAND_PIXELS = 2**22
 
@@ -118,4 +117,4 @@ def decompress_rows(
         pixels = pixels[:, y : y + stop - start, x : x + columns]
         if pixels.sum().isnan():
             raise ValueError("the decoder gives NaN: the weights of the model are damaged")
-        yield to_8bit(pixels).permute(1, 2, 0).contiguous().cpu().numpy()
+        yield to_8_bits(pixels).permute(1, 2, 0).contiguous().cpu().numpy()

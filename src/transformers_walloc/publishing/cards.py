@@ -9,8 +9,8 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
-from ..media import write_atomically
-from .tables import MAIN_SIZE, TITLES, UNIT, cell, described, shape_of, table, throughput
+from ..atomic import write_atomically
+from ..evaluation.tables import MAIN_SIZE, TITLES, UNIT, cell, described, shape_of, table, throughput
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -145,7 +145,7 @@ def result_table(name: str, result: dict) -> str:
 
 
 def _label(codec: str, name: str) -> str:
-    from .rivals import AUDIO_FORMATS, IMAGE_FORMATS
+    from ..evaluation.rivals import AUDIO_FORMATS, IMAGE_FORMATS
 
     if codec == name:
         return f"**{name}**"

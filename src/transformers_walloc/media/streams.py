@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ..codec.bands import compress_rows, decompress_rows
+from ..atomic import atomic_file
 from ..codec.bitstream import Header
-from ..codec.segments import SEGMENT_SAMPLES, compress_segments, decompress_segments, find_level
-from ..files import AUDIO_SUFFIXES, MediaError, atomic_file
-from ..media import sample_format_of
+from .audio import sample_format_of
+from .bands import compress_rows, decompress_rows
+from .messages import MediaError
+from .paths import AUDIO_SUFFIXES
+from .segments import SEGMENT_SAMPLES, compress_segments, decompress_segments, find_level
 
 LARGE_FILE = 2**27  # bytes from which on a file is streamed
 LARGE_SIGNAL = {"image": 2**25, "audio": 16 * SEGMENT_SAMPLES}  # pixels or samples, from which on results are

@@ -19,10 +19,10 @@ import PIL.ImageOps
 import torch
 
 from ..codec.feature_extraction_walloc import resample
-from ..codec.rasters import RasterFormat
-from ..files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, VIDEO_SUFFIXES, find_files
-from ..raster_files import describe, read_raster, volume_layout
-from ..volume_files import read_volume
+from ..codec.raster_format import RasterFormat
+from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, VIDEO_SUFFIXES, find_files
+from ..media.rasters import describe, read_raster, volume_layout
+from ..media.volumes import read_volume
 
 Kind = Literal["image", "audio", "volume"]
 Item = TypeVar("Item")

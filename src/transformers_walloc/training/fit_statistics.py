@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig, WallocVolumeConfig
-from ..codec.rasters import RasterFormat
+from ..codec.raster_format import RasterFormat
+from .fit_signals import Signal
 from .klt import SubbandStatistics
-from .signals import Signal
 
 DEFAULT_LEVELS = {"image": 3, "audio": 8, "volume": 2}
 KEPT_SIZES = {"image": 512, "audio": 2**17, "volume": 64}  # of crops, per axis

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .compression import file_of_codes, read_codes
-from .filter_banks import wavelet_filters
-from .limits import MAX_MEMORY
+from ..codec.compression import file_of_codes, read_codes
+from ..codec.filter_banks import wavelet_filters
+from ..codec.limits import MAX_MEMORY
 
 SEGMENT_SAMPLES = 2**20
 

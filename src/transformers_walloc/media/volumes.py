@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from .codec.rasters import RasterFormat
-from .files import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES, MediaError
-from .raster_files import describe, native_samples, volume_layout
+from ..codec.raster_format import RasterFormat
+from .messages import MediaError
+from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES
+from .rasters import describe, native_samples, volume_layout
 
 MAX_VOXELS = 2**27  # of a clip, which is decoded as a whole
 _CHANNEL_AXES = "SC"  # of tifffile: samples of a pixel, and channels of a microscope

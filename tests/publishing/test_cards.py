@@ -4,7 +4,7 @@ import pytest
 from codec_fixtures import audio_model, image_model
 from huggingface_hub import ModelCard
 
-from transformers_walloc.evaluation.cards import model_card, write_card
+from transformers_walloc.publishing.cards import model_card, write_card
 
 
 def test_a_card_of_ones_own_codec(tmp_path):

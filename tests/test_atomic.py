@@ -8,13 +8,15 @@ import sys
 
 import pytest
 
-from transformers_walloc import files
-from transformers_walloc.files import atomic_file, atomic_folder, write_atomically, write_bytes
+from transformers_walloc import atomic
+from transformers_walloc.atomic import atomic_file, atomic_folder, write_atomically
+from transformers_walloc.media.messages import MediaError
+from transformers_walloc.media.paths import write_bytes
 
 # In a process of its own: (re)writes forever and says when it has begun. The file alone, so that it starts at once.
 WRITER = """
 import importlib.util, pathlib, sys
-spec = importlib.util.spec_from_file_location("files", sys.argv[1])
+spec = importlib.util.spec_from_file_location("atomic", sys.argv[1])
 files = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(files)
 for i in range(10**9):
@@ -31,7 +33,7 @@ for i in range(10**9):
 
 @pytest.fixture(autouse=True)
 def forget_swept_folders():
-    files._sweep.cache_clear()
+    atomic._sweep.cache_clear()
 
 
 def names(folder) -> list[str]:
@@ -94,7 +96,7 @@ def test_folders_are_replaced_only_when_told(tmp_path):
 @pytest.mark.parametrize("exchange", ["renameat2", "two renames"])
 def test_folders_change_places(tmp_path, monkeypatch, exchange):
     if exchange == "two renames":
-        monkeypatch.setattr(files.ctypes, "CDLL", lambda *args, **options: object())
+        monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *args, **options: object())
     for text in ("old", "new"):
         with atomic_folder(tmp_path / "a", overwrite=True) as partial:
             (partial / "b").write_text(text)
@@ -113,10 +115,10 @@ def test_links_and_devices_stay(tmp_path):
 
 def test_an_error_names_the_file(tmp_path):
     (tmp_path / "a").write_text("in the way")
-    with pytest.raises(files.MediaError, match=r"a.b: cannot be written"):
+    with pytest.raises(MediaError, match=r"a.b: cannot be written"):
         write_bytes(str(tmp_path / "a" / "b"), b"")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(files.MediaError, match="folder: cannot be written"):
+    with pytest.raises(MediaError, match="folder: cannot be written"):
         write_bytes(str(tmp_path / "folder"), b"")
     assert names(tmp_path) == ["a", "folder"]
 
@@ -125,13 +127,13 @@ def test_what_the_dead_left_is_removed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     dead, here = process.pid, os.getpid()
-    for owner in (f"{files._host()}-{dead}", f"{files._host()}-{here}", f"ffffff-{dead}"):
+    for owner in (f"{atomic._host()}-{dead}", f"{atomic._host()}-{here}", f"ffffff-{dead}"):
         (tmp_path / f".a.{owner}-00000000.part").write_text("x")
-    (tmp_path / f".b.{files._host()}-{dead}-00000000.part").mkdir()
+    (tmp_path / f".b.{atomic._host()}-{dead}-00000000.part").mkdir()
     (tmp_path / ".mine.part").write_text("x")
     write_atomically(tmp_path / "c", "x")
     assert names(tmp_path) == sorted(
-        [".mine.part", f".a.{files._host()}-{here}-00000000.part", f".a.ffffff-{dead}-00000000.part", "c"]
+        [".mine.part", f".a.{atomic._host()}-{here}-00000000.part", f".a.ffffff-{dead}-00000000.part", "c"]
     )
 
 
@@ -141,7 +143,7 @@ def test_killed_at_any_moment(tmp_path, what):
     moments = random.Random(0)
     target = tmp_path / "out" / "a"
     for _ in range(20):
-        command = [sys.executable, "-c", WRITER, files.__file__, what, str(target)]
+        command = [sys.executable, "-c", WRITER, atomic.__file__, what, str(target)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout and process.stdout.readline() == b"begun\n"
         try:

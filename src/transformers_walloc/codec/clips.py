@@ -192,3 +192,22 @@ def to_floats(clip, device) -> torch.Tensor:
     if not torch.isfinite(clip).all():
         raise ValueError("a clip holds NaN or infinite samples")
     return clip
+
+
+def normalise_clip(samples: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    """A clip with mean 0 and peak 0.5, over all channels and samples together, and the way back.
+
+    Args:
+        samples: floats (C, T).
+
+    Returns:
+        (normalised, gain, offset), so that `samples = normalised * gain + offset`. Silence keeps gain 1.
+    """
+    offset = samples.mean().item()
+    centred = samples - offset
+    peak = centred.abs().max().item()
+    # What the rounding of the mean leaves of a constant clip is silence, too, and must not be amplified.
+    if peak <= max(1e-6 * abs(offset), torch.finfo(torch.float32).tiny):
+        return centred, 1.0, offset
+    gain = 2 * peak
+    return centred / gain, gain, offset

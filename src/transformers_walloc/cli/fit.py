@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..atomic import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`walloc fit` with parsed options."""
-    from .fit import fit_codec
+    from ..training.fit import fit_codec
 
     settings = {name: value for name, value in vars(options).items() if name not in ("force", "push_to_hub", "run")}
     sample_range = tuple(settings.pop("sample_range") or ()) or None
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     write_atomically(facts, json.dumps(json.loads(facts.read_text()) | {"options": _given(options)}, indent=2) + "\n")
     print(f"wrote {options.output}")
     if options.push_to_hub:
-        from .publish import publish
+        from ..publishing.upload import publish
 
         print(f"published {options.push_to_hub}: {publish(options.output, options.push_to_hub)}")
     return 0

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .codec.bitstream import pack, unpack
-from .codec.limits import MAX_MEMORY
-from .codec.rasters import DTYPES, RasterFormat, limits
-from .files import RASTER_SUFFIXES, STANDARD_STREAM, MediaError
+from ..codec.bitstream import pack, unpack
+from ..codec.limits import MAX_MEMORY
+from ..codec.raster_format import DTYPES, RasterFormat, limits
+from .messages import MediaError
+from .paths import RASTER_SUFFIXES, STANDARD_STREAM
 
 # Axes of tifffile: everything but rows and columns counts as bands, samples of a pixel last, pages first.
 _ROWS_AND_COLUMNS = "YX"

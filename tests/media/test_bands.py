@@ -6,8 +6,9 @@ import skimage.data
 import torch
 
 from transformers_walloc import WallocImageConfig, WallocImageModel, WallocImageProcessor, bundled_path
-from transformers_walloc.codec import bands, kernels
-from transformers_walloc.codec.bands import compress_rows, decoding_halo, decompress_rows
+from transformers_walloc.codec import kernels
+from transformers_walloc.media import bands
+from transformers_walloc.media.bands import compress_rows, decoding_halo, decompress_rows
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from transformers import AutoModel
 
 from transformers_walloc import bundled_path
-from transformers_walloc.training.publish import publish
+from transformers_walloc.publishing.upload import publish
 
 
 def test_later_checkpoints_are_saved_without_code(tmp_path):

@@ -1,0 +1,127 @@
+"""Audio in files, read and written with soundfile."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from .messages import MediaError, warn
+from .paths import AUDIO_SUFFIXES, STANDARD_STREAM
+
+# Longer clips are refused before they are decoded unless the caller says otherwise: encoding takes up to 40 bytes of
+# memory for a sample of every channel, so about 2.5 GB for 25 minutes at 44.1 kHz.
+MAX_SAMPLES = 2**26
+
+_AUDIO_FORMATS = {".opus": ("OGG", "OPUS"), ".ogg": ("OGG", "VORBIS"), ".aif": ("AIFF", None)}
+_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+# What a .walloc file calls the samples of its source, by the names of libsndfile, the best that a format has first.
+_SUBTYPES = {
+    "8-bit": ("PCM_U8", "PCM_S8"),
+    "24-bit": ("PCM_24",),
+    "32-bit": ("PCM_32", "PCM_24"),
+    "float": ("FLOAT", "PCM_24"),
+    "double": ("DOUBLE", "FLOAT", "PCM_24"),
+}
+
+
+def read_audio(
+    path: str, data: bytes, seconds: float | None = None, max_samples: int | None = MAX_SAMPLES
+) -> tuple[np.ndarray, int]:
+    """(channels, length) float32 and the sampling rate in Hz.
+
+    Args:
+        path: the name for messages.
+        data: the file.
+        seconds: read so many from the middle of the file; all by default.
+        max_samples: refuse longer clips (in samples of one channel, counted as if they were two channels at 44.1 kHz
+            if that is more) before they are decoded; None for no limit.
+
+    Raises:
+        MediaError: not audio that can be read, empty, or too long.
+    """
+    try:
+        with import_soundfile().SoundFile(io.BytesIO(data)) as file:
+            rate, length = max(1, file.samplerate), file.frames
+            wanted = length if seconds is None else min(length, round(seconds * rate))
+            samples = round(wanted * max(1, 44_100 / rate) * max(1, file.channels / 2))
+            if max_samples is not None and samples > max_samples:
+                raise MediaError(
+                    f"{path}: {samples} samples per channel, more than the limit of {max_samples}; raise max_samples "
+                    f"if there are {40 * samples / 1e9:.1f} GB of memory"
+                )
+            file.seek((length - wanted) // 2)
+            clip = file.read(wanted, dtype="float32", always_2d=True)
+    except (RuntimeError, TypeError) as error:
+        raise MediaError(f"{path}: not audio that can be read: {error}") from error
+    if not len(clip):
+        raise MediaError(f"{path}: the audio is empty")
+    return np.ascontiguousarray(clip.T), int(rate)
+
+
+def sample_format(data: bytes) -> str:
+    """What a .walloc file states about the samples of audio, see `bitstream.SAMPLE_FORMATS`."""
+    return sample_format_of(import_soundfile().info(io.BytesIO(data)).subtype)
+
+
+def sample_format_of(subtype: str) -> str:
+    """The same of one of libsndfile's subtypes."""
+    subtype = "PCM_U8" if subtype == "PCM_S8" else subtype
+    return next((name for name, subtypes in _SUBTYPES.items() if subtype == subtypes[0]), "")
+
+
+def encode_audio(samples: np.ndarray, rate: int, path: str, sample_format: str = "", **options) -> bytes:
+    """(channels, length) floats in [-1, 1] as the bytes of a file.
+
+    Args:
+        samples: louder ones are clipped, but in files of floats.
+        rate: in Hz.
+        path: the suffix names the format, WAV for "-".
+        sample_format: as a .walloc file states it; the nearest that the format has is written, 16 bits by default.
+        **options: of `soundfile.SoundFile`.
+
+    Raises:
+        MediaError: samples that are not finite, or a format that does not take them.
+
+    Warns:
+        MediaWarning: samples were clipped.
+    """
+    soundfile = import_soundfile()
+    suffix = ".wav" if path == STANDARD_STREAM else Path(path).suffix.lower()
+    audio_format, subtype = _AUDIO_FORMATS.get(suffix, (suffix.lstrip(".").upper(), None))
+    if suffix not in AUDIO_SUFFIXES:
+        raise MediaError(
+            f"{path}: cannot write audio as {suffix or 'a file without suffix'!r}; valid: {', '.join(AUDIO_SUFFIXES)}"
+        )
+    if not np.isfinite(samples).all():
+        raise MediaError(f"{path}: the samples are not finite")
+    for better in _SUBTYPES.get(sample_format, ()) if subtype is None else ():
+        if soundfile.check_format(audio_format, better):
+            subtype = better
+            break
+    limit = np.inf if subtype in ("FLOAT", "DOUBLE") else 1
+    if clipped := np.count_nonzero(np.abs(samples) > limit):
+        warn(path, f"{clipped} of {samples.size} samples were louder than full scale and are clipped")
+    if subtype == "OPUS" and rate not in _OPUS_RATES:
+        import torch
+
+        from ..codec.feature_extraction_walloc import resample
+
+        samples = resample(torch.from_numpy(np.ascontiguousarray(samples, np.float32)), rate, 48000).numpy()
+        rate = 48000
+    file = io.BytesIO()
+    try:
+        with soundfile.SoundFile(file, "w", rate, len(samples), subtype, format=audio_format, **options) as sound:
+            # In one piece, Vorbis overflows the stack of libsndfile.
+            for start in range(0, samples.shape[1], 2**16):
+                sound.write(samples[:, start : start + 2**16].clip(-limit, limit).T)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise MediaError(f"{path}: cannot write the audio as {audio_format}: {error}") from error
+    return file.getvalue()
+
+
+def import_soundfile():
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:
+        raise MediaError(f"audio files need soundfile: pip install 'transformers-walloc[audio]' ({error})") from error
+    return soundfile

@@ -1,0 +1,1 @@
+"""Checkpoints for others: cards and upload to the Hub."""
