@@ -22,18 +22,21 @@ if TYPE_CHECKING:
         WallocPreTrainedModel,
     )
     from .codec.modeling_walloc_volume import WallocVolumeEncoder, WallocVolumeModel
+    from .latents.augmentation import LatentAugmentation
     from .latents.datasets import latent_transform
     from .latents.image_processing import WallocLatentImageProcessor
     from .latents.modeling import WallocLatentConfig, WallocLatentModel
     from .latents.picture import latents_to_pixels
     from .latents.pretrained import load_on_latents
     from .latents.separation import WallocForAudioSourceSeparation, WallocSeparationConfig
+    from .latents.symmetries import transform_latents
     from .latents.values import LatentView, latent_values, latent_windows
     from .latents.writing import write_latent_dataset
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LatentAugmentation",
     "LatentView",
     "WallocAudioConfig",
     "WallocAudioEncoder",
@@ -60,6 +63,7 @@ __all__ = [
     "latent_windows",
     "latents_to_pixels",
     "load_on_latents",
+    "transform_latents",
     "write_latent_dataset",
 ]
 
@@ -77,12 +81,14 @@ _MODULES = {
         "WallocPreTrainedModel",
     ),
     "codec.modeling_walloc_volume": ("WallocVolumeEncoder", "WallocVolumeModel"),
+    "latents.augmentation": ("LatentAugmentation",),
     "latents.datasets": ("latent_transform",),
     "latents.image_processing": ("WallocLatentImageProcessor",),
     "latents.modeling": ("WallocLatentConfig", "WallocLatentModel"),
     "latents.picture": ("latents_to_pixels",),
     "latents.pretrained": ("load_on_latents",),
     "latents.separation": ("WallocForAudioSourceSeparation", "WallocSeparationConfig"),
+    "latents.symmetries": ("transform_latents",),
     "latents.values": ("LatentView", "latent_values", "latent_windows"),
     "latents.writing": ("write_latent_dataset",),
 }

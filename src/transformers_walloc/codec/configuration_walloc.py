@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from .raster_format import RasterFormat
+from .symmetries import check_symmetry
 from .wavelets import check_wavelet
 
 DECODER_TYPES = ("residual", "restoration", "linear", "kl", "oobleck")
@@ -63,6 +64,9 @@ class WallocConfig(PreTrainedConfig):
             on, on the scale of the companded latents that `encode` returns.
         latents_std (`list[float]`, *optional*): standard deviation of each latent channel there, on the same scale.
             Models that learn from latents see `(latents - latents_mean) / latents_std`; files do not depend on either.
+        latent_symmetry (`dict`, *optional*): of codecs whose latents can be flipped and rotated, what the channels do
+            then: the signs of a `vflip` and of an `hflip`, and for a `transpose` the channel that each becomes, from 1,
+            negative where the sign changes. Written by a symmetric fit; see `transform_latents`.
     """
 
     model_type = "walloc"
@@ -85,6 +89,7 @@ class WallocConfig(PreTrainedConfig):
     latent_fingerprint: str | None = None
     latents_mean: list[float] | None = None
     latents_std: list[float] | None = None
+    latent_symmetry: dict | None = None
 
     @property
     def patch_size(self) -> int:
@@ -165,6 +170,7 @@ class WallocConfig(PreTrainedConfig):
                 f"latent_fingerprint is {reprlib.repr(fingerprint)}; valid: 16 hexadecimal digits, or None"
             )
         self._check_statistics()
+        check_symmetry(self)
 
     def _check_decoder(self):
         if self.decoder_type not in DECODER_TYPES:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .bottleneck import code_dtype, compand, latent_limit
@@ -29,7 +30,10 @@ from .identity import latent_fingerprint, tables_from_buffer, tables_to_bytes
 from .limits import MAX_MEMORY
 from .outputs import WallocEncoderOutput
 from .pixels import encode_pixels
+from .symmetries import has_symmetry
 from .wavelets import analyse_and_project
+
+logger = logging.get_logger(__name__)
 
 
 class WallocEncoder(nn.Module):
@@ -223,6 +227,12 @@ class EncodingModel(WallocPreTrainedModel):
         return tables_from_buffer(self.entropy_tables, self.config.latent_channels)[0]
 
     def save_pretrained(self, save_directory, *args, **kwargs):
+        if self.config.latent_symmetry is not None and not has_symmetry(self.encoder):
+            logger.warning(
+                "the projection has lost its symmetry, as training it freely does: the saved codec's latents cannot be "
+                "flipped or rotated. training.symmetric.keep_symmetric, called before the training, keeps it."
+            )
+            self.config.latent_symmetry = None
         self.config.latent_fingerprint = self.fingerprint()
         return super().save_pretrained(save_directory, *args, **kwargs)
 

@@ -40,22 +40,26 @@ _CDF97_REC_LO = (0.7884856164055829, 0.41809227322161724, -0.04068941760916406, 
 
 @functools.cache
 def wavelet_filters(name: str = "bior4.4") -> WaveletFilters:
-    """Filters of a discrete wavelet by its PyWavelets name; `bior4.4` (CDF 9/7) is built in.
+    """Filters of a discrete wavelet by its PyWavelets name; `bior4.4` (CDF 9/7) and `haar` are built in.
 
     Raises:
         ValueError: the name is not that of a discrete wavelet.
-        ImportError: a wavelet other than `bior4.4` is asked for and PyWavelets is not installed.
+        ImportError: another wavelet is asked for and PyWavelets is not installed.
     """
     if name == "bior4.4":
         dec_lo = np.array([0.0, *_CDF97_DEC_LO[:0:-1], *_CDF97_DEC_LO])
         rec_lo = np.array([0.0, *_CDF97_REC_LO[:0:-1], *_CDF97_REC_LO, 0.0, 0.0])
         sign = (-1.0) ** np.arange(10)
         return WaveletFilters(dec_lo, -sign * rec_lo, rec_lo, sign * dec_lo)
+    if name == "haar":
+        low, high = np.full(2, math.sqrt(0.5)), np.array([-math.sqrt(0.5), math.sqrt(0.5)])
+        return WaveletFilters(low, high, low, -high)
     try:
         import pywt
     except ImportError as error:
         raise ImportError(
-            f"wavelet {name!r} needs PyWavelets: pip install 'transformers-walloc[wavelets]'; 'bior4.4' is built in"
+            f"wavelet {name!r} needs PyWavelets: pip install 'transformers-walloc[wavelets]'; 'bior4.4' and 'haar' are "
+            "built in"
         ) from error
     known = pywt.wavelist(kind="discrete")
     if name not in known:

@@ -47,10 +47,13 @@ def decoding_halo(model: Any) -> int | None:
     """Latents around a place that its pixels depend on; None if all do."""
     config, decoder = model.config, model.decoder
     reach = getattr(decoder, "receptive_field", None)
-    if reach is None or config.boundary != "symmetric" or len(stages(config.num_levels)) > 1:
+    if reach is None or len(stages(config.num_levels)) > 1:
         return None
     synthesis = block_operator("synthesis", config.num_levels, config.wavelet, config.boundary)
-    reach += max(synthesis.before, synthesis.after)
+    overlap = max(synthesis.before, synthesis.after)
+    if overlap and config.boundary != "symmetric":  # what is wrapped around comes from the other end
+        return None
+    reach += overlap
     network = getattr(decoder, "network", None)
     return reach + (network.receptive_field if network is not None else 0)
 

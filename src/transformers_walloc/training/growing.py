@@ -49,6 +49,33 @@ def grow_from(decoder: nn.Module, smaller: nn.Module) -> None:
 
 
 @torch.no_grad()
+def transfer_network(decoder: nn.Module, source: nn.Module) -> None:
+    """Start a restoration network as that of another codec, which sees the same kind of picture of other latents.
+
+    What reads the latents themselves starts at zero, since they mean something else; it learns soon what they tell.
+
+    Args:
+        decoder, source: restoration decoders of any grids and channels of latents.
+
+    Raises:
+        ValueError: `source` is wider or deeper, or one is no restoration decoder.
+    """
+    if not (isinstance(decoder, RestorationDecoder) and isinstance(source, RestorationDecoder)):
+        raise ValueError("only the network of a restoration decoder can be taken over from another codec")
+    new, old = decoder.network, source.network
+    _check_room(new, old)
+    for value in new.latent_stem.parameters():
+        value.zero_()
+    for name in ("stem", "latent_join", "head"):
+        _embed(new.get_submodule(name), old.get_submodule(name))
+    for block, earlier in zip(new.blocks, old.blocks, strict=False):
+        _embed(block, earlier)
+    for added in list(new.blocks)[len(old.blocks) :]:
+        for value in added.get_submodule("conv2").parameters():
+            value.zero_()
+
+
+@torch.no_grad()
 def revive(decoder: ResidualDecoder, z: torch.Tensor, share: float = 1e-3) -> int:
     """Give units that are silent new random weights, which nothing reads yet; how many they were.
 

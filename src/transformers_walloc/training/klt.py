@@ -18,6 +18,7 @@ from ..codec.bottleneck import companding_scale, latent_limit
 from ..codec.configuration_walloc import WallocConfig
 from ..codec.decoders import LinearDecoder, ResidualDecoder, RestorationDecoder
 from ..codec.wavelets import wavelet_packet_analysis
+from .symmetric import symmetric_basis, symmetric_moments
 
 
 class SubbandStatistics:
@@ -70,7 +71,7 @@ class SubbandStatistics:
 
 
 @torch.no_grad()
-def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
+def fit_klt(model, statistics: SubbandStatistics, step: float, symmetric: bool = False) -> np.ndarray:
     """Set a model's projection and linear synthesis to the Karhunen-Loeve transform, in place.
 
     Args:
@@ -78,9 +79,11 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
         statistics: of subbands of the model's configuration, at least as many positions as subbands.
         step: width of a quantisation cell around zero, in units of the transform's coefficients (those of an image in
             [-0.5, 0.5] have standard deviations of about 0.05 to 2 over the first 12).
+        symmetric: rows that every symmetry of the square maps onto rows, so that latents can be flipped, rotated and
+            transposed; for images whose blocks do not overlap. It sets `config.latent_symmetry`.
 
     Returns:
-        Variances (subband_channels,) of all coefficients of the transform, in decreasing order.
+        Variances of the coefficients of the transform in decreasing order: of all, or if `symmetric` of those kept.
 
     Raises:
         ValueError: too little data, a non-positive step, or an encoder or decoder that is not linear and pointwise.
@@ -96,12 +99,18 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
         raise ValueError(
             f"{statistics.count} positions cannot give the covariance of {config.subband_channels} subbands; add data"
         )
-    # Of torch, whose number of threads the caller sets: with another one the last bits differ.
-    variances, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(statistics.covariance)))
-    variances, vectors = variances[::-1].clip(min=0), vectors[:, ::-1]
-    basis = vectors[:, : config.latent_channels].T  # (latents, subbands)
-    # The sign of an eigenvector is arbitrary; fixing it makes refits reproducible.
-    basis = basis * np.sign(basis[np.arange(len(basis)), np.abs(basis).argmax(axis=1)])[:, None]
+    mean, covariance = statistics.mean, statistics.covariance
+    if symmetric:
+        mean, covariance = symmetric_moments(config, mean, covariance)
+        basis, variances, config.latent_symmetry = symmetric_basis(config, covariance)
+    else:
+        # Of torch, whose number of threads the caller sets: with another one the last bits differ.
+        variances, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(covariance)))
+        variances, vectors = variances[::-1].clip(min=0), vectors[:, ::-1]
+        basis = vectors[:, : config.latent_channels].T  # (latents, subbands)
+        # The sign of an eigenvector is arbitrary; fixing it makes refits reproducible.
+        basis = basis * np.sign(basis[np.arange(len(basis)), np.abs(basis).argmax(axis=1)])[:, None]
+        config.latent_symmetry = None
 
     # Companding has the slope 2 m / (s sqrt(2 pi)) at zero: this scale makes `step` one unit of code there.
     scale = 1.0 / (_companding_slope(config) * step)
@@ -110,11 +119,11 @@ def fit_klt(model, statistics: SubbandStatistics, step: float) -> np.ndarray:
     synthesis = (basis * (wiener / scale)[:, None]).T
     projection = model.encoder.projection
     _assign(projection.weight, basis * scale)
-    _assign(projection.bias, -(basis * statistics.mean).sum(axis=1) * scale)
+    _assign(projection.bias, -(basis * mean).sum(axis=1) * scale)
     _assign(decoder.linear.weight, synthesis)
-    _assign(decoder.linear.bias, statistics.mean)
+    _assign(decoder.linear.bias, mean)
     if isinstance(decoder, ResidualDecoder):
-        _set_scales(decoder, basis * scale, synthesis, statistics)
+        _set_scales(decoder, basis * scale, synthesis, covariance)
     network = decoder.network if isinstance(decoder, RestorationDecoder) else decoder
     if not isinstance(network, LinearDecoder):
         for parameter in network.head.parameters():
@@ -159,10 +168,13 @@ def fit_linear_synthesis(model, statistics: SubbandStatistics) -> None:
     weight = projection.weight.flatten(1).double().numpy(force=True)
     bias = projection.bias.double().numpy(force=True)
     rounding = 1.0 / (12 * _companding_slope(config) ** 2)
-    covariance = weight @ statistics.covariance @ weight.T + rounding * np.eye(len(weight))
-    synthesis = np.linalg.solve(covariance, weight @ statistics.covariance).T
+    mean, subbands = statistics.mean, statistics.covariance
+    if config.latent_symmetry is not None:
+        mean, subbands = symmetric_moments(config, mean, subbands)
+    covariance = weight @ subbands @ weight.T + rounding * np.eye(len(weight))
+    synthesis = np.linalg.solve(covariance, weight @ subbands).T
     _assign(linear.weight, synthesis)
-    _assign(linear.bias, statistics.mean - synthesis @ (weight @ statistics.mean + bias))
+    _assign(linear.bias, mean - synthesis @ (weight @ mean + bias))
 
 
 def _companding_slope(config: WallocConfig) -> float:
@@ -188,12 +200,11 @@ def fit_decoder_scales(model, statistics: SubbandStatistics) -> None:
         raise ValueError("the statistics are empty; update them with signals first")
     linear = (model.encoder.projection, decoder.linear)
     projection, synthesis = (layer.weight.flatten(1).double().numpy(force=True) for layer in linear)
-    _set_scales(decoder, projection, synthesis, statistics)
+    _set_scales(decoder, projection, synthesis, statistics.covariance)
 
 
-def _set_scales(decoder: ResidualDecoder, projection: np.ndarray, synthesis: np.ndarray, statistics: SubbandStatistics):
+def _set_scales(decoder: ResidualDecoder, projection: np.ndarray, synthesis: np.ndarray, covariance: np.ndarray):
     """Standard deviations of the latents, and of what the linear synthesis leaves of each subband."""
-    covariance = statistics.covariance
     residual = np.eye(len(covariance)) - synthesis @ projection
     for scales, matrix in ((decoder.latent_std, projection), (decoder.subband_scale, residual)):
         variances = np.einsum("ij,ij->i", matrix @ covariance, matrix)

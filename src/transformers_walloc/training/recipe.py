@@ -54,11 +54,15 @@ from .data import (
     RandomPieces,
     list_media,
 )
-from .growing import grow_from, revive
+from .growing import grow_from, revive, transfer_network
 from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis, randomise_projection
-from .trainer import CodecTrainer, last_checkpoint
+from .symmetric import keep_symmetric, make_symmetric
+from .trainer import CodecTrainer, last_checkpoint, of_first_process
 
 _SHAPE = (
+    "num_levels",
+    "wavelet",
+    "boundary",
     "latent_channels",
     "decoder_type",
     "decoder_hidden_size",
@@ -90,6 +94,12 @@ class Recipe:
     cache: str | None = _option(None, "where decoded media go; OUTPUT/cache if not given")
     latent_channels: int | None = _option(None, "of the codec; fewer make smaller files and coarser latents")
     step: float | None = _option(None, "quantisation step of the transform's coefficients")
+    num_levels: int | None = _option(None, "of the wavelet packet transform: a latent covers 2**num_levels samples")
+    wavelet: str | None = _option(None, "of the transform, by its PyWavelets name; haar for blocks that do not overlap")
+    boundary: str | None = _option(None, "symmetric or, as haar needs, periodization")
+    symmetric: bool = _option(
+        False, "latents that can be flipped, rotated and transposed; for images and blocks that do not overlap"
+    )
     decoder_type: Literal["residual", "restoration", "linear"] = _option(
         "residual", "network on the grid of the latents, network on the picture, or closed form alone"
     )
@@ -105,6 +115,9 @@ class Recipe:
     continue_from: str | None = _option(
         None,
         "codec that is trained on: as encoder_from, but its network is the start; a wider or deeper one starts as it",
+    )
+    network_from: str | None = _option(
+        None, "codec, of any latents, whose restoration network a new network starts as, with latent inputs at zero"
     )
     train_encoder: bool = _option(False, "tune the projection too; it is frozen otherwise")
     refit_linear: bool = _option(
@@ -145,6 +158,14 @@ class Recipe:
         for name in ("latent_channels", "step"):
             if getattr(self, name) is None and not self.source:
                 raise ValueError(f"{name} is needed without encoder_from or continue_from")
+        if self.network_from and self.continue_from:
+            raise ValueError("choose network_from or continue_from (its own network), not both")
+        if self.symmetric and (self.source or not self.is_image):
+            raise ValueError(
+                "symmetric is for images that start anew: encoder_from and continue_from keep what they have"
+            )
+        if self.symmetric and self.random_rows:
+            raise ValueError("choose symmetric or random_rows, not both")
         if self.refit_linear and not self.source:
             raise ValueError("refit_linear needs encoder_from or continue_from")
         if self.random_rows and self.source:
@@ -215,6 +236,9 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
     # Otherwise a checkpoint, or the first process, brings the weights.
     fit = (checkpoint is None or recipe.max_steps == 0) and training.process_index == 0
     model = make_model(recipe, pieces, fit=fit)
+    if checkpoint is not None:
+        model.config.latent_symmetry = type(model.config).from_pretrained(checkpoint).latent_symmetry
+    model.config.latent_symmetry = of_first_process(model.config.latent_symmetry)  # which alone has fitted
     output.mkdir(parents=True, exist_ok=True)
     if recipe.max_steps == 0:
         if training.process_index == 0:
@@ -224,6 +248,7 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
             return metrics
         return {}
     model.encoder.requires_grad_(recipe.train_encoder)
+    keep_symmetric(model)
     dataset: Any = pieces
     if isinstance(pieces, ImageCrops) and recipe.on_device:
         dataset = DeviceCrops(pieces, training.per_device_train_batch_size, training.device)
@@ -299,6 +324,7 @@ def open_media(recipe: Recipe) -> tuple[list[MediaCache], list[float], MediaCach
 def export(model, recipe: Recipe) -> None:
     """The finished checkpoint, and beside it the recipe: all settings, folders by their names."""
     vars(model.config).pop("use_cache", None)  # Trainer sets it, for text models
+    make_symmetric(model)
     settings = {name: value for name, value in asdict(recipe).items() if name not in _LOCAL}
     settings |= {"train": [Path(entry).name for entry in recipe.train], "validation": Path(recipe.validation).name}
     if recipe.source and Path(recipe.source).is_dir():
@@ -334,9 +360,10 @@ def make_model(recipe: Recipe, pieces: RandomPieces, fit: bool = True) -> Walloc
         model: Any = model_class(config_class(**shape))
         if fit and recipe.step is not None:
             statistics = collect_statistics(recipe, model.config, pieces)
-            fit_klt(model, statistics, recipe.step)
+            fit_klt(model, statistics, recipe.step, symmetric=recipe.symmetric)
             if recipe.random_rows:
                 randomise_projection(model, statistics)
+        _take_network(model, recipe, model_class)
         return model
 
     source = model_class.from_pretrained(recipe.source, dtype=torch.float32)
@@ -361,6 +388,7 @@ def make_model(recipe: Recipe, pieces: RandomPieces, fit: bool = True) -> Walloc
         model.decoder.linear.load_state_dict(source.decoder.linear.state_dict())
         if source.config.decoder_type != "linear":
             print(f"the network of {recipe.source} is left out, a new one starts; continue_from would train it on")
+        _take_network(model, recipe, model_class)
     if not fit:
         return model
     if recipe.refit_linear:
@@ -374,6 +402,11 @@ def make_model(recipe: Recipe, pieces: RandomPieces, fit: bool = True) -> Walloc
         else:
             fit_decoder_scales(model, collect_statistics(recipe, model.config, pieces))
     return model
+
+
+def _take_network(model: Any, recipe: Recipe, model_class: Any) -> None:
+    if recipe.network_from:
+        transfer_network(model.decoder, model_class.from_pretrained(recipe.network_from, dtype=torch.float32).decoder)
 
 
 def collect_statistics(recipe: Recipe, config: WallocConfig, pieces: RandomPieces) -> SubbandStatistics:

@@ -18,6 +18,7 @@ from transformers import AutoModel
 from ..atomic import write_atomically
 from ..codec.feature_extraction_walloc import WallocAudioFeatureExtractor
 from ..codec.image_processing_walloc import WallocImageProcessor
+from ..codec.symmetries import channel_symmetry, symmetric_rows
 from ..media.audio import read_audio
 from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_files, read_bytes
 from ..media.pictures import read_image
@@ -44,8 +45,11 @@ def measure_scale(model: Any, signals: Iterable[torch.Tensor]) -> tuple[list[flo
         squares += latents.square().sum(1)
     if count < 2:
         raise ValueError("there is no signal to measure")
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
+    mean, second = total / count, squares / count
+    if model.config.latent_symmetry is not None:  # as if every picture had been seen in all eight positions
+        mean = symmetric_rows(model.config, mean[:, None])[:, 0]
+        second = 0.5 * (second + second[torch.from_numpy(channel_symmetry(model.config, "transpose").index)])
+    std = (second - mean.square()).clamp_min(1e-12).sqrt()
     return mean.tolist(), std.tolist()
 
 

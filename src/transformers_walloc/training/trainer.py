@@ -221,7 +221,7 @@ class CodecTrainer(Trainer):
             with self.average.applied_to(self.unwrapped):
                 measured = self.evaluate_codec(self.unwrapped)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
-        metrics = _of_first_process(metrics)
+        metrics = of_first_process(metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -277,7 +277,7 @@ def _is_complete(checkpoint: Path) -> bool:
     return all(zipfile.is_zipfile(path) for path in pickles)
 
 
-def _of_first_process(value):
+def of_first_process(value):
     """The value that the first process has, in all of them."""
     values = [value]
     broadcast_object_list(values)
@@ -303,7 +303,7 @@ class _Clock(TrainerCallback, ExportableState):
         self.started = time.monotonic() - self.used
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.used = _of_first_process(time.monotonic() - self.started)
+        self.used = of_first_process(time.monotonic() - self.started)
         if self.progress >= 1.0:
             control.should_evaluate = control.should_save = control.should_training_stop = True
 
