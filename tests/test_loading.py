@@ -36,6 +36,20 @@ def test_bundled_names_stand_for_their_folders():
     assert codec_path("walloc/rgb-16x") == "walloc/rgb-16x"
 
 
+@pytest.mark.parametrize("name", ["./nosuch", "/no/such/folder", "gpt2", "~/codec", "a/b/c", ""])
+def test_what_cannot_be_on_the_hub_is_refused_at_once(name):
+    with pytest.raises(ValueError, match=r"no such folder, and no such bundled codec; valid: rgb-4x, .*owner/name"):
+        codec_path(name)
+
+
+def test_misspelt_names_are_offered():
+    with pytest.raises(ValueError, match="did you mean 'rgb-16x'"):
+        load_codec("rgb16x")
+    with pytest.warns(UserWarning, match=r"walloc/rgb-8x is not one of the bundled rgb-4x, .*asking the Hub"):
+        assert codec_path("walloc/rgb-8x") == "walloc/rgb-8x"
+    assert codec_path("someone/codec") == "someone/codec"
+
+
 def test_8bit_levels_round_and_clip():
     x = torch.tensor([-0.7, -0.5, -0.5 + 0.6 / 255, 0.0, 0.5, 0.6])
     assert to_8_bits(x).tolist() == [0, 0, 1, 128, 255, 255] and to_8_bits(x).dtype == torch.uint8

@@ -1,8 +1,10 @@
 """The checkpoints that travel with the package, and their place in the Hub cache.
 
-`from_pretrained("walloc/rgb-16x")` asks the Hub and falls back on the Hub cache when there is no network. Linking the
-bundled folders into that cache makes the ids work on a machine that never had a network, while a commit on the Hub
-still wins where there is one; transformers itself is not patched. A linked repository looks like a downloaded one:
+Linking the bundled folders into the Hub cache makes `from_pretrained("walloc/rgb-16x")` work on a machine that never
+had a network. As long as `main` of such a repository is ours, transformers asks no Hub for it (`ask_no_hub_for_bundled`):
+networks that refuse, hang or lie change nothing, and loading takes as long as reading the files. Who wants what is on
+the Hub now downloads it (`hf download walloc/rgb-16x`), and from then on the id is one like any other. A linked
+repository looks like a downloaded one:
 
     models--walloc--rgb-16x/
       refs/main                               the commit that "main" stands for, here a hash of the whole content
@@ -22,6 +24,7 @@ all repositories of the other; huggingface_hub and transformers read `constants.
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -31,6 +34,7 @@ import stat
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 
@@ -143,6 +147,38 @@ def link_bundled_checkpoints() -> None:
                 unlinked.append(name)
     if unlinked:
         _use_private_cache(unlinked)
+
+
+def ask_no_hub_for_bundled() -> None:
+    """Let transformers take the bundled checkpoints from the Hub cache without asking the Hub for newer ones.
+
+    Every `from_pretrained` first asks for the commit that a revision stands for, through one object, and reads the
+    cache alone once it knows it. This answers that one question from the cache, where it is about `main` of a
+    repository that is linked and not downloaded; every other question is passed on. Calling it again does no harm.
+    """
+    from transformers.utils.hub import hf_api
+
+    api = hf_api()
+    ask = api.resolve_revision
+    if getattr(ask, "__name__", "") == "resolve_bundled":
+        return
+
+    @functools.wraps(ask)
+    def resolve_bundled(repo_id: str, *, revision: str | None = None, local_files_only: bool = False, **options: Any):
+        known = revision in (None, "main") and not options.get("repo_type") and not options.get("cache_dir")
+        local_files_only = local_files_only or (known and is_linked(repo_id))
+        return ask(repo_id, revision=revision, local_files_only=local_files_only, **options)
+
+    resolve_bundled.__name__ = "resolve_bundled"
+    api.resolve_revision = resolve_bundled  # type: ignore[method-assign]
+
+
+def is_linked(repo_id: str) -> bool:
+    """Whether `main` of a repository in the Hub cache is a bundled checkpoint, and not one that was downloaded."""
+    namespace, _, name = repo_id.partition("/")
+    if namespace != NAMESPACE or name not in BUNDLED_NAMES:
+        return False
+    return (_reference(_repository(name)) or "").startswith(_COMMIT_PREFIX)
 
 
 def unlink_bundled_checkpoints() -> list[Path]:

@@ -1,6 +1,9 @@
 """Codecs by name: a model and its processor from a bundled name, a Hub id or a folder."""
 
+import difflib
 import os
+import re
+import warnings
 from typing import Any
 
 import torch
@@ -13,6 +16,8 @@ from .codec.image_processing_walloc import WallocImageProcessor
 from .codec.image_processing_walloc_volume import WallocVolumeImageProcessor
 from .codec.modeling_walloc import WallocAudioEncoder, WallocAudioModel, WallocImageEncoder, WallocImageModel
 from .codec.modeling_walloc_volume import WallocVolumeEncoder, WallocVolumeModel
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def load_codec(
@@ -62,13 +67,30 @@ def make_processor(config: WallocConfig) -> Any:
 
 
 def codec_path(name: str | os.PathLike) -> str:
-    """What `from_pretrained` takes for a codec's name: a bundled folder, a local folder or a Hub id."""
+    """What `from_pretrained` takes for a codec's name: a bundled folder, a local folder or a Hub id.
+
+    Raises:
+        ValueError: neither is meant, as nobody has to be asked to know: a name that is not bundled and has no owner, a
+            path that leads nowhere, a folder without config.json.
+    """
     name = os.fspath(name)
     if name in BUNDLED_NAMES:
         try:
             return str(bundled_path(name))
         except FileNotFoundError:
             return f"{NAMESPACE}/{name}"
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        raise ValueError(f"{name}: the folder has no config.json")
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "config.json")):
+            raise ValueError(f"{name}: the folder has no config.json")
+        return name
+    if not _HUB_ID.fullmatch(name):
+        close = difflib.get_close_matches(name.rpartition("/")[2], BUNDLED_NAMES, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"{name}: no such folder, and no such bundled codec; {hint}"
+            f"valid: {', '.join(BUNDLED_NAMES)}, a folder that exists, or a Hub id (owner/name)"
+        )
+    namespace, _, short = name.partition("/")
+    if namespace == NAMESPACE and short not in BUNDLED_NAMES:
+        warnings.warn(f"{name} is not one of the bundled {', '.join(BUNDLED_NAMES)}: asking the Hub", stacklevel=2)
     return name

@@ -41,6 +41,7 @@ def register() -> None:
         AutoTokenizer,
     )
 
+    from .bundled import ask_no_hub_for_bundled
     from .codec.configuration_walloc import WallocAudioConfig, WallocImageConfig, WallocVolumeConfig
     from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
     from .codec.image_processing_walloc import WallocImageProcessor
@@ -79,6 +80,7 @@ def register() -> None:
     # of a tokenizer goes on for minutes where there is no network.
     AutoTokenizer.register(WallocImageConfig, WallocImageProcessor, exist_ok=True)
     AutoTokenizer.register(WallocAudioConfig, WallocAudioFeatureExtractor, exist_ok=True)
+    ask_no_hub_for_bundled()
 
 
 def register_when_needed() -> None:
