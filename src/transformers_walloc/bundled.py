@@ -1,12 +1,12 @@
 """The checkpoints that travel with the package, and their place in the Hub cache.
 
 Linking the bundled folders into the Hub cache makes `from_pretrained("walloc/rgb-16x")` work on a machine that never
-had a network. As long as `main` of such a repository is ours, transformers asks no Hub for it (`ask_no_hub_for_bundled`):
-networks that refuse, hang or lie change nothing, and loading takes as long as reading the files. Who wants what is on
-the Hub now downloads it (`hf download walloc/rgb-16x`), and from then on the id is one like any other. A linked
-repository looks like a downloaded one:
+had a network. As long as `main` of such a repository is ours, transformers asks no Hub for it
+(`ask_no_hub_for_bundled`): networks that refuse or hang change nothing, and loading takes as long as reading the files.
+Who wants what is on the Hub now downloads it (`hf download walloc/rgb-16x`), and from then on the id is one like any
+other. A linked repository looks like a downloaded one:
 
-    models--walloc--rgb-16x/
+  models--walloc--rgb-16x/
       refs/main                               the commit that "main" stands for, here a hash of the whole content
       snapshots/<commit>/config.json          a copy: small files outlive the package
       snapshots/<commit>/model.safetensors    the same file as the package's (a hard link), else
