@@ -14,6 +14,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_walloc import WallocConfig
+from .layers import pointwise, pointwise_layer
 
 
 def make_decoder(config: WallocConfig) -> nn.Module:
@@ -38,10 +39,10 @@ class LinearDecoder(nn.Module):
 
     def __init__(self, config: WallocConfig):
         super().__init__()
-        self.linear = convolution_class(config)(config.latent_channels, config.subband_channels, 1)
+        self.linear = pointwise_layer(config, config.latent_channels, config.subband_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return pointwise_float32(z, self.linear)
+        return pointwise(self.linear, z)
 
 
 class RestorationDecoder(LinearDecoder):
@@ -121,7 +122,7 @@ class ResidualDecoder(nn.Module):
     def __init__(self, config: WallocConfig):
         super().__init__()
         width = config.decoder_hidden_size
-        self.linear = convolution_class(config)(config.latent_channels, config.subband_channels, 1)
+        self.linear = pointwise_layer(config, config.latent_channels, config.subband_channels)
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
         self.register_buffer("subband_scale", torch.ones(config.subband_channels))
         self.stem = _convolution(config, config.latent_channels, width)
@@ -142,7 +143,7 @@ class ResidualDecoder(nn.Module):
         detail = self.head(hidden).float()
         if z.ndim == 3:
             detail = detail[:, :, 0]
-        return pointwise_float32(z, self.linear) + detail * self.subband_scale.float().view(per_channel)
+        return pointwise(self.linear, z) + detail * self.subband_scale.float().view(per_channel)
 
 
 class ResidualBlock(GradientCheckpointingLayer):
@@ -164,19 +165,6 @@ def _convolution(config: WallocConfig, inputs: int, outputs: int) -> nn.Conv2d |
     if config.num_dims == 3:
         return nn.Conv3d(inputs, outputs, kernel, padding="same")
     return nn.Conv2d(inputs, outputs, (1, kernel) if config.num_dims == 1 else kernel, padding="same")
-
-
-def convolution_class(config: WallocConfig) -> type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]:
-    classes: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-    return classes[config.num_dims]
-
-
-def pointwise_float32(x: torch.Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> torch.Tensor:
-    """A convolution of kernel 1 in float32, also where autocast or the weights would make it coarser."""
-    with torch.autocast(x.device.type, enabled=False):
-        weight = layer.weight.flatten(1).float()
-        bias = None if layer.bias is None else layer.bias.float()
-        return F.conv1d(x.float().flatten(2), weight[:, :, None], bias).unflatten(2, x.shape[2:])
 
 
 def _original_decoder(config: WallocConfig) -> nn.Module:

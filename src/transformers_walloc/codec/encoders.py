@@ -17,21 +17,15 @@ from .bottleneck import code_dtype, compand, latent_limit
 from .checkpoint_checks import check_fit, check_weights
 from .compression import as_floats, audio_sizes, compress, decompress_codes, image_sizes
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
-from .decoders import (
-    LinearDecoder,
-    PostFilter,
-    ResidualDecoder,
-    RestorationNetwork,
-    convolution_class,
-    pointwise_float32,
-)
+from .decoders import LinearDecoder, PostFilter, ResidualDecoder, RestorationNetwork
 from .entropy_coding import EntropyTables
 from .identity import latent_fingerprint, tables_from_buffer, tables_to_bytes
+from .layers import is_pointwise, pointwise, pointwise_layer
 from .limits import MAX_MEMORY
 from .outputs import WallocEncoderOutput
-from .pixels import encode_pixels
+from .pixels import encode_pictures, encode_pixels, scale_pixels
 from .symmetries import has_symmetry
-from .wavelets import analyse_and_project
+from .wavelets import analyse_and_project, wavelet_packet_analysis
 
 logger = logging.get_logger(__name__)
 
@@ -45,32 +39,32 @@ class WallocEncoder(nn.Module):
     def __init__(self, config: WallocConfig):
         super().__init__()
         self.config = config
-        self.projection = convolution_class(config)(
-            config.subband_channels, config.latent_channels, 1, padding=config.encoder_padding
+        self.projection = pointwise_layer(
+            config, config.subband_channels, config.latent_channels, config.encoder_padding
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == torch.uint8:
-            return encode_pixels(self, x)
+            latents = encode_pictures(self, x)
+            if latents is not None:
+                return latents
+            x = scale_pixels(x)
         config, projection = self.config, self.projection
+        transform = config.num_levels, config.wavelet, config.boundary, config.num_dims
         with torch.autocast(x.device.type, enabled=False):
-            z = analyse_and_project(
-                x,
-                projection.weight.flatten(1),
-                projection.bias,
-                config.num_levels,
-                config.wavelet,
-                config.boundary,
-                config.num_dims,
-            )
+            if is_pointwise(projection):
+                z = analyse_and_project(x, projection.weight.flatten(1), projection.bias, *transform)
+                z = self._pad(z)
+            else:
+                z = pointwise(projection, wavelet_packet_analysis(x, *transform))
             # Before companding, which makes infinite values finite.
             check_finite(z, "input_values" if config.num_dims == 1 else "pixel_values")
-            return compand(self._pad(z), config.latent_bits)
+            return compand(z, config.latent_bits)
 
     def from_subbands(self, subbands: torch.Tensor) -> torch.Tensor:
         """Latents of subbands that are already at hand, (batch, subband_channels, *grid)."""
         with torch.autocast(subbands.device.type, enabled=False):
-            return compand(self._pad(pointwise_float32(subbands, self.projection)), self.config.latent_bits)
+            return compand(pointwise(self.projection, subbands), self.config.latent_bits)
 
     def _pad(self, z: torch.Tensor) -> torch.Tensor:
         padding = self.config.encoder_padding
@@ -265,10 +259,9 @@ class EncodingModel(WallocPreTrainedModel):
         self._check_device(latents)
 
     def _check_device(self, x: torch.Tensor) -> None:
-        weight = self.encoder.projection.weight
         # accelerate's hooks fetch weights that are on the disk when a module is called.
         hooked = any(hasattr(module, "_hf_hook") for module in self.encoder.modules())
-        if weight.device.type == "meta" != x.device.type and not hooked:
+        if not (x.is_meta or hooked) and any(weight.is_meta for weight in self.encoder.parameters()):
             raise ValueError(
                 f"the weights are on the device 'meta', which holds no values, the data on {str(x.device)!r}: load the "
                 "model with from_pretrained"
@@ -283,7 +276,7 @@ class EncodingModel(WallocPreTrainedModel):
         """
         self.check_signal(x)
         check_step(step)
-        if x.dtype == torch.uint8 and self.config.latent_bits <= 8:
+        if x.dtype == torch.uint8:
             return encode_pixels(self.encoder, x, step)
         return self.quantize(self.encoder(x), step)
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import PIL.Image
 import torch
 
-from .bottleneck import latent_limit
+from .bottleneck import code_dtype, latent_limit
 from .encoder_kernel import PictureEncoder, fits_kernel
+from .layers import from_weights, is_pointwise
 
-# Of each `WallocEncoder` the weights that were laid out last.
-_encoders: WeakKeyDictionary[Any, tuple[torch.Tensor, torch.Tensor, PictureEncoder]] = WeakKeyDictionary()
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -35,43 +33,53 @@ def encode_pixels(encoder: Any, pixels: torch.Tensor, step: float | None = None,
     Returns:
         (batch, latent_channels, *grid) int8 codes, or latents in at least float32.
     """
+    latents = encode_pictures(encoder, pixels, step, margin)
+    if latents is None:
+        latents = encoder(_padded(pixels, encoder.config.patch_size, margin))
+        if step is not None:
+            limit = int(latent_limit(encoder.config.latent_bits))
+            latents = torch.round(latents / step).clamp(-limit, limit).to(code_dtype(encoder.config.latent_bits))
+    return latents
+
+
+def encode_pictures(
+    encoder: Any, pixels: torch.Tensor, step: float | None = None, margin: int = 0
+) -> torch.Tensor | None:
+    """`encode_pixels` in the compiled kernel; None where that does not serve."""
     kernel = picture_encoder(encoder, pixels)
-    if kernel is not None:
-        # Pixels whose channels lie apart are read much slower than they are copied.
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        pictures = [picture.permute(1, 2, 0).numpy() for picture in pixels]
-        threads = torch.get_num_threads()
-        if len(pictures) == 1 or threads == 1:
-            results = [kernel.encode(picture, step, margin, threads) for picture in pictures]
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                results = list(pool.map(lambda picture: kernel.encode(picture, step, margin), pictures))
-        return torch.from_numpy(results[0][None] if len(results) == 1 else np.stack(results))
-    latents = encoder(_padded(scale_pixels(pixels), encoder.config.patch_size, margin))
-    if step is None:
-        return latents
-    limit = int(latent_limit(encoder.config.latent_bits))
-    return torch.round(latents / step).clamp(-limit, limit).to(torch.int8)
+    if kernel is None:
+        return None
+    # Pixels whose channels lie apart are read much slower than they are copied.
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    pictures = [picture.permute(1, 2, 0).numpy() for picture in pixels]
+    threads = torch.get_num_threads()
+    if len(pictures) == 1 or threads == 1:
+        results = [kernel.encode(picture, step, margin, threads) for picture in pictures]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            results = list(pool.map(lambda picture: kernel.encode(picture, step, margin), pictures))
+    return torch.from_numpy(results[0][None] if len(results) == 1 else np.stack(results))
 
 
 def picture_encoder(encoder: Any, pixels: torch.Tensor) -> PictureEncoder | None:
     """The kernel with the weights that an encoder has now, or None where it does not serve."""
-    weight, bias = encoder.projection.weight, encoder.projection.bias
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or pixels.device.type != "cpu":
         return None
-    if weight.device.type != "cpu" or (torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)):
+    weights = list(encoder.parameters())
+    if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
         return None
-    if not fits_kernel(encoder.config):
+    if any(weight.device.type != "cpu" for weight in weights):
         return None
-    # By content, since not every way to change weights leaves a trace; comparing is much faster than the layout.
-    known = _encoders.get(encoder)
-    if known is None or not (torch.equal(known[0], weight) and torch.equal(known[1], bias)):
-        if not (weight.isfinite().all() and bias.isfinite().all()):
+    if not (fits_kernel(encoder.config) and is_pointwise(encoder.projection)):
+        return None
+
+    def make() -> PictureEncoder | None:
+        if not all(weight.isfinite().all() for weight in weights):
             return None
-        arrays = (weight.detach().flatten(1).double().numpy(), bias.detach().double().numpy())
-        known = weight.detach().clone(), bias.detach().clone(), PictureEncoder(encoder.config, *arrays)
-        _encoders[encoder] = known
-    return known[2]
+        weight, bias = (weight.detach().double().numpy() for weight in encoder.projection.parameters())
+        return PictureEncoder(encoder.config, weight.reshape(len(weight), -1), bias)
+
+    return from_weights(encoder, "picture", make)
 
 
 def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
