@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
-from transformers_walloc.media.bands import compress_rows, decompress_rows
 from transformers_walloc.codec.layers import from_weights, is_plain, is_pointwise, pointwise
+from transformers_walloc.media.bands import compress_rows, decompress_rows
 
 LAYERS = ("encoder.projection", "decoder.linear")
 DECODERS = ("linear", "residual", "restoration")

@@ -207,7 +207,7 @@ def _linear_parts(codec: WallocImageModel) -> dict[str, torch.Tensor]:
     if linear is None:
         raise ValueError(f"augmentation needs a linear synthesis, which decoder_type {config.decoder_type!r} has not")
     analysis = codec.encoder.projection.weight.flatten(1).double()
-    offset = codec.encoder.projection.bias.double()
+    offset = codec.encoder.projection.get_parameter("bias").double()
     synthesis, constant = linear.weight.flatten(1).double(), linear.bias.double()
     bands = config.patch_size**2
     lowest = torch.arange(config.num_channels, device=analysis.device) * bands
