@@ -2,6 +2,7 @@
 
     walloc fit scans/ --output my-codec                                  # what the data are is found and printed
     walloc fit scenes/*.tif --output bands-8x --dimensionality-reduction 8
+    walloc fit scans/ --output scan-blocks --symmetric                   # latents that can be flipped and cropped
     walloc fit recordings/ --output array-mic --psnr 45 --minutes 10     # and train its decoder
     walloc fit stacks/ --output scanner --kind volume                    # pages of a TIFF, or NumPy, are slices
 
@@ -39,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--latent-channels", type=int, metavar="K", help="the same as a number of channels")
     size.add_argument("--psnr", type=float, metavar="DB", help="the fewest channels that reach it")
     parser.add_argument("--num-levels", type=int, metavar="J", help="wavelet levels; default: 3, audio 8, volumes 2")
+    parser.add_argument("--wavelet", metavar="NAME", help="of PyWavelets; default: bior4.4 (CDF 9/7)")
+    parser.add_argument("--boundary", choices=["symmetric", "periodization"], help="default: the one that fits")
+    parser.add_argument(
+        "--symmetric",
+        action="store_true",
+        help="16 x 16 blocks that do not overlap: latents can be flipped, rotated and cropped; for learners",
+    )
     coarse = parser.add_mutually_exclusive_group()
     coarse.add_argument("--step", type=float, help="quantisation step over the range of samples; default: from data")
     coarse.add_argument("--rate", type=float, metavar="R", help="bits per pixel or kbit/s to choose the step for")

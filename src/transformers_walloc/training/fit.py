@@ -30,6 +30,7 @@ from .fit_signals import Kind, count_signals, read_signals
 from .fit_statistics import Gathered, Kept
 from .fit_training import train_decoder
 from .klt import SubbandStatistics, fit_klt
+from .scale import measure_scale
 
 DEFAULT_REDUCTION = 16.0
 HOLD_OUT = 8  # every eighth signal is measured on and not fitted to
@@ -80,6 +81,9 @@ def fit_codec(
     latent_channels: int | None = None,
     psnr: float | None = None,
     num_levels: int | None = None,
+    wavelet: str | None = None,
+    boundary: str | None = None,
+    symmetric: bool = False,
     step: float | None = None,
     rate: float | None = None,
     validation: Any = None,
@@ -106,6 +110,11 @@ def fit_codec(
         psnr: the same as the PSNR in dB (of samples over their range, clips normalised) that must be reached, by the
             smallest number of channels that does.
         num_levels: levels of the wavelet packet transform; 3 for images, 8 for audio, 2 for volumes if None.
+        wavelet: of the transform, by its PyWavelets name; `bior4.4` (CDF 9/7) if None.
+        boundary: `symmetric` or `periodization`, the only one for wavelets of even length; the one that fits if None.
+        symmetric: images only: 16 x 16 blocks (`num_levels=4`, `wavelet="haar"`) that do not overlap, with latents that
+            can be flipped, rotated and cropped. Take them for learners, for augmentation and for reading parts of
+            pictures; overlapping wavelets where pictures are looked at through the linear decoder, which shows blocks.
         step: quantisation step of the transform's coefficients, in units of a range of 1. If None it is chosen so that
             rounding costs a sixteenth of the strongest channel that is left out, signal or noise of the data: no more
             than is lost anyway.
@@ -125,6 +134,9 @@ def fit_codec(
         raise ValueError("choose one of dimensionality_reduction, latent_channels and psnr")
     if step is not None and rate is not None:
         raise ValueError("choose one of step and rate")
+    transform = _transform(wavelet, boundary, symmetric)
+    if symmetric:
+        num_levels = num_levels or 4
     if output is not None and Path(output).exists() and not overwrite:
         raise FileExistsError(f"{output} exists already")
     started = time.monotonic()
@@ -137,9 +149,11 @@ def fit_codec(
     total = count_signals(data, kind) if progress else None
     hold_out = HOLD_OUT if validation is None else 0
     kept = TRAINED if minutes else CODED
-    found = Gathered(num_levels, sample_range, sampling_rate, band_names, hold_out, kept, MEASURED)
+    found = Gathered(num_levels, sample_range, sampling_rate, band_names, hold_out, kept, MEASURED, transform)
     with _one_thread():
         for signal in tqdm(read_signals(data, **options), "statistics", total, disable=not progress, unit="signal"):
+            if symmetric and signal.kind != "image":
+                raise ValueError(f"symmetric is for images; {signal.name or 'the first signal'} is {signal.kind}")
             found.take(signal)
     config, statistics = found.finish()
     if validation is not None:
@@ -157,14 +171,14 @@ def fit_codec(
 
     if psnr is None:
         channels = _channels(config, dimensionality_reduction, latent_channels)
-        model, step = _closed_form(config, statistics, channels, step)
+        model, step = _closed_form(config, statistics, channels, step, symmetric)
     else:
-        model, step = _reach(config, statistics, psnr, step, units)
+        model, step = _reach(config, statistics, psnr, step, units, symmetric)
     if rate is not None:
         model, step = _meet(model, step, statistics, rate, units)
     if minutes:
         shape = {"decoder_type": "residual", "decoder_hidden_size": 48, "decoder_num_layers": 4}
-        model, step = _closed_form(model.config, statistics, model.config.latent_channels, step, **shape)
+        model, step = _closed_form(model.config, statistics, model.config.latent_channels, step, symmetric, **shape)
         with torch.enable_grad():
             train_decoder(model, [found.to_unit(signal) for signal in found.kept.signals], minutes)
         model.eval()
@@ -182,6 +196,19 @@ def fit_codec(
     return fit
 
 
+def _transform(wavelet: str | None, boundary: str | None, symmetric: bool) -> dict[str, str]:
+    """Fields of a configuration; those that are not given follow from the others."""
+    if symmetric:
+        wavelet, boundary = wavelet or "haar", boundary or "periodization"
+        if (wavelet, boundary) != ("haar", "periodization"):
+            raise ValueError(
+                f"symmetric needs wavelet 'haar' and boundary 'periodization', got {wavelet!r} and {boundary!r}"
+            )
+    elif wavelet == "haar" and boundary is None:
+        boundary = "periodization"
+    return {name: value for name, value in (("wavelet", wavelet), ("boundary", boundary)) if value is not None}
+
+
 def _channels(config: WallocConfig, reduction: float | None, channels: int | None) -> int:
     if channels is None:
         reduction = DEFAULT_REDUCTION if reduction is None else reduction
@@ -195,10 +222,12 @@ def _channels(config: WallocConfig, reduction: float | None, channels: int | Non
 
 @_one_thread()
 def _closed_form(
-    config: WallocConfig, statistics: SubbandStatistics, channels: int, step: float | None, **changes
+    config: WallocConfig, statistics: SubbandStatistics, channels: int, step: float | None, symmetric: bool, **changes
 ) -> tuple[Any, float]:
     """The codec with so many channels, and its step: from what is left out if None."""
-    config = type(config).from_dict({**config.to_dict(), "latent_channels": channels, **changes})
+    config = type(config).from_dict(
+        {**config.to_dict(), "latent_channels": channels, "latent_symmetry": None, **changes}
+    )
     variances = np.linalg.eigvalsh(statistics.covariance)[::-1]
     rank = _rank(variances)
     if channels > rank:
@@ -212,7 +241,7 @@ def _closed_form(
         finest = math.sqrt(variances[0]) / companding_scale(config.latent_bits)
         step = max(math.sqrt(12 * ROUNDING * max(left_out, 0.0)), finest)
     model: Any = {1: WallocAudioModel, 2: WallocImageModel, 3: WallocVolumeModel}[config.num_dims](config)
-    fit_klt(model, statistics, step)
+    fit_klt(model, statistics, step, symmetric)
     return model.eval(), step
 
 
@@ -222,17 +251,17 @@ def _rank(variances: np.ndarray) -> int:
 
 
 def _reach(
-    config: WallocConfig, statistics: SubbandStatistics, psnr: float, step: float | None, units
+    config: WallocConfig, statistics: SubbandStatistics, psnr: float, step: float | None, units, symmetric: bool
 ) -> tuple[Any, float]:
     """The codec with the fewest channels that reach a PSNR, by bisection."""
     fails, reaches = 0, _rank(np.linalg.eigvalsh(statistics.covariance)[::-1])
-    best = _closed_form(config, statistics, reaches, step)
+    best = _closed_form(config, statistics, reaches, step, symmetric)
     most = _psnr(best[0], units)
     if most < psnr:
         raise ValueError(f"psnr {psnr:g} dB is out of reach: with all {reaches} channels these data give {most:.2f} dB")
     while reaches - fails > 1:
         middle = (fails + reaches) // 2
-        tried = _closed_form(config, statistics, middle, step)
+        tried = _closed_form(config, statistics, middle, step, symmetric)
         if _psnr(tried[0], units) >= psnr:
             best, reaches = tried, middle
         else:
@@ -243,20 +272,20 @@ def _reach(
 def _meet(model, step: float, statistics: SubbandStatistics, rate: float, units) -> tuple[Any, float]:
     """The same codec with the step that gives a rate, by bisection in its logarithm."""
     low, high = math.log(step / 64), math.log(step * 64)
-    channels = model.config.latent_channels
+    channels, symmetric = model.config.latent_channels, model.config.latent_symmetry is not None
     for _ in range(10):
         middle = (low + high) / 2
-        tried, _ = _closed_form(model.config, statistics, channels, math.exp(middle))
+        tried, _ = _closed_form(model.config, statistics, channels, math.exp(middle), symmetric)
         low, high = (middle, high) if _rate(tried, units) > rate else (low, middle)
-    return _closed_form(model.config, statistics, channels, math.exp(high))
+    return _closed_form(model.config, statistics, channels, math.exp(high), symmetric)
 
 
 @_one_thread()
 def _set_scale(model, units) -> None:
     """Mean and standard deviation of the latents, for models that learn from them."""
-    latents = torch.cat([model.encode(x[None]).latents[0].flatten(1) for x in units], dim=1).double()
-    model.config.latents_mean = [round(value, 5) for value in latents.mean(dim=1).tolist()]
-    model.config.latents_std = [round(max(value, 1e-3), 5) for value in latents.std(dim=1).tolist()]
+    mean, std = measure_scale(model, (x[None] for x in units))
+    model.config.latents_mean = [round(value, 5) for value in mean]
+    model.config.latents_std = [round(max(value, 1e-3), 5) for value in std]
 
 
 @_one_thread()

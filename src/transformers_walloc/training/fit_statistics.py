@@ -51,7 +51,9 @@ class Gathered:
         hold_out: int,
         kept: int,
         measured: int,
+        transform: dict[str, Any] | None = None,
     ):
+        self.transform = transform or {}
         self.num_levels, self.sample_range, self.sampling_rate = num_levels, sample_range, sampling_rate
         self.band_names, self.hold_out = tuple(band_names or ()), hold_out
         self.kept, self.held = Kept(kept), Kept(measured)
@@ -184,6 +186,7 @@ class Gathered:
         shape: dict[str, Any] = {
             "num_channels": len(signal.values),
             "num_levels": self.num_levels or DEFAULT_LEVELS[signal.kind],
+            **self.transform,
             "latent_channels": 1,
             "decoder_type": "linear",
         }
