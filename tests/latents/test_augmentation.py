@@ -6,9 +6,12 @@ import pytest
 import torch
 from block_codecs import block_model, photographs
 from codec_fixtures import image_model
+from datasets import Dataset
 
-from transformers_walloc import LatentAugmentation
+from transformers_walloc import LatentAugmentation, transform_latents
+from transformers_walloc.codec.symmetries import SYMMETRIES
 from transformers_walloc.latents.augmentation import LUMA, colour_matrix
+from transformers_walloc.latents.datasets import LatentTransform, encode_rows
 
 
 def encode(model, unit: torch.Tensor) -> torch.Tensor:
@@ -63,9 +66,6 @@ def test_draws_are_crops_and_symmetries_of_the_batch():
     assert first.dtype == torch.int8 and first.shape == (3, 48, 5, 5)
     assert torch.equal(first, augment(latents, generator=torch.Generator().manual_seed(3)))
     assert not torch.equal(first, augment(latents, generator=torch.Generator().manual_seed(4)))
-    from transformers_walloc import transform_latents
-    from transformers_walloc.codec.symmetries import SYMMETRIES
-
     for piece, whole in zip(first, latents, strict=True):
         crops = whole.unfold(1, 5, 1).unfold(2, 5, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
         moved = [transform_latents(crops, model.config, name) for name in SYMMETRIES]
@@ -119,3 +119,46 @@ def test_shapes_that_do_not_fit_are_refused():
         LatentAugmentation(block_model(), rotations=True)(latents)
     with pytest.raises(ValueError, match=r"crop_size is \(5, 5\); the latents are 4 x 6"):
         LatentAugmentation(block_model(), crop_size=5)(latents)
+
+
+@pytest.mark.parametrize("storage", ["webp", "walloc", "int8"])
+def test_rows_of_a_data_set_are_augmented_anew_each_time(storage):
+    model = block_model()
+    images = [((photo + 0.5) * 255).round().byte() for photo in photographs()]
+    rows = Dataset.from_dict({"latents": encode_rows(images, model, storage), "label": [0, 1, 2]})
+    plain = rows.with_transform(LatentTransform(model, content="codes"))[:]["latent_values"]
+    options = {"codec": model, "output_name": "pixel_values"}
+    moved = LatentTransform(content="codes", augmentation=LatentAugmentation(model, flips=True, crop_size=8), **options)
+    torch.manual_seed(0)
+    draws = [rows.with_transform(moved)[:]["pixel_values"] for _ in range(2)]
+    assert not all(torch.equal(*pair) for pair in zip(*draws, strict=True))
+    for codes, whole in zip(draws[0], plain, strict=True):
+        both = torch.stack([whole, transform_latents(whole, model.config, "hflip")])
+        crops = both.unfold(2, 8, 1).unfold(3, 8, 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+        assert (crops == codes).flatten(1).all(1).any()
+    coloured = LatentTransform(augmentation=LatentAugmentation(model, brightness=0.2), **options)
+    values = rows.with_transform(coloured)[:]["pixel_values"]
+    assert values[0].shape == (48, 16, 16) and values[0].is_floating_point()
+    with pytest.raises(ValueError, match="take content='latents'"):
+        rows.with_transform(LatentTransform(model, "codes", augmentation=LatentAugmentation(model, hue=0.1)))[:]
+
+
+def test_a_batch_is_augmented_in_a_collator():
+    """As `Trainer` has it: rows give latents, the collator augments the batch of them."""
+    model = block_model()
+    augment = LatentAugmentation(model, rotations=True, crop_size=8, contrast=0.2)
+    latents = [{"latents": x, "labels": i} for i, x in enumerate(encode(model, dim_pictures()))]
+
+    def collate(examples):
+        batch = augment(torch.stack([example["latents"] for example in examples]))
+        return {"pixel_values": batch, "labels": torch.tensor([example["labels"] for example in examples])}
+
+    batch = next(iter(torch.utils.data.DataLoader(latents, batch_size=3, collate_fn=collate)))
+    assert batch["pixel_values"].shape == (3, 48, 8, 8)
+
+
+def test_rows_with_a_halo_are_refused():
+    model = block_model()
+    rows = encode_rows([((photographs()[0] + 0.5) * 255).byte()], model, "int8", halo=1)
+    with pytest.raises(ValueError, match="a halo of 1, with which they cannot be augmented"):
+        LatentTransform(model, augmentation=LatentAugmentation(model, flips=True))({"latents": rows})

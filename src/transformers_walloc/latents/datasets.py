@@ -15,7 +15,7 @@ codec    name and fingerprint of the codec
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
@@ -106,6 +106,8 @@ class LatentTransform:
             halo. By default no windows and the scale of the codec's corpus, [`LatentView.scaled`].
         output_name: key of the result; processors and models of vision call it `pixel_values`.
         size: (height, width) in pixels that every row must have been written at; None for any.
+        augmentation: what is done to the latents of every row anew, such as a [`LatentAugmentation`], called with
+            (1, latent_channels, h, w) codes and their step. Rows must have no halo.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class LatentTransform:
         windows: dict[str, Any] | None = None,
         output_name: str = "latent_values",
         size: Sequence[int] | None = None,
+        augmentation: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
     ):
         if content not in get_args(Content):
             raise ValueError(f"unknown content {content!r}; valid: {', '.join(get_args(Content))}")
@@ -124,6 +127,7 @@ class LatentTransform:
         config = self.reader.config
         self.view = LatentView.scaled(config) if windows is None else LatentView(config, **windows)
         self.content, self.output_name, self.size = content, output_name, size
+        self.augmentation = augmentation
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         batch = dict(batch)
@@ -135,10 +139,18 @@ class LatentTransform:
     def _convert(self, row: dict[str, Any], codes: torch.Tensor) -> torch.Tensor:
         if self.size is not None and list(row["size"]) != list(self.size):
             raise ValueError(f"the latents are of an image of {row['size']} pixels, the model wants {list(self.size)}")
+        if self.augmentation is not None:
+            if row["halo"]:
+                raise ValueError(
+                    f"the latents have a halo of {row['halo']}, with which they cannot be augmented: write 0"
+                )
+            codes = self.augmentation(codes[None], row["step"])[0]
         if self.content == "codes":
+            if codes.is_floating_point():
+                raise ValueError("an augmentation of colours gives latents, not codes: take content='latents'")
             return codes
         if self.content == "latents":
-            return codes.float() * row["step"]
+            return codes if codes.is_floating_point() else codes.float() * row["step"]
         return self.view.from_latents(codes[None], row["step"], row["halo"])[0]
 
 
