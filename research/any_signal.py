@@ -21,9 +21,9 @@ import PIL.ImageOps
 import skimage.data
 import soundfile
 
+from transformers_walloc.media.paths import list_files
 from transformers_walloc.media.rasters import compress_raster, decompress_raster, describe, encode_raster
 from transformers_walloc.media.volumes import encode_volume
-from transformers_walloc.training.data import list_media
 from transformers_walloc.training.fit import fit_codec
 
 QUICK: dict[str, Any] = {"table_steps": 0, "progress": False}  # the generic entropy tables
@@ -95,7 +95,7 @@ def volume_rows() -> list[list[str]]:
 
 def music_row(folder: str) -> list[str]:
     """The music of a folder in mono, the last file measured on."""
-    files = list_media(folder, [".ogg", ".flac", ".wav"])
+    files = list_files(folder, [".ogg", ".flac", ".wav"])
     clip, rate = soundfile.read(files[-1], dtype="float32", always_2d=True, frames=60 * 44100)
     clip = clip.mean(axis=1)[None]
     options: dict[str, Any] = {"num_channels": 1, "sampling_rate": rate, "dimensionality_reduction": 20}
@@ -124,7 +124,7 @@ def row(name, fit, test, restored, span: float, size: int, raw: int, lossless: d
 def measure_speed(folder: str, count: int) -> None:
     """Time of a whole fit to pictures of a megapixel, cut from photographs: of the clock, and of all threads."""
     paths = []
-    for path in list_media(folder, [".jpg", ".jpeg", ".png"]):
+    for path in list_files(folder, [".jpg", ".jpeg", ".png"]):
         with PIL.Image.open(path) as image:
             if image.width * image.height >= 1e6:
                 paths.append(path)

@@ -32,7 +32,8 @@ from transformers_walloc.codec.bottleneck import compand
 from transformers_walloc.codec.wavelet_convolutions import analysis_bands, band_order, synthesis_bands
 from transformers_walloc.codec.wavelets import wavelet_packet_synthesis
 from transformers_walloc.evaluation.stand_ins import stand_ins
-from transformers_walloc.training.data import ImageCrops, MediaCache, list_media
+from transformers_walloc.media.paths import list_files
+from transformers_walloc.training.data import ImageCrops, MediaCache
 from transformers_walloc.training.losses import subband_error
 
 IMAGE_SIZES = ((1, 512, 768), (1, 2160, 3840), (8, 256, 256))
@@ -223,7 +224,7 @@ def train_rows(original, device: str, batch: int, height: int, width: int, chann
     with tempfile.TemporaryDirectory() as folder:
         picture = np.random.default_rng(0).integers(0, 256, (1024, 1536, 3), np.uint8)
         Image.fromarray(picture).save(f"{folder}/noise.png")
-        cache = MediaCache(list_media(folder, [".png"]), "image", folder)
+        cache = MediaCache(list_files(folder, [".png"]), "image", folder)
         cache[0]  # maps the file, which outlives its name
     batches = iter(DataLoader(ImageCrops([cache], [1.0], height), batch_size=batch))
     return {"crops, one loader process": lambda: next(batches), "training step, bfloat16 autocast": step}

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from transformers_walloc.atomic import atomic_file
-from transformers_walloc.training.data import IMAGE_SUFFIXES, list_media
+from transformers_walloc.media.paths import IMAGE_SUFFIXES, list_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.short_side < 8 or not 0 <= args.quality <= 100 or args.every < 1:
         parser.error("--short_side must be at least 8, --quality 0 to 100, --every at least 1")
     try:
-        files = list_media(args.folder, IMAGE_SUFFIXES)[:: args.every]
+        files = list_files(args.folder, IMAGE_SUFFIXES)[:: args.every]
     except ValueError as error:
         parser.error(str(error))
     jobs = []

@@ -20,8 +20,9 @@ from transformers_walloc.cli.fit import main
 from transformers_walloc.cli.main import main as command
 from transformers_walloc.codec.bitstream import WallocFormatError, pack, unpack
 from transformers_walloc.codec.raster_format import RasterFormat
+from transformers_walloc.media.paths import list_files
 from transformers_walloc.media.rasters import compress_raster, decompress_raster, describe, encode_raster, read_raster
-from transformers_walloc.training.data import ImageCrops, MediaCache, list_media
+from transformers_walloc.training.data import ImageCrops, MediaCache
 from transformers_walloc.training.fit import fit_codec
 from transformers_walloc.training.fit_statistics import _rescaled
 from transformers_walloc.training.klt import SubbandStatistics, fit_klt
@@ -171,7 +172,7 @@ def test_the_closed_form_is_that_of_training(tmp_path):
     train_codec(parse_recipe(arguments.split()))
     trained = AutoModel.from_pretrained(tmp_path / "run" / "model")
 
-    cache = MediaCache(list_media(tmp_path / "train", [".png"]), "image", tmp_path / "run" / "cache")
+    cache = MediaCache(list_files(tmp_path / "train", [".png"]), "image", tmp_path / "run" / "cache")
     pieces = itertools.islice(ImageCrops([cache], [1.0], 64, "0-0"), 30)
     fit = fit_codec(
         pieces, latent_channels=6, step=0.1, validation=str(tmp_path / "held"), **QUICK | {"num_levels": None}

@@ -26,7 +26,8 @@ from transformers_walloc import WallocImageConfig, WallocImageModel, bundled_pat
 from transformers_walloc.codec.bottleneck import decompand
 from transformers_walloc.codec.decoders import LinearDecoder
 from transformers_walloc.codec.image_processing_walloc import WallocImageProcessor
-from transformers_walloc.training.data import AudioSegments, DeviceCrops, ImageCrops, MediaCache, list_media
+from transformers_walloc.media.paths import list_files
+from transformers_walloc.training.data import AudioSegments, DeviceCrops, ImageCrops, MediaCache
 from transformers_walloc.training.growing import grow_from, revive
 from transformers_walloc.training.klt import SubbandStatistics, fit_klt, fit_linear_synthesis
 from transformers_walloc.training.recipe import main, make_model, parse_recipe, train_codec
@@ -47,7 +48,7 @@ def photos(tmp_path_factory) -> Path:
 
 
 def open_folder(root: Path, name: str) -> MediaCache:
-    return MediaCache(list_media(root / name, [".png"]), "image", root / "cache")
+    return MediaCache(list_files(root / name, [".png"]), "image", root / "cache")
 
 
 def crops(root: Path, name: str = "train", seed: str = "0", size: int = 32) -> ImageCrops:
@@ -111,7 +112,7 @@ class StopAt(TrainerCallback):
 
 def test_cache_holds_the_decoded_images_and_is_reused(photos, monkeypatch):
     cache = open_folder(photos, "train")
-    for i, file in enumerate(list_media(photos / "train", [".png"])):
+    for i, file in enumerate(list_files(photos / "train", [".png"])):
         np.testing.assert_array_equal(cache[i], np.asarray(Image.open(file)))
     monkeypatch.setattr(MediaCache, "_build", lambda *arguments: pytest.fail("decoded again"))
     assert open_folder(photos, "train").shapes == cache.shapes
@@ -130,7 +131,7 @@ def test_cache_of_audio_resamples_and_makes_mono_stereo(tmp_path):
     (tmp_path / "music").mkdir()
     soundfile.write(tmp_path / "music" / "a.wav", stereo.T, 44100, subtype="FLOAT")
     soundfile.write(tmp_path / "music" / "b.wav", mono.T, 22050, subtype="FLOAT")
-    cache = MediaCache(list_media(tmp_path / "music", [".wav"]), "audio", tmp_path)
+    cache = MediaCache(list_files(tmp_path / "music", [".wav"]), "audio", tmp_path)
     np.testing.assert_allclose(cache[0].T / 32767, stereo, atol=1e-4)
     assert abs(len(cache[1]) - 22050) <= 1
     np.testing.assert_array_equal(cache[1][:, 0], cache[1][:, 1])
@@ -138,8 +139,8 @@ def test_cache_of_audio_resamples_and_makes_mono_stereo(tmp_path):
 
 
 def test_a_folder_without_media_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no files ending in \.png below"):
-        list_media(tmp_path, [".png"])
+    with pytest.raises(ValueError, match=r"the folder has no file of type \.png"):
+        list_files(tmp_path, [".png"])
 
 
 def test_a_crop_as_large_as_its_image_is_the_image_turned_or_mirrored(tmp_path):
@@ -238,7 +239,7 @@ def test_audio_segments_are_normalised_and_never_silent(tmp_path):
     (tmp_path / "music").mkdir()
     clip = np.concatenate([np.zeros((2, 2000)), sound(0.5)], axis=1)
     soundfile.write(tmp_path / "music" / "a.flac", clip.T, 44100)
-    cache = MediaCache(list_media(tmp_path / "music", [".flac"]), "audio", tmp_path)
+    cache = MediaCache(list_files(tmp_path / "music", [".flac"]), "audio", tmp_path)
     segments = next(iter(DataLoader(AudioSegments([cache], [1.0], 1024), batch_size=32)))["input_values"]
     assert segments.shape == (32, 2, 1024)
     assert segments.mean(dim=(1, 2)).abs().max() < 1e-5

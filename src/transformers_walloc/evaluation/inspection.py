@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 
 from ..codec.bitstream import unpack
@@ -12,7 +13,7 @@ from ..media.audio import read_audio
 from ..media.kinds import kind_of
 from ..media.messages import MediaError
 from ..media.paths import read_bytes
-from ..media.pictures import read_image
+from ..media.pictures import read_pixels
 from .compare import formats_at_size
 from .metrics import bits_per_pixel, psnr, to_images
 
@@ -80,7 +81,8 @@ def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> li
 
 
 def _image(path: str, data: bytes, model) -> tuple[np.ndarray, dict]:
-    inputs = make_processor(model.config)(read_image(path, data), return_tensors="pt")
+    image = PIL.Image.fromarray(read_pixels(path, data, model.config.num_channels))
+    inputs = make_processor(model.config)(image, return_tensors="pt")
     height, width = inputs["original_sizes"][0].tolist()
     return to_images(inputs["pixel_values"][0, :, :height, :width]), dict(inputs)
 

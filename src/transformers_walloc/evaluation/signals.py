@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..codec.feature_extraction_walloc import resample
-from ..media.audio import read_audio
+from ..media.audio import read_clip
 from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_files
-from ..media.pictures import read_image
+from ..media.pictures import read_pixels
 
 SAMPLING_RATE = 44100
 
@@ -95,15 +93,10 @@ class Signals:
             else:
                 cell = self.dataset[entry][self.column]
                 data = cell["bytes"] or Path(cell["path"]).read_bytes()
-            array = (
-                np.asarray(read_image(name, data).convert("RGB")) if self.kind == "image" else self._clip(name, data)
-            )
+            array = read_pixels(name, data) if self.kind == "image" else self._clip(name, data)
             yield Signal(name, array, hashlib.sha256(array.tobytes()).hexdigest()[:16])
 
     def _clip(self, name: str, data: bytes) -> np.ndarray:
-        x, rate = read_audio(name, data, self.seconds)
-        if rate != self.sampling_rate:
-            x = resample(torch.from_numpy(x), rate, self.sampling_rate).numpy()
-        x = x[:2] if len(x) > 1 else x.repeat(2, axis=0)
+        x = read_clip(name, data, self.sampling_rate, 2, self.seconds)
         # 16-bit PCM is what the compression ratio refers to.
         return np.ascontiguousarray((np.round(x * 32768).clip(-32768, 32767) / 32768).astype(np.float32))

@@ -4,7 +4,9 @@ import io
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from ..codec.clips import mix, resample
 from .messages import MediaError, warn
 from .paths import AUDIO_SUFFIXES, STANDARD_STREAM
 
@@ -58,6 +60,20 @@ def read_audio(
     return np.ascontiguousarray(clip.T), int(rate)
 
 
+def read_clip(
+    path: str,
+    data: bytes,
+    sampling_rate: int,
+    num_channels: int,
+    seconds: float | None = None,
+    max_samples: int | None = MAX_SAMPLES,
+) -> np.ndarray:
+    """(num_channels, length) float32 at a sampling rate: `read_audio`, then mixed as for `--downmix`, and resampled."""
+    samples, rate = read_audio(path, data, seconds, max_samples)
+    clip = mix(torch.from_numpy(samples), num_channels, downmix=True)
+    return (clip if rate == sampling_rate else resample(clip, rate, sampling_rate)).contiguous().numpy()
+
+
 def sample_format(data: bytes) -> str:
     """What a .walloc file states about the samples of audio, see `bitstream.SAMPLE_FORMATS`."""
     return sample_format_of(import_soundfile().info(io.BytesIO(data)).subtype)
@@ -102,10 +118,6 @@ def encode_audio(samples: np.ndarray, rate: int, path: str, sample_format: str =
     if clipped := np.count_nonzero(np.abs(samples) > limit):
         warn(path, f"{clipped} of {samples.size} samples were louder than full scale and are clipped")
     if subtype == "OPUS" and rate not in _OPUS_RATES:
-        import torch
-
-        from ..codec.feature_extraction_walloc import resample
-
         samples = resample(torch.from_numpy(np.ascontiguousarray(samples, np.float32)), rate, 48000).numpy()
         rate = 48000
     file = io.BytesIO()

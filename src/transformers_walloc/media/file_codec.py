@@ -17,7 +17,7 @@ from .audio import encode_audio, read_audio, sample_format
 from .messages import warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES
 from .pictures import MAX_PIXELS as MAX_ENCODED_PIXELS
-from .pictures import encode_picture, read_image, read_picture
+from .pictures import encode_picture, open_image, read_picture
 from .rasters import compress_raster, decompress_raster, encode_raster, read_raster
 from .volumes import encode_volume, read_volume
 
@@ -228,7 +228,7 @@ class FileCodec:
         config = self.model.config
         channels = config.num_channels
         if config.raster_format is not None or channels not in (1, 3):
-            image = read_image(source, data, max_pixels)
+            image = open_image(source, data, max_pixels)
             return self._to_device(self.processor(image, do_rescale=do_rescale, return_tensors="pt")), {}
         picture = read_picture(source, data, max_pixels)
         pixels, side_data = picture.pixels, picture.side_data

@@ -4,7 +4,7 @@ import contextlib
 import glob
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..atomic import write_atomically
@@ -62,9 +62,14 @@ def find_files(names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[st
     return list(found.items())
 
 
+def list_files(folder: str | os.PathLike, suffixes: Sequence[str]) -> list[Path]:
+    """The files below a folder by suffix, sorted; MediaError if there are none."""
+    return [Path(path) for path, _ in find_files([os.fspath(folder)], tuple(suffixes))]
+
+
 def _inside(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     paths = (p for p in Path(folder).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    return sorted(str(p) for p in paths if not p.name.startswith("."))
+    return [str(p) for p in sorted(paths) if not p.name.startswith(".")]
 
 
 def _root(pattern: str) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 
 from ..codec.side_data import SideData
 from .colours import colours_and_profile, profile_of, to_srgb
@@ -52,7 +51,15 @@ class Picture:
 
 
 def read_picture(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> Picture:
-    """An image file, upright. Arguments and errors are those of `read_image`.
+    """An image file, upright.
+
+    Args:
+        path: the name for messages.
+        data: the file.
+        max_pixels: refuse larger images before they are decoded; None for no limit but Pillow's.
+
+    Raises:
+        MediaError: not an image that can be read, or too large.
 
     Warns:
         MediaWarning: frames, bits, or colours that are not red, green and blue, which are converted to sRGB.
@@ -78,6 +85,28 @@ def read_picture(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) ->
         pixels[alpha == 0] = np.iinfo(pixels.dtype).max
     words = ["16-bit"] * (pixels.dtype == np.uint16) + ["gray"] * gray
     return Picture(pixels=pixels, sample_format=" ".join(words), side_data=SideData(alpha=alpha, profile=profile))
+
+
+def read_pixels(path: str, data: bytes, num_channels: int = 3, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+    """An image file as learners and metrics take it: 8 bits in sRGB, upright, what is transparent over white.
+
+    Arguments and errors are those of `read_picture`.
+
+    Returns:
+        (height, width, 3) uint8, or (height, width) for `num_channels=1`.
+    """
+    if num_channels not in (1, 3):
+        raise MediaError(f"{path}: pictures of {num_channels} channels are read as rasters; valid here: 1 and 3")
+    picture = read_picture(path, data, max_pixels)
+    image = PIL.Image.fromarray(as_type(picture.pixels, np.uint8))
+    if picture.side_data.profile:
+        image.info["icc_profile"] = picture.side_data.profile
+        image = to_srgb(path, image)
+    if picture.side_data.alpha is not None:
+        image = image.convert("RGBA")
+        image.putalpha(PIL.Image.fromarray(as_type(picture.side_data.alpha, np.uint8)))
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB" if num_channels == 3 else "L"))
 
 
 def encode_picture(pixels: np.ndarray, side_data: SideData, path: str) -> bytes:
@@ -129,32 +158,8 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
-def read_image(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> PIL.Image.Image:
-    """A decoded image: upright, and in sRGB if it states another colour space.
-
-    `read_picture` also gives what such an image does not have.
-
-    Args:
-        path: the name for messages.
-        data: the file.
-        max_pixels: refuse larger images before they are decoded; None for no limit but Pillow's.
-
-    Raises:
-        MediaError: not an image that can be read, or too large.
-
-    Warns:
-        MediaWarning: frames, transparency, colour spaces or bits that the result does not have.
-    """
-    image = open_image(path, data, max_pixels)
-    if is_deep(image, data):
-        warn(path, "samples of more than 8 bits are kept with 8 bits")
-    if transparency(image) is not None:
-        warn(path, "transparent parts become white")
-    return to_srgb(path, PIL.ImageOps.exif_transpose(image))
-
-
 def open_image(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> PIL.Image.Image:
-    """A decoded image as Pillow has it, the first frame; the arguments and errors are those of `read_image`."""
+    """A decoded image as Pillow has it, the first frame; the arguments and errors are those of `read_picture`."""
     try:
         image = PIL.Image.open(io.BytesIO(data))
         pixels = image.width * image.height

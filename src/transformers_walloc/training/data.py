@@ -22,18 +22,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 from ..atomic import atomic_file, write_atomically
-from ..codec.feature_extraction_walloc import resample
+from ..media.audio import read_clip
+from ..media.pictures import read_pixels
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-
-
-def list_media(folder: str | Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files below a folder by suffix, sorted; ValueError if there are none."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    if not files:
-        raise ValueError(f"no files ending in {', '.join(suffixes)} below {folder}")
-    return files
+STEREO = 2
 
 
 class MediaCache:
@@ -85,19 +77,13 @@ def _in_threads(read: Callable[[Path], np.ndarray], files: Sequence[Path]) -> It
 
 
 def _read_image(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+    return read_pixels(str(file), file.read_bytes(), max_pixels=None)
 
 
 def _read_audio(file: Path, sampling_rate: int) -> np.ndarray:
-    import soundfile
-
-    audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    if audio.shape[1] == 1:
-        audio = np.repeat(audio, 2, axis=1)  # so that mono files batch with stereo ones
-    if rate != sampling_rate:
-        audio = resample(torch.from_numpy(audio.T), rate, sampling_rate).numpy().T
-    return (audio.clip(-1, 1) * 32767).round().astype(np.int16)
+    # All in stereo, so that mono files batch with stereo ones.
+    audio = read_clip(str(file), file.read_bytes(), sampling_rate, STEREO, max_samples=None)
+    return (audio.T.clip(-1, 1) * 32767).round().astype(np.int16)
 
 
 class RandomPieces(IterableDataset):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import safetensors.torch
 import torch
 from tqdm.auto import tqdm
@@ -22,9 +23,9 @@ from tqdm.auto import tqdm
 from ..atomic import atomic_file, atomic_folder, write_atomically
 from ..codec.entropy_tables import EntropyTables
 from ..loading import codec_path, load_codec
-from ..media.audio import read_audio
-from ..media.pictures import read_image
-from .data import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_media
+from ..media.audio import read_clip
+from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files
+from ..media.pictures import read_pixels
 from .entropy_fitting import fit_entropy_tables
 
 
@@ -84,7 +85,7 @@ def codes_of_folder(
 
     Of audio the middle `seconds` of each file are coded.
     """
-    files = list_media(folder, IMAGE_SUFFIXES if kind == "image" else AUDIO_SUFFIXES)
+    files = list_files(folder, IMAGE_SUFFIXES if kind == "image" else AUDIO_SUFFIXES)
     if count and count < len(files):
         files = [files[i * len(files) // count] for i in range(count)]
     for file in tqdm(files, desc="codes", unit="file", disable=None):
@@ -95,10 +96,11 @@ def codes_of_folder(
 
 def _signal(processor, kind: str, file: Path, seconds: float) -> torch.Tensor:
     if kind == "image":
-        image = read_image(str(file), file.read_bytes()).convert("RGB")
+        image = PIL.Image.fromarray(read_pixels(str(file), file.read_bytes(), processor.num_channels))
         return processor(image, return_tensors="pt")["pixel_values"]
-    audio, rate = read_audio(str(file), file.read_bytes(), seconds)
-    return processor(audio[: processor.feature_size], sampling_rate=rate, return_tensors="pt")["input_values"]
+    rate = processor.sampling_rate
+    clip = read_clip(str(file), file.read_bytes(), rate, processor.feature_size, seconds)
+    return processor(clip, sampling_rate=rate, return_tensors="pt")["input_values"]
 
 
 def store_tables(model, source: str | Path, out: str | Path, settings: dict) -> None:

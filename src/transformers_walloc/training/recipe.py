@@ -43,16 +43,14 @@ from ..codec.clips import normalise_clip
 from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..codec.pixels import to_8_bits
+from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files
 from .conversion import save_model_folder
 from .data import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
     AudioSegments,
     DeviceCrops,
     ImageCrops,
     MediaCache,
     RandomPieces,
-    list_media,
 )
 from .growing import grow_from, revive, transfer_network
 from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis, randomise_projection
@@ -315,9 +313,9 @@ def open_media(recipe: Recipe) -> tuple[list[MediaCache], list[float], MediaCach
     caches, shares = [], []
     for entry in recipe.train:
         folder, _, share = entry.rpartition(":") if ":" in entry else (entry, "", "1")
-        caches.append(MediaCache(list_media(folder, suffixes), recipe.kind, recipe.cache_folder))
+        caches.append(MediaCache(list_files(folder, suffixes), recipe.kind, recipe.cache_folder))
         shares.append(float(share))
-    validation_files = list_media(recipe.validation, suffixes)[: recipe.validation_files]
+    validation_files = list_files(recipe.validation, suffixes)[: recipe.validation_files]
     return caches, shares, MediaCache(validation_files, recipe.kind, recipe.cache_folder)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from transformers import AutoModel
 
@@ -19,9 +20,9 @@ from ..atomic import write_atomically
 from ..codec.feature_extraction_walloc import WallocAudioFeatureExtractor
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.symmetries import channel_symmetry, symmetric_rows
-from ..media.audio import read_audio
+from ..media.audio import read_clip
 from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_files, read_bytes
-from ..media.pictures import read_image
+from ..media.pictures import read_pixels
 
 MAX_SIDE = 1024  # pixels of an image that are looked at, from its middle
 MAX_SECONDS = 30
@@ -59,15 +60,16 @@ def read_signals(config: Any, folders: Sequence[str]) -> Iterator[torch.Tensor]:
     images = WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
     for path, _ in find_files(folders, suffixes):
         if config.num_dims == 2:
-            image = read_image(path, read_bytes(path)).convert("RGB")
-            left, top = (max(0, (side - MAX_SIDE) // 2) for side in image.size)
-            image = image.crop((left, top, min(image.width, left + MAX_SIDE), min(image.height, top + MAX_SIDE)))
+            pixels = read_pixels(path, read_bytes(path), config.num_channels)
+            top, left = (max(0, (side - MAX_SIDE) // 2) for side in pixels.shape[:2])
+            image = PIL.Image.fromarray(pixels[top : top + MAX_SIDE, left : left + MAX_SIDE])
             yield images(image, return_tensors="pt")["pixel_values"]
         else:
-            audio, rate = read_audio(path, read_bytes(path))
-            extractor = WallocAudioFeatureExtractor(hop_length=config.patch_size, sampling_rate=config.sampling_rate)
-            middle = max(0, (audio.shape[1] - MAX_SECONDS * rate) // 2)
-            clip = audio[:, middle : middle + MAX_SECONDS * rate]
+            rate = config.sampling_rate
+            clip = read_clip(path, read_bytes(path), rate, config.num_channels, MAX_SECONDS)
+            extractor = WallocAudioFeatureExtractor(
+                feature_size=config.num_channels, hop_length=config.patch_size, sampling_rate=rate
+            )
             yield extractor(clip, sampling_rate=rate, return_tensors="pt")["input_values"]
 
 

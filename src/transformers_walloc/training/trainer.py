@@ -24,13 +24,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..codec.modeling_walloc import CodecModel
-from .data import AUDIO_SUFFIXES as AUDIO_SUFFIXES
-from .data import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from .data import AudioSegments as AudioSegments
 from .data import DeviceCrops, RandomPieces
-from .data import ImageCrops as ImageCrops
-from .data import MediaCache as MediaCache
-from .data import list_media as list_media
 from .losses import forward_with, subband_error
 from .muon import Muon
 
