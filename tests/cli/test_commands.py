@@ -312,6 +312,7 @@ def test_a_codec_of_other_channels_names_the_bands_of_a_picture(here, tmp_path, 
     image = PIL.Image.fromarray(pictures()[1])
     image.putalpha(128)
     image.save("in.png")
+    capsys.readouterr()  # a bar of transformers
     fails(capsys, ["compress", "in.png", "-o", "out.walloc", "--model", str(tmp_path / "two")], "has 4 bands")
 
 
