@@ -30,7 +30,8 @@ from transformers_walloc.media.paths import list_files
 from transformers_walloc.training.data import AudioSegments, DeviceCrops, ImageCrops, MediaCache
 from transformers_walloc.training.growing import grow_from, revive
 from transformers_walloc.training.klt import SubbandStatistics, fit_klt, fit_linear_synthesis
-from transformers_walloc.training.recipe import main, make_model, parse_recipe, train_codec
+from transformers_walloc.training.recipe import main, parse_recipe, train_codec, training_arguments
+from transformers_walloc.training.start import make_model
 from transformers_walloc.training.trainer import CodecTrainer, estimated_bits, last_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_codec.py"
@@ -504,6 +505,40 @@ def test_decoder_of_the_same_shape_is_trained_on(photos, tmp_path):
     main(script_arguments(photos, tmp_path / "b", "--continue_from", str(first), "--max_steps", "1"))
     recipe = json.loads((tmp_path / "b" / "model" / "recipe.json").read_text())
     assert recipe["earlier"] == json.loads((first / "recipe.json").read_text())
+
+
+def test_a_codec_is_trained_on_as_the_help_shows_it(photos, tmp_path, capsys):
+    """By its bundled name, with the kind of decoder that it has, on the device that there is, for some time."""
+    options = "--kind image --continue_from rgb-16x --train_encoder --muon --minutes 0.01"
+    small = "--piece_size 32 --batch_size 1 --workers 0"  # and no --cpu, no --decoder_type
+    folders = ["--train", str(photos / "train"), "--validation", str(photos / "held"), "--output", str(tmp_path)]
+    main([*options.split(), *small.split(), *folders])
+    said = capsys.readouterr()
+    assert "closed form" not in said.out and "start, rgb-16x: {'psnr': 3" in said.out and "trained: " in said.out
+    bar = [line for line in said.err.replace("\r", "\n").splitlines() if "step 1" in line]
+    assert bar and "1000000" not in said.err and "%|" in bar[0]
+    trained = WallocImageModel.from_pretrained(tmp_path / "model")
+    assert trained.config.decoder_type == "restoration"
+    assert json.loads((tmp_path / "model" / "recipe.json").read_text())["decoder_type"] == "restoration"
+
+
+def test_what_the_machine_can_do_decides_where_and_in_which_precision(photos, tmp_path, monkeypatch):
+    recipe = parse_recipe(script_arguments(photos, tmp_path, "--continue_from", "rgb-16x"))
+    recipe.cpu = recipe.no_bf16 = False
+    chosen = set()
+    for has_bf16 in (True, False):
+        monkeypatch.setattr("transformers_walloc.training.recipe._has_bf16", lambda on_cpu, has=has_bf16: has)
+        arguments = training_arguments(recipe)
+        assert arguments.use_cpu is not torch.accelerator.is_available()
+        chosen.add(arguments.bf16)
+    assert chosen == {True, False}
+
+
+def test_muon_is_refused_for_a_codec_whose_network_it_is_not_for(photos, tmp_path):
+    shape = ["--decoder_hidden_size", "64", "--decoder_num_layers", "8"]
+    arguments = ["--continue_from", "rgb-16x-klt", "--muon", "--max_steps", "1", *shape]
+    with pytest.raises(ValueError, match="muon is for restoration networks"):
+        main(script_arguments(photos, tmp_path, *arguments))
 
 
 def test_a_wider_and_deeper_decoder_starts_as_the_one_that_the_codec_has(photos, tmp_path):

@@ -15,7 +15,7 @@ starts as the one that the codec has (`--encoder_from` starts a network from not
 
 On a GPU the crops of the CPU are waited for; there they are cut on it, in large batches:
 
-    walloc train --kind image --continue_from walloc/rgb-16x --train_encoder --decoder_type restoration \\
+    walloc train --kind image --continue_from walloc/rgb-16x --train_encoder \\
         --train /data/photos --validation /data/kodak --output runs/rgb-16x-2 --minutes 10 \\
         --on_device --compile --muon --batch_size 64 --learning_rate 1.5e-3 --log_floor 7e-4 --rate_weight 0.0145
 
@@ -35,14 +35,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
-from ..codec.bottleneck import decompand
 from ..codec.clips import normalise_clip
-from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
-from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..codec.pixels import to_8_bits
+from ..loading import codec_path
 from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files
 from .conversion import save_model_folder
 from .data import (
@@ -50,26 +47,16 @@ from .data import (
     DeviceCrops,
     ImageCrops,
     MediaCache,
-    RandomPieces,
 )
-from .growing import grow_from, revive, transfer_network
-from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis, randomise_projection
+from .start import make_model
 from .symmetric import keep_symmetric, make_symmetric
 from .trainer import CodecTrainer, last_checkpoint, of_first_process
 
-_SHAPE = (
-    "num_levels",
-    "wavelet",
-    "boundary",
-    "latent_channels",
-    "decoder_type",
-    "decoder_hidden_size",
-    "decoder_num_layers",
-    "decoder_kernel_size",
-    "decoder_downsampling",
-)
 # Settings of a machine, which say nothing about the codec.
 _LOCAL = ("output", "cache", "cpu", "workers", "statistics", "compile")
+
+
+_MUON = "muon is for restoration networks: residual ones have such updates as it is"
 
 
 def _option(default: Any, help: str) -> Any:
@@ -98,8 +85,10 @@ class Recipe:
     symmetric: bool = _option(
         False, "latents that can be flipped, rotated and transposed; for images and blocks that do not overlap"
     )
-    decoder_type: Literal["residual", "restoration", "linear"] = _option(
-        "residual", "network on the grid of the latents, network on the picture, or closed form alone"
+    decoder_type: Literal["residual", "restoration", "linear"] | None = _option(
+        None,
+        "network on the grid of the latents, network on the picture, or closed form alone; residual if not given, and "
+        "that of the codec with continue_from",
     )
     decoder_hidden_size: int | None = _option(None, "width of the network")
     decoder_num_layers: int | None = _option(None, "residual blocks of the network")
@@ -144,7 +133,7 @@ class Recipe:
     save_steps: int = _option(500, "steps between checkpoints")
     workers: int = _option(1, "processes that draw pieces")
     seed: int = _option(0, "of pieces, weights and noise")
-    no_bf16: bool = _option(False, "train in float32 instead of bfloat16 autocast")
+    no_bf16: bool = _option(False, "train in float32 where the machine computes in bfloat16 too")
     cpu: bool = _option(False, "train on the CPU where there is a GPU")
     on_device: bool = _option(False, "keep the pictures on the GPU and cut the crops there, instead of on the CPU")
     muon: bool = _option(False, "orthogonalised updates for a restoration network too: for large batches")
@@ -153,6 +142,8 @@ class Recipe:
     def __post_init__(self):
         if self.encoder_from and self.continue_from:
             raise ValueError("choose encoder_from (a new network) or continue_from (its own network), not both")
+        if self.decoder_type is None and not self.continue_from:
+            self.decoder_type = "residual"
         for name in ("latent_channels", "step"):
             if getattr(self, name) is None and not self.source:
                 raise ValueError(f"{name} is needed without encoder_from or continue_from")
@@ -172,8 +163,8 @@ class Recipe:
             raise ValueError("rate_weight needs train_encoder: a frozen encoder has the rate that it has")
         if self.on_device and not self.is_image:
             raise ValueError("on_device is for images: audio is cut on the CPU")
-        if self.muon and self.decoder_type != "restoration":
-            raise ValueError("muon is for restoration networks: residual ones have such updates as it is")
+        if self.muon and self.decoder_type not in ("restoration", None):
+            raise ValueError(_MUON)
         if self.rate_weight < 0:
             raise ValueError(f"rate_weight is {self.rate_weight}; it must not be negative")
 
@@ -241,10 +232,12 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
     if recipe.max_steps == 0:
         if training.process_index == 0:
             metrics = validate(model, validation)
-            print("closed form:", metrics)
+            print(f"{_start_of(recipe)}:", metrics)
             export(model, recipe)
             return metrics
         return {}
+    if recipe.muon and model.config.decoder_type != "restoration":
+        raise ValueError(_MUON)
     model.encoder.requires_grad_(recipe.train_encoder)
     keep_symmetric(model)
     dataset: Any = pieces
@@ -265,7 +258,7 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
         muon_network=recipe.muon,
     )
     if checkpoint is None and trainer.is_world_process_zero():
-        print("closed form:", validate(model, validation), flush=True)
+        print(f"{_start_of(recipe)}:", validate(model, validation), flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {}
     if trainer.is_world_process_zero():
@@ -277,7 +270,16 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
     return metrics
 
 
+def _start_of(recipe: Recipe) -> str:
+    """What the untrained codec is called."""
+    if recipe.continue_from:
+        return f"start, {recipe.continue_from}"
+    return f"start, {recipe.source} without its network" if recipe.source else "closed form"
+
+
 def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """Those of `Trainer` for a recipe, on what this machine has."""
+    on_cpu = recipe.cpu or not torch.accelerator.is_available()
     return TrainingArguments(
         output_dir=recipe.output,
         max_steps=recipe.max_steps,
@@ -287,8 +289,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         weight_decay=0.0,
         max_grad_norm=0.5,
         warmup_steps=200,
-        bf16=not recipe.no_bf16,
-        use_cpu=recipe.cpu,
+        bf16=not recipe.no_bf16 and _has_bf16(on_cpu),
+        use_cpu=on_cpu,
         eval_strategy="steps",
         eval_steps=recipe.eval_steps,
         save_steps=recipe.save_steps,
@@ -301,10 +303,17 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         ignore_data_skip=True,
         torch_compile=recipe.compile,
         logging_nan_inf_filter=not recipe.on_device,  # it waits for the device at every step
-        ddp_backend="gloo" if recipe.cpu and "RANK" in os.environ else None,
+        ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
         ddp_find_unused_parameters=False,
         ddp_timeout=6 * 3600,  # the other processes wait while the first one prepares the data and evaluates
     )
+
+
+def _has_bf16(on_cpu: bool) -> bool:
+    """Whether the device computes in bfloat16, and does not imitate it slowly."""
+    if on_cpu:
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def open_media(recipe: Recipe) -> tuple[list[MediaCache], list[float], MediaCache]:
@@ -325,9 +334,11 @@ def export(model, recipe: Recipe) -> None:
     make_symmetric(model)
     settings = {name: value for name, value in asdict(recipe).items() if name not in _LOCAL}
     settings |= {"train": [Path(entry).name for entry in recipe.train], "validation": Path(recipe.validation).name}
-    if recipe.source and Path(recipe.source).is_dir():
-        settings["encoder_from" if recipe.encoder_from else "continue_from"] = Path(recipe.source).name
-        earlier = Path(recipe.source) / "recipe.json"
+    settings["decoder_type"] = model.config.decoder_type
+    source = Path(codec_path(recipe.source)) if recipe.source else None
+    if source and source.is_dir():
+        settings["encoder_from" if recipe.encoder_from else "continue_from"] = source.name
+        earlier = source / "recipe.json"
         if earlier.exists():
             settings["earlier"] = json.loads(earlier.read_text())
     save_model_folder(
@@ -337,93 +348,6 @@ def export(model, recipe: Recipe) -> None:
         overwrite=True,
         documents={"recipe.json": json.dumps(settings, indent=2) + "\n"},
     )
-
-
-def make_model(recipe: Recipe, pieces: RandomPieces, fit: bool = True) -> WallocImageModel | WallocAudioModel:
-    """A model that starts at the closed form of the training data, or at another model.
-
-    Of the other model the encoder stays, unless it is trained, too.
-
-    Args:
-        pieces: signals for the closed form, for the scales of a new network, and for finding units that are silent.
-        fit: whether to fit it; otherwise the weights that depend on the data are left for a checkpoint to fill in.
-
-    Raises:
-        ValueError: the other model has no linear synthesis, another number of channels, or a network that is larger.
-    """
-    model_class = WallocImageModel if recipe.is_image else WallocAudioModel
-    config_class = WallocImageConfig if recipe.is_image else WallocAudioConfig
-    shape = {name: value for name in _SHAPE if (value := getattr(recipe, name)) is not None}
-    if not recipe.source:
-        model: Any = model_class(config_class(**shape))
-        if fit and recipe.step is not None:
-            statistics = collect_statistics(recipe, model.config, pieces)
-            fit_klt(model, statistics, recipe.step, symmetric=recipe.symmetric)
-            if recipe.random_rows:
-                randomise_projection(model, statistics)
-        _take_network(model, recipe, model_class)
-        return model
-
-    source = model_class.from_pretrained(recipe.source, dtype=torch.float32)
-    if source.config.decoder_type not in ("residual", "restoration", "linear"):
-        raise ValueError(
-            f"{recipe.source} has the decoder {source.config.decoder_type!r}, which has no linear synthesis to start "
-            "from; valid: residual, restoration, linear"
-        )
-    if recipe.latent_channels not in (None, source.config.latent_channels):
-        raise ValueError(
-            f"latent_channels is {recipe.latent_channels}; {recipe.source} has {source.config.latent_channels}"
-        )
-    model = model_class(config_class.from_dict({**source.config.to_dict(), **shape}))
-    model.encoder.load_state_dict(source.encoder.state_dict())
-    if source.entropy_tables is not None:
-        model.entropy_tables.copy_(source.entropy_tables)
-    if source.config.latent_fingerprint not in (None, model.fingerprint()):
-        raise ValueError(f"the encoder of {recipe.source} is not stored in float32: its codes would change")
-    if recipe.continue_from:
-        grow_from(model.decoder, source.decoder)
-    else:
-        model.decoder.linear.load_state_dict(source.decoder.linear.state_dict())
-        if source.config.decoder_type != "linear":
-            print(f"the network of {recipe.source} is left out, a new one starts; continue_from would train it on")
-        _take_network(model, recipe, model_class)
-    if not fit:
-        return model
-    if recipe.refit_linear:
-        fit_linear_synthesis(model, collect_statistics(recipe, model.config, pieces))
-    if model.config.decoder_type == "residual":
-        if recipe.continue_from:
-            with torch.no_grad():
-                codes = model.quantize(model.encode(_some_pieces(pieces, 32))[0])
-                revived = revive(model.decoder, decompand(codes, model.config.latent_bits))
-            print(f"units of the decoder that were silent and start anew: {revived}")
-        else:
-            fit_decoder_scales(model, collect_statistics(recipe, model.config, pieces))
-    return model
-
-
-def _take_network(model: Any, recipe: Recipe, model_class: Any) -> None:
-    if recipe.network_from:
-        transfer_network(model.decoder, model_class.from_pretrained(recipe.network_from, dtype=torch.float32).decoder)
-
-
-def collect_statistics(recipe: Recipe, config: WallocConfig, pieces: RandomPieces) -> SubbandStatistics:
-    """Of the file that `recipe.statistics` names, or of random pieces."""
-    if recipe.statistics and Path(recipe.statistics).exists():
-        return SubbandStatistics.load(recipe.statistics, config)
-    statistics = SubbandStatistics(config)
-    stream = iter(pieces)
-    for _ in tqdm(range(recipe.klt_draws), desc="statistics of the subbands", unit="piece"):
-        (piece,) = next(stream).values()
-        statistics.update(piece[None])
-    if recipe.statistics:
-        statistics.save(recipe.statistics)
-    return statistics
-
-
-def _some_pieces(pieces: RandomPieces, count: int) -> torch.Tensor:
-    stream = iter(pieces)
-    return torch.stack([next(iter(next(stream).values())) for _ in range(count)])
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

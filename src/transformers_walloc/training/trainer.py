@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_callback import ExportableState, ProgressCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -86,6 +87,9 @@ class CodecTrainer(Trainer):
         self.average = _WeightAverage(self.unwrapped)
         self.add_callback(self.clock)
         self.add_callback(self.average)
+        if time_budget and not self.args.disable_tqdm:
+            self.pop_callback(ProgressCallback)
+            self.add_callback(_Bar(self))
 
     @property
     def unwrapped(self) -> CodecModel:
@@ -307,6 +311,24 @@ class _Clock(TrainerCallback, ExportableState):
     def load(self, state: TrainerState):
         callbacks: Any = state.stateful_callbacks  # a dictionary of states, when read from a file
         self.used = callbacks["_Clock"]["attributes"]["used"]
+
+
+class _Bar(ProgressCallback):
+    """A bar of the share that is done, whatever ends first, time or steps: Trainer's own counts steps alone."""
+
+    def __init__(self, trainer: CodecTrainer):
+        super().__init__()
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            shown = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+            self.training_bar = tqdm(total=100, bar_format=shown, dynamic_ncols=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.training_bar is not None:
+            self.training_bar.set_postfix_str(f"step {state.global_step:,}", refresh=False)
+            self.training_bar.update(100 * self.trainer.progress - self.training_bar.n)
 
 
 class _WeightAverage(TrainerCallback):
