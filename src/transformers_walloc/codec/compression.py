@@ -325,10 +325,12 @@ def _read(
 ) -> Iterator[tuple[Header, np.ndarray]]:
     """Headers and codes (latent_channels, *grid), one file at a time."""
     tables, identity = tables_from_buffer(model.entropy_tables, model.config.latent_channels)
-    fingerprint = model.fingerprint()
+    own: set[str] = set()  # fingerprints
     for blob in [blobs] if isinstance(blobs, bytes) else blobs:
         header, payload = unpack(blob, max_pixels, max_samples)
-        _check_codec(model, header, fingerprint, identity)
+        if header.fingerprint not in own and model.reads(header.fingerprint):
+            own.add(header.fingerprint)
+        _check_codec(model, header, header.fingerprint in own, identity)
         check_memory(header, model.config, decode, max_memory)
         check_payload(payload, header, tables)
         codes = np.zeros(header.latent_shape, np.int8)
@@ -345,7 +347,7 @@ def _read(
         yield header, codes
 
 
-def _check_codec(model: "EncodingModel", header: Header, fingerprint: str, tables: str) -> None:
+def _check_codec(model: "EncodingModel", header: Header, reads: bool, tables: str) -> None:
     config = model.config
     own_name, name = codec_name(config._name_or_path), header.codec
     kind = _kind(config)
@@ -354,10 +356,10 @@ def _check_codec(model: "EncodingModel", header: Header, fingerprint: str, table
             f"the file holds {header.kind} of codec {name or header.fingerprint!r}; {own_name!r} is for {kind}: load "
             "the codec that the file names"
         )
-    if header.fingerprint != fingerprint:
+    if not reads:
         raise WallocCodecMismatchError(
             f"the file was written by codec {name or 'without a name'!r} (latents {header.fingerprint}), this model is "
-            f"{own_name!r} (latents {fingerprint}): load the codec that wrote it, at the same revision"
+            f"{own_name!r} (latents {model.fingerprint()}): load the codec that wrote it, at the same revision"
         )
     for field in ("num_channels", "num_levels", "latent_channels", "latent_bits", "encoder_padding"):
         if getattr(header, field) != getattr(config, field):

@@ -60,6 +60,8 @@ class WallocConfig(PreTrainedConfig):
             audio codecs have 129.
         entropy_tables_size (`int`): bytes of the fitted probability tables that the checkpoint carries; 0 for none.
         latent_fingerprint (`str`, *optional*): identifies the meaning of the codes, written by `save_pretrained`.
+        rounded_fingerprints (`list[str]`, *optional*): those that the weights would have if they were rounded to
+            half precision, written by `save_pretrained`.
         latents_mean (`list[float]`, *optional*): mean of each latent channel over the corpus that the codec was trained
             on, on the scale of the companded latents that `encode` returns.
         latents_std (`list[float]`, *optional*): standard deviation of each latent channel there, on the same scale.
@@ -87,6 +89,7 @@ class WallocConfig(PreTrainedConfig):
     post_filter_size: int = 0
     entropy_tables_size: int = 0
     latent_fingerprint: str | None = None
+    rounded_fingerprints: list[str] | None = None
     latents_mean: list[float] | None = None
     latents_std: list[float] | None = None
     latent_symmetry: dict | None = None
@@ -133,6 +136,10 @@ class WallocConfig(PreTrainedConfig):
                 f"the checkpoint is a {reprlib.repr(found)}, which {cls.__name__} ({cls.model_type!r}) cannot read: "
                 f"load it with {load}"
             )
+        stored = str(config_dict.get("dtype") or config_dict.get("torch_dtype")).removeprefix("torch.")
+        if stored in ("float16", "bfloat16") and config_dict.get("rounded_fingerprints") is None:
+            # Earlier versions did not look at weights of half precision: nobody vouches for `latent_fingerprint`.
+            config_dict = {**config_dict, "rounded_fingerprints": []}
         try:
             return super().from_dict(config_dict, **kwargs)
         except (StrictDataclassError, AttributeError, TypeError) as error:  # of fields that all models have
@@ -164,10 +171,16 @@ class WallocConfig(PreTrainedConfig):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {reprlib.repr(getattr(self, name))}; valid: its name")
         check_wavelet(self.wavelet, self.boundary)
-        fingerprint = self.latent_fingerprint
+        fingerprint, rounded = self.latent_fingerprint, self.rounded_fingerprints
         if fingerprint is not None and not re.fullmatch("[0-9a-f]{16}", str(fingerprint)):
             raise ValueError(
                 f"latent_fingerprint is {reprlib.repr(fingerprint)}; valid: 16 hexadecimal digits, or None"
+            )
+        if rounded is not None and not (
+            isinstance(rounded, list | tuple) and all(re.fullmatch("[0-9a-f]{16}", str(each)) for each in rounded)
+        ):
+            raise ValueError(
+                f"rounded_fingerprints is {reprlib.repr(rounded)}; valid: a list of 16 hexadecimal digits each, or None"
             )
         self._check_statistics()
         check_symmetry(self)

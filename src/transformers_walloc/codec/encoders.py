@@ -19,7 +19,7 @@ from .compression import as_floats, audio_sizes, compress, decompress_codes, ima
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
 from .decoders import LinearDecoder, PostFilter, ResidualDecoder, RestorationNetwork
 from .entropy_coding import EntropyTables
-from .identity import latent_fingerprint, tables_from_buffer, tables_to_bytes
+from .identity import IdentityMixin, tables_from_buffer, tables_to_bytes
 from .layers import is_pointwise, pointwise, pointwise_layer
 from .limits import MAX_MEMORY
 from .outputs import WallocEncoderOutput
@@ -107,6 +107,8 @@ class WallocPreTrainedModel(PreTrainedModel):
         if not ignore_mismatched_sizes:
             check_fit(str(path), info)
         check_weights(str(path), model)
+        if isinstance(model, EncodingModel):
+            model.recall_identity()
         return (model, info) if output_loading_info else model
 
     @torch.no_grad()
@@ -139,8 +141,10 @@ class WallocPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.head.weight)
 
 
-class EncodingModel(WallocPreTrainedModel):
+class EncodingModel(IdentityMixin, WallocPreTrainedModel):
     """What encoder-only and full models of all signals share."""
+
+    encoder: WallocEncoder
 
     def __init__(self, config: WallocConfig):
         # By model type: transformers loads a folder's own code once for the configuration and once for the model, and
@@ -172,17 +176,6 @@ class EncodingModel(WallocPreTrainedModel):
         check_finite(latents, "latents")
         limit = int(latent_limit(self.config.latent_bits))
         return torch.round(latents.float() / step).clamp(-limit, limit).to(code_dtype(self.config.latent_bits))
-
-    def fingerprint(self) -> str:
-        """Identifies what codes of this model mean: 16 hexadecimal digits over the encoder and its configuration.
-
-        Codecs with equal fingerprints read each other's codes; the decoder network is left out, so that a better one
-        for the same encoder opens older files.
-        """
-        weights = list(self.encoder.parameters())
-        if self.config.latent_fingerprint and any(w.dtype not in (torch.float32, torch.float64) for w in weights):
-            return self.config.latent_fingerprint  # of the weights before they were rounded to half precision
-        return latent_fingerprint(self.config, weights)
 
     def decompress_codes(
         self,
@@ -227,7 +220,7 @@ class EncodingModel(WallocPreTrainedModel):
                 "flipped or rotated. training.symmetric.keep_symmetric, called before the training, keeps it."
             )
             self.config.latent_symmetry = None
-        self.config.latent_fingerprint = self.fingerprint()
+        self.state_identity()
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def check_signal(self, x: torch.Tensor) -> None:

@@ -1,31 +1,123 @@
-"""What ties a .walloc file to a codec: its name, the fingerprint of its encoder, its entropy tables."""
+"""What ties a .walloc file to a codec: its name, the fingerprint of its encoder, its entropy tables.
+
+A fingerprint is a hash of the weights that make the codes. Rounding them to half precision changes the hash, and hardly
+the codes, so a checkpoint also carries the hashes of its weights' roundings: whatever the precision that it is stored
+or loaded in, weights with one of these hashes are the codec, and all others are another one.
+"""
 
 import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from .bitstream import MAX_CODEC_BYTES, tables_id
 from .configuration_walloc import WallocConfig
 from .entropy_coding import EntropyTables
+from .layers import is_foreign
 
 # Fields that give codes their meaning, beside the weights of the encoder.
 _FIELDS = ("num_dims", "num_channels", "num_levels", "latent_channels", "latent_bits", "wavelet", "boundary")
 
 
-def latent_fingerprint(config: WallocConfig, weights: Iterable[torch.Tensor]) -> str:
-    """16 hexadecimal digits over the weights of an encoder, as float32, and the fields that codes depend on."""
-    fields = [getattr(config, name) for name in (*_FIELDS, "encoder_padding")]
+class IdentityMixin:
+    """`fingerprint` of models with an `encoder`, and which files they read."""
+
+    config: WallocConfig
+    encoder: nn.Module
+    # Fingerprints of a checkpoint of an earlier version: of its weights, and what it called itself in files.
+    _earlier: tuple[str, str] | None = None
+
+    def fingerprint(self) -> str:
+        """Identifies what codes of this model mean: 16 hexadecimal digits over the encoder and its configuration.
+
+        Codecs with equal fingerprints read each other's codes; the decoder network is left out, so that a better one
+        for the same encoder opens older files. Of a codec in half precision it is that of the weights before rounding.
+        """
+        own = self._own_fingerprint()
+        stated = self.config.latent_fingerprint
+        return stated if stated is not None and own in (self.config.rounded_fingerprints or ()) else own
+
+    def reads(self, fingerprint: str) -> bool:
+        """Whether codes that were written with a fingerprint mean the same to this model."""
+        own = self._own_fingerprint()
+        return fingerprint in (own, self.fingerprint()) or (own, fingerprint) == self._earlier
+
+    def recall_identity(self) -> None:
+        """Complete the configuration of a checkpoint that has just been loaded, if an earlier version wrote it.
+
+        Those stated the fingerprint of the codec alone. If they stored the weights in float32, it is that of the
+        weights. If not, the weights may have been trained since: files with that fingerprint are read, but not written.
+        """
+        config, weights = self.config, self._weights()
+        stated = config.latent_fingerprint
+        if stated is None or config.rounded_fingerprints or any(weight.is_meta for weight in weights):
+            return
+        own = self._own_fingerprint()
+        if own == stated:
+            config.rounded_fingerprints = rounded_fingerprints(config, weights)
+        elif _are_rounded(weights):
+            if config.rounded_fingerprints is None:
+                config.rounded_fingerprints = [own]
+            else:
+                self._earlier = own, stated
+
+    def state_identity(self) -> None:
+        """Write the fingerprints of the weights into the configuration."""
+        config, fingerprint = self.config, self.fingerprint()
+        known = {*(config.rounded_fingerprints or ())} if fingerprint == config.latent_fingerprint else set()
+        known.update(rounded_fingerprints(config, self._weights()))
+        config.latent_fingerprint, config.rounded_fingerprints = fingerprint, sorted(known - {fingerprint})
+
+    def _own_fingerprint(self) -> str:
+        foreign = [f"{type(m).__module__}.{type(m).__qualname__}" for m in self.encoder.modules() if is_foreign(m)]
+        return latent_fingerprint(self.config, self._weights(), foreign)
+
+    def _weights(self) -> list[torch.Tensor]:
+        """Of the encoder, on whatever device they are, or fetched if accelerate keeps them elsewhere."""
+        weights: list[torch.Tensor] = []
+        for module in self.encoder.modules():
+            if not hasattr(module, "_hf_hook"):
+                weights += module.parameters(recurse=False)
+                continue
+            from accelerate.utils import align_module_device
+
+            with align_module_device(module):
+                weights += [weight.detach().cpu() for weight in module.parameters(recurse=False)]
+        return weights
+
+
+def latent_fingerprint(config: WallocConfig, weights: Iterable[torch.Tensor], foreign: Sequence[str] = ()) -> str:
+    """16 hexadecimal digits over the weights of an encoder, as float32, and the fields that codes depend on.
+
+    Args:
+        foreign: classes of layers that do something else with the weights.
+    """
+    fields = [getattr(config, name) for name in (*_FIELDS, "encoder_padding")] + list(foreign)
     digest = hashlib.sha256(json.dumps(fields).encode())
     for weight in weights:
         digest.update(weight.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes())
     return digest.hexdigest()[:16]
+
+
+def rounded_fingerprints(config: WallocConfig, weights: Sequence[torch.Tensor]) -> list[str]:
+    """The fingerprints of what half precision, and one kind of it after the other, makes of the weights."""
+    halves = torch.float16, torch.bfloat16
+    ways = [(first, second) for first in halves for second in halves]
+    rounded = ([weight.detach().to(first).to(second) for weight in weights] for first, second in ways)
+    return sorted({latent_fingerprint(config, each) for each in rounded})
+
+
+def _are_rounded(weights: Iterable[torch.Tensor]) -> bool:
+    """Whether the weights have been stored in half precision."""
+    wide = [weight.detach().float() for weight in weights]
+    return any(all(torch.equal(w, w.to(half).float()) for w in wide) for half in (torch.float16, torch.bfloat16))
 
 
 def codec_name(name_or_path: str | os.PathLike | None) -> str:

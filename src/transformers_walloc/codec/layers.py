@@ -53,6 +53,11 @@ def is_plain(module: nn.Module) -> bool:
     return all(_is_plain(part) for part in module.modules())
 
 
+def is_foreign(module: nn.Module) -> bool:
+    """Whether a module is of a class that codecs are not made of, so that it may use weights in a way of its own."""
+    return not _is_own(module) and type(module).__name__ != "OptimizedModule"  # of torch.compile
+
+
 def is_pointwise(module: nn.Module) -> TypeGuard[Convolution]:
     """Whether a module is a plain convolution of kernel 1: at every position the product with its weight."""
     return (
@@ -114,11 +119,13 @@ def pointwise(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return functional_call(layer, {name: weight.float() for name, weight in other.items()}, (x.float(),))
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _is_own(module: nn.Module) -> bool:
     kind = type(module)
-    if kind not in _CONVOLUTIONS.values() and not f"{kind.__module__}.".startswith(_OWN_MODULES):
-        return False
-    if "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS):
+    return kind in _CONVOLUTIONS.values() or f"{kind.__module__}.".startswith(_OWN_MODULES)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if not _is_own(module) or "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS):
         return False
     return all(type(weight) in (nn.Parameter, torch.Tensor) for weight in module.parameters(recurse=False))
 

@@ -171,9 +171,9 @@ class RowReader:
         self._source = codec
         if isinstance(codec, str):
             self.config = WallocImageConfig.from_pretrained(codec)
-            self.fingerprint = self.config.latent_fingerprint or self._encoder().fingerprint()
+            self._read = {self.config.latent_fingerprint}
         else:
-            self.config, self.fingerprint = codec.config, codec.fingerprint()
+            self.config, self._read = codec.config, {codec.fingerprint()}
 
     def batch(self, rows: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
         """`codes` of rows; files are decoded together, by as many threads as torch has."""
@@ -207,11 +207,13 @@ class RowReader:
 
     def _check(self, row: dict[str, Any]) -> None:
         name, _, fingerprint = row["codec"].rpartition(":")
-        if fingerprint != self.fingerprint:
-            raise ValueError(
-                f"the latents were written by codec {name!r} ({fingerprint}), this is "
-                f"{codec_name(self.config.name_or_path)!r} ({self.fingerprint})"
-            )
+        if fingerprint not in self._read:
+            if not self._encoder().reads(fingerprint):
+                raise ValueError(
+                    f"the latents were written by codec {name!r} ({fingerprint}), this is "
+                    f"{codec_name(self.config.name_or_path)!r} ({self._encoder().fingerprint()})"
+                )
+            self._read.add(fingerprint)
         _check_storage(row["storage"])
 
     def _encoder(self) -> WallocImageEncoder | WallocImageModel:
