@@ -31,9 +31,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from research.pages import RESULTS
+from research.readers.pictures import Ways
 from research.readers.scores import load_study, save_study, summarise
-from transformers_walloc import WallocImageModel, WallocImageProcessor
-from transformers_walloc.codec.decoders import LinearDecoder
 
 STORE = RESULTS / "readers_documents.json"
 FIELDS = {"company": 90, "date": 100, "address": 90, "total": 100}  # percent of letters in place that count as found
@@ -73,7 +72,7 @@ def main(argv=None) -> int:
     order = sorted(range(len(names)), key=lambda i: int(f"{i:07b}"[::-1], 2))
     chosen = [names[i] for i in order[: args.pages]]
     study = load_study(STORE, "PP-OCR, test receipts of SROIE")
-    read, ways = reader(args.threads), Ways()
+    read, ways = reader(args.threads), Ways(CODECS)
     for name in tqdm(chosen, unit="page", mininterval=5):
         page = Image.open(next((args.data / "images").glob(f"{name}.*"))).convert("RGB")
         for condition in args.conditions:
@@ -119,50 +118,6 @@ def score(text: str, answers: dict[str, str]) -> dict[str, float]:
 def letters(text: str) -> str:
     """Letters and digits in capitals, and the points between digits, which tell 1.00 from 100."""
     return re.sub(r"(?<!\d)\.|\.(?!\d)", "", re.sub(r"[^A-Z0-9.]", "", text.upper()))
-
-
-class Ways:
-    """Pages as each condition shows them."""
-
-    def __init__(self):
-        self.models: dict[str, WallocImageModel] = {}
-        self.processor = WallocImageProcessor()
-
-    def key(self, condition: str) -> str:
-        """What the result of a condition depends on beside the page: which weights."""
-        way, _, dr = condition.partition("-")
-        if way in ("original", "resize"):
-            return way
-        model = self.model(CODECS[way][int(dr)][0], way == "linear")
-        decoder = sum(float(p.double().abs().sum()) for p in model.decoder.parameters())
-        return f"{model.fingerprint()}:{decoder:.6e}"
-
-    def model(self, name: str, linear: bool) -> WallocImageModel:
-        key = f"{name}@linear" if linear else name
-        if key not in self.models:
-            model = WallocImageModel.from_pretrained(f"walloc/{name}").eval()
-            if linear:
-                synthesis, model.decoder = model.decoder.linear, LinearDecoder(model.config)
-                model.decoder.linear = synthesis
-            self.models[key] = model
-        return self.models[key]
-
-    @torch.inference_mode()
-    def view(self, page: Image.Image, condition: str) -> Image.Image:
-        way, _, dr = condition.partition("-")
-        if way == "original":
-            return page
-        if way == "resize":
-            small = [max(1, round(size / int(dr) ** 0.5)) for size in page.size]
-            return page.resize(small, Image.Resampling.LANCZOS).resize(page.size, Image.Resampling.BICUBIC)
-        name, channels = CODECS[way][int(dr)]
-        model, inputs = self.model(name, way == "linear"), self.processor(page, return_tensors="pt")
-        codes = model.quantize(model.encode(inputs["pixel_values"]).latents)
-        codes[:, channels:] = 0
-        pixels = model.decode(codes).pixel_values
-        (decoded,) = self.processor.post_process(pixels, original_sizes=inputs["original_sizes"])
-        assert isinstance(decoded, Image.Image)  # not an array, as codecs of other than 1 or 3 channels give
-        return decoded
 
 
 if __name__ == "__main__":

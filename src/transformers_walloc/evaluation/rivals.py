@@ -82,8 +82,7 @@ def same_size(
     Returns:
         The largest file where all are smaller.
     """
-    low, high = 0, len(settings) - 1
-    best = settings[high], encode(**settings[high])
+    low, high, best = 0, len(settings) - 1, None
     while low < high:
         middle = (low + high) // 2
         blob = encode(**settings[middle])
@@ -91,7 +90,7 @@ def same_size(
             high, best = middle, (settings[middle], blob)
         else:
             low = middle + 1
-    return best
+    return best or (settings[high], encode(**settings[high]))
 
 
 class ImageFormat(Codec):
