@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .latents.values import LatentView, latent_values, latent_windows
     from .latents.writing import write_latent_dataset
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # the one place; CHANGELOG.md names it first
 
 __all__ = [
     "LatentAugmentation",

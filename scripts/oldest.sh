@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Try the oldest versions that pyproject.toml allows, in an environment of their own: bash scripts/oldest.sh
+#
+# PYTHON should be the oldest Python as well. Tests of codecs and latents run; those of extras that need newer versions
+# (ONNX) do not.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+VENV="${WALLOC_VENV:-build/oldest}"
+[ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"
+# The lower bounds of the dependencies, as they stand in pyproject.toml.
+sed -nE '/^dependencies = \[/,/^\]/s/^ *"([A-Za-z0-9_.-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml > "$VENV/oldest.txt"
+cat "$VENV/oldest.txt"
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c "$VENV/oldest.txt" -e '.[audio]' \
+    pytest hypothesis scikit-image PyWavelets datasets
+"$VENV/bin/python" -m research.smoke
+"$VENV/bin/python" -m pytest -q tests/codec tests/latents/test_values.py tests/latents/test_folding.py \
+    tests/latents/test_symmetries.py
