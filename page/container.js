@@ -1,4 +1,4 @@
-// The .walloc container of images: docs/format.md describes it, bitstream.py is the reference.
+// The .walloc container of images: docs/concepts/format.md describes it, bitstream.py is the reference.
 
 const MAGIC = [0x89, 0x57, 0x4c, 0x43];
 const HAS_STEP = 1;

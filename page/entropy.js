@@ -1,4 +1,4 @@
-// The entropy coder of .walloc files: docs/entropy_coding.md describes it, entropy_coding.py is the reference.
+// The entropy coder of .walloc files: docs/concepts/entropy_coding.md describes it, entropy_coding.py is the reference.
 //
 // All sums are integers below 2**24, so doubles hold them exactly and the bytes equal Python's.
 

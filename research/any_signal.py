@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Codecs fitted in closed form to several kinds of signals, beside lossless formats: the table of docs/any_signal.md.
+"""Codecs fitted in closed form to several kinds of signals, beside lossless formats: for docs/guides/own_signal.md.
 
     python -m research.any_signal [--music DIR]
     python -m research.any_signal --speed PHOTOS        # time of a fit to 500 pictures of a megapixel

@@ -14,14 +14,12 @@ from pathlib import Path
 from research import learning_curves, pages
 from research.cards import write_card
 from transformers_walloc.atomic import write_atomically
+from transformers_walloc.evaluation.rivals import AUDIO_FORMATS, IMAGE_FORMATS
 from transformers_walloc.evaluation.tables import (
     TITLES,
-    UNIT,
     cell,
     described,
     table,
-    threads_of,
-    throughput,
     to_markdown,
 )
 
@@ -34,9 +32,16 @@ SECTIONS = {
     "curves_image": "Rate and distortion, images",
     "curves_audio": "Rate and distortion, stereo audio",
 }
-README_TABLES = {
-    "table1": ("dimensionality_reduction", "compression_ratio", "psnr", "ms_ssim"),
-    "table2": ("dimensionality_reduction", "compression_ratio", "psnr", "ssdr", "srdr"),
+FORMATS = IMAGE_FORMATS | AUDIO_FORMATS
+# The codecs of README.md, and when to take each.
+CHECKPOINTS = {
+    "rgb-16x": "documents, screenshots, aerial images; the default",
+    "rgb-4x": "fine texture; in place of shrinking by half",
+    "rgb-f16c48": "flips, crops and exact folds on stored latents",
+    "rgb-f16c192": "the same with fine texture",
+    "rgb-f16c12": "the same, and very few numbers",
+    "stereo-20x": "music in the fewest numbers; the default",
+    "stereo-5x": "music at a higher quality",
 }
 
 
@@ -75,25 +80,26 @@ def results_page() -> str:
 
 
 def readme_table() -> str:
-    """Our codecs, their closed form, the formats at the same size and the original: what a reader wants first."""
-    parts, machine = [], None
-    for name, columns in README_TABLES.items():
-        result = pages.load(name)
-        if result is None:
+    """The codecs that a reader chooses from, each beside what it stands in for at as many numbers or bytes."""
+    header = ["name", "DR", "one latent", "PSNR dB", "resized, same DR", "format, same size", "files", "take it for"]
+    lines = []
+    for name, use in CHECKPOINTS.items():
+        result = pages.load("table1" if name.startswith("rgb") else "table2")
+        rows = {row["codec"]: row for row in result["rows"]} if result else {}
+        if name not in rows:
             continue
-        kind, machine = result["kind"], machine or result["machine"]
-        header = ["", *(TITLES[c][0] for c in columns), f"encode {UNIT[kind]}", f"decode {UNIT[kind]}"]
-        lines = []
-        for row in result["rows"]:
-            if not row["codec"].startswith(("rgb-", "stereo-", "original-")) and "@like=" not in row["codec"]:
-                continue
-            known = [cell(row, c) for c in columns]
-            speed = [throughput(row, kind, ("encode",)), throughput(row, kind, ("decode",))]
-            lines.append([f"`{row['codec']}`", *known, *speed])
-        parts += [f"{result['data']['name']}, {len(result['data']['files'])} files:", table(header, lines)]
-    if machine is not None:
-        parts.append(f"{machine['processor']}, {threads_of(machine)}. All tables: [docs/results.md](docs/results.md).")
-    return "\n\n".join(parts)
+        config = json.loads((pages.ROOT / "model_cards" / name / "config.json").read_text())
+        side, channels = 2 ** config["num_levels"], config["latent_channels"]
+        span = f"{channels} numbers for {f'{side} x {side} pixels' if name.startswith('rgb') else f'{side} samples'}"
+        reduction = rows[name]["dimensionality_reduction"]
+        resized = rows.get(f"resize@factor={reduction**0.5:g}") if result["kind"] == "image" else None
+        formats = [row for codec, row in rows.items() if codec.endswith(f"@like={name}")]
+        best = max(formats, key=lambda row: row["psnr"], default=None)
+        rival = f"{cell(best, 'psnr')} ({FORMATS[best['codec'].partition('@')[0]].title})" if best else ""
+        smaller = f"{rows[name]['compression_ratio']:.0f}x smaller"
+        known = [f"`{name}`", f"{reduction:.3g}", span, cell(rows[name], "psnr")]
+        lines.append([*known, cell(resized, "psnr") if resized else "", rival, smaller, use])
+    return table(header, lines)
 
 
 def field_table(field: dict, measured: dict | None) -> str:

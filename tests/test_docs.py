@@ -1,4 +1,4 @@
-"""The Python snippets of README.md and docs/ run as they stand, each file's in order, in an empty folder."""
+"""The Python snippets of README.md and docs/ run as they stand, each file's in order; links lead somewhere."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import torch
 from codec_fixtures import sound
 
 ROOT = Path(__file__).parents[1]
-PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.is_file()]
+PAGES = [ROOT / "README.md", ROOT / "SKILL.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # A comment <!-- no-test --> in front of a block leaves it out.
 BLOCK = re.compile(r"^(?P<skip><!-- no-test -->\n+)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -47,7 +47,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.stem)
 def test_snippets(page, folder):
     blocks = snippets(page)
     if page.name == "original.md":
@@ -86,6 +86,27 @@ def save_as_the_original_does(name: str) -> None:
     torch.save({"model_state_dict": weights}, f"{name}.pth")
     settings = {"channels": 3, "J": 3, "Ne": None, "Nd": 32, "latent_dim": 12, "latent_bits": 8}
     Path(f"{name}.json").write_text(json.dumps({**settings, "lightweight_encode": True, "learning_rate": 1e-3}))
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("[A-Z]*.md"))], ids=lambda page: page.stem)
+def test_links(page):
+    """Pages, pictures and sections that are named exist; the site's own build does not look at pictures."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, section = target.partition("#")
+        if "://" in target:
+            continue
+        named = page.parent / file if file else page
+        assert named.exists(), f"{page.name} names {target}"
+        if section:
+            headings = re.findall(r"^#+ (.+)$", named.read_text(encoding="utf-8"), re.MULTILINE)
+            assert section in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings}, target
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = re.findall(r'= "([\w/]+\.md)" }', (ROOT / "zensical.toml").read_text())
+    pages = [str(page.relative_to(ROOT / "docs")) for page in sorted((ROOT / "docs").rglob("*.md"))]
+    assert sorted(navigation) == sorted(pages)
 
 
 def test_finds_blocks(tmp_path):

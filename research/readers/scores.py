@@ -112,7 +112,23 @@ def summarise(name: str, path: Path, measures: dict[str, str], ratios: Sequence[
             for ratio, title, condition in conditions
         ]
         parts += ["Means by measure:", _table(head, rows)]
-    shown = {PAGE: parts, README: parts[:3]}  # where both are marked: everything, and the main table
+    best = list(ways)[-1]
+    differences = {
+        r: interval(study.values(f"{best}-{r:g}", main, signals) - study.values(f"{against}-{r:g}", main, signals))
+        for r in ratios
+    }
+    short = [
+        [
+            f"{ratio:g}",
+            *(f"{np.nanmean(study.values(f'{way}-{ratio:g}', main, signals)):.0f}" for way in (against, best)),
+            _shown(differences[ratio], "+"),
+        ]
+        for ratio in ratios
+    ]
+    whole = f"{np.nanmean(study.values('original', main, signals)):.0f}"
+    short.insert(0, ["1 (the original)", whole, whole, ""])
+    # Where both are marked: everything, and the main table without intervals.
+    shown = {PAGE: parts, README: [_table(["DR", ways[against], ways[best], "difference (95% interval)"], short)]}
     for page, text in shown.items():
         if f"<!-- {name}:begin -->" in (old := page.read_text()):
             write_atomically(page, between(old, name, "\n\n".join(text)))

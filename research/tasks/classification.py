@@ -4,7 +4,7 @@
     python -m research.tasks.classification --data FOLDER --config research/tasks/configs/classification_small.json
     python -m research.tasks.classification --config research/tasks/configs/classification_paper.json  # GPU
 
-FOLDER has a folder of images for each class, as Caltech-101 has. The small config is what docs/compressed_learning.md
+FOLDER has a folder of images for each class, as Caltech-101 has. The small config is what docs/tasks.md
 reports; without a config the model has 3 M parameters and sees 128,000 images.
 
 A vision transformer (or ConvNeXt, or ResNet) of transformers learns from random weights with `Trainer`. Every condition

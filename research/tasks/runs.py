@@ -2,7 +2,7 @@
 """What the experiments on latents share: conditions x seeds, resumable, and the table and picture of the results.
 
     python -m research.tasks.classification --data FOLDER      # and folding, picture, reading, ...
-    python -m research.tasks.runs summarise  # docs/results/tasks/*.json -> docs/compressed_learning.md
+    python -m research.tasks.runs summarise  # docs/results/tasks/*.json -> docs/tasks.md
 
 Every run (a condition with a seed) leaves one JSON file. An interrupted command goes on with the runs that are missing.
 `summarise` measures nothing: each number of its table is a mean over files, each error a standard deviation over seeds.
@@ -34,7 +34,7 @@ from transformers_walloc.atomic import atomic_file, write_atomically
 from transformers_walloc.evaluation.machine import machine, versions
 from transformers_walloc.evaluation.tables import table
 
-PAGE = ROOT / "docs" / "compressed_learning.md"
+PAGE = ROOT / "docs" / "tasks.md"
 PICTURE = ROOT / "docs" / "pictures" / "tasks.png"
 TASKS = {
     "classification": "Classification",

@@ -34,7 +34,7 @@ def test_round_trip(dtype, profile):
 
 
 def test_bytes_of_the_documentation():
-    """By hand: the differences to the left and then to above, as docs/format.md says."""
+    """By hand: the differences to the left and then to above, as docs/concepts/format.md says."""
     alpha = np.array([[10, 12], [10, 255]], np.uint8)
     packed = SideData(alpha=alpha).pack()
     assert packed[0] == 1 and packed[1] == len(packed) - 2 and packed[2] == 1

@@ -94,7 +94,7 @@ def test_tiles_give_the_same_voxels(decoder_type):
 
 
 def test_files_hold_slices_one_below_the_other(fitted):
-    """The payload as docs/format.md describes it, read without the model's `decompress`."""
+    """The payload as docs/concepts/format.md describes it, read without the model's `decompress`."""
     model = fitted[1].model
     x = torch.rand(1, 1, 16, 24, 32, generator=torch.Generator().manual_seed(3)) - 0.5
     blob = model.compress(x, torch.tensor([[15, 22, 31]]), step=2.0)[0]

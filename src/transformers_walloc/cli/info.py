@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = ".walloc files, folders, patterns, - for standard input"
     parser.add_argument("inputs", nargs="*", metavar="FILE", help=what)
     parser.add_argument(
-        "--kernels", action="store_true", help="say whether the compiled kernels run, see docs/kernels.md"
+        "--kernels", action="store_true", help="say whether the compiled kernels run, see docs/concepts/kernels.md"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object in each line")
 

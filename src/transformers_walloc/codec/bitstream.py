@@ -4,8 +4,8 @@
 | magic 4 | version 1 | header, about 30 bytes | payload of the entropy coder | CRC-32 4 |
 ```
 
-docs/format.md describes every byte. Reading allocates nothing that the header could inflate: all fields are checked
-against each other and against the caller's limit first, and whatever is wrong ends in a `WallocFormatError`.
+docs/concepts/format.md describes every byte. Reading allocates nothing that the header could inflate: all fields are
+checked against each other and against the caller's limit first, and whatever is wrong ends in a `WallocFormatError`.
 """
 
 import math

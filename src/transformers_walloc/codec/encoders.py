@@ -261,7 +261,7 @@ class EncodingModel(IdentityMixin, WallocPreTrainedModel):
             )
 
     def encode_to_codes(self, x: torch.Tensor, step: float = 1.0) -> torch.Tensor:
-        """`encode` and `quantize` in one: the fastest way from 8-bit images on a CPU, see docs/kernels.md.
+        """`encode` and `quantize` in one: the fastest way from 8-bit images on a CPU, see docs/concepts/kernels.md.
 
         Args:
             x: what `encode` takes.

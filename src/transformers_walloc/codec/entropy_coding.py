@@ -25,7 +25,7 @@ Why it is built this way:
   object for each context, was no faster. The compiled kernel (`entropy_kernel.py`) runs the same passes position by
   position and leaves out the features that are zero.
 
-`docs/entropy_coding.md` describes the bytes: the mean magnitude of each channel in a
+`docs/concepts/entropy_coding.md` describes the bytes: the mean magnitude of each channel in a
 byte (for generic tables 4 bytes per channel, `GenericHeader`), then the range coder's 32-bit words, little endian.
 """
 

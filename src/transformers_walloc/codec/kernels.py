@@ -1,4 +1,4 @@
-"""The compiled kernels that stand in for functions of this folder where they are built, see docs/kernels.md."""
+"""The compiled kernels that stand in for functions of this folder where they are built: docs/concepts/kernels.md."""
 
 from __future__ import annotations
 

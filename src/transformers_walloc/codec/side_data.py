@@ -6,8 +6,8 @@ side data = records of | type 1 | length varint | content |, types in increasing
 2 profile  zlib stream of an ICC profile
 ```
 
-docs/format.md has the details. Records are told apart when a header is read; what is compressed in them is expanded
-only when it is asked for, and never beyond what the image's size or `MAX_PROFILE` allows.
+docs/concepts/format.md has the details. Records are told apart when a header is read; what is compressed in them is
+expanded only when it is asked for, and never beyond what the image's size or `MAX_PROFILE` allows.
 """
 
 import zlib

@@ -1,7 +1,7 @@
 """The compiled kernels: where their library is, whether it runs here, how it is built.
 
-What they compute is in `codec/`, beside the numpy and torch code that they stand in for; docs/kernels.md has the whole
-story. `WALLOC_NO_NATIVE=1` switches them off.
+What they compute is in `codec/`, beside the numpy and torch code that they stand in for; docs/concepts/kernels.md has
+the whole story. `WALLOC_NO_NATIVE=1` switches them off.
 """
 
 import ctypes
