@@ -64,6 +64,7 @@ def atomic_file(path: str | os.PathLike, follow_links: bool = True) -> Iterator[
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+        _partials.discard(partial)
 
 
 @contextlib.contextmanager
@@ -95,6 +96,7 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
             os.rename(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _partials.discard(partial)
 
 
 def _open_to_readers(folder: Path) -> None:
@@ -118,14 +120,28 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _partials.discard(partial)
 
 
+def remove_partial_files() -> None:
+    """Remove what is being written by this process, for one that ends without unwinding."""
+    for partial in list(_partials):
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+_partials: set[Path] = set()
 _PARTIAL = re.compile(r"\..*\.([0-9a-f]{6})-(\d+)-[0-9a-f]{8}\.part", re.DOTALL)
 
 
 def _partial(target: Path) -> Path:
     """A name beside the target, short enough for any file system."""
-    return target.with_name(f".{target.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    partial = target.with_name(f".{target.name[:40]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    _partials.add(partial)
+    return partial
 
 
 @functools.cache
@@ -177,6 +193,7 @@ def _exchange(new: Path, old: Path) -> None:
     if not failed:
         return
     aside = _partial(old)
+    _partials.discard(aside)  # until the new one is in place, it is all that there is
     os.rename(old, aside)
     try:
         os.rename(new, old)

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +43,12 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def said(capsys) -> str:
+    """On the standard error, but for the line that says what was written."""
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.fullmatch(r"walloc: .* (s|min)\n", line))
+
+
 def psnr(a, b) -> float:
     error = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
     return 10 * np.log10(255**2 / error)
@@ -53,6 +60,7 @@ def files(folder) -> list[str]:
 
 def fails(capsys, arguments: list[str], message: str, status: int = 1) -> None:
     """One line on the standard error, nothing on the standard output."""
+    capsys.readouterr()
     assert main(arguments) == status
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("walloc: error: ") and message in err, err
@@ -64,7 +72,7 @@ def fails(capsys, arguments: list[str], message: str, status: int = 1) -> None:
 def test_there_and_back(here, codecs, capsys):
     assert main(["compress", "photo.png", "--model", codecs["image"]]) == 0
     assert main(["decompress", "photo.walloc", "-o", "back.png", "--model", codecs["image"]]) == 0
-    assert capsys.readouterr() == ("", "")
+    assert said(capsys) == ""
     back = PIL.Image.open("back.png")
     assert back.mode == "RGB" and back.size == (200, 128) and psnr(back, pictures()[1]) > 24
     assert files(here) == ["back.png", "photo.png", "photo.walloc", "song.wav"]
@@ -168,7 +176,7 @@ def test_a_folder_with_subfolders_and_workers(here, codecs, capsys):
     assert main(["decompress", "small", "-o", "out/", "--model", codecs["image"], "--format", "webp"]) == 0
     assert files(here / "out") == [*(f"deep/{i}.webp" for i in range(5)), "top.webp"]
     assert PIL.Image.open("out/deep/3.webp").size == (200, 98)
-    assert capsys.readouterr() == ("", "walloc: 6 files: 6 written\n" * 2)  # the progress bar is for terminals
+    assert re.fullmatch(r"(walloc: 6 files: 6 written, .* \(.*:.*\), .* s\n){2}", capsys.readouterr().err)  # no bar
 
 
 def test_patterns_that_the_shell_left_alone(here, codecs):
@@ -197,7 +205,7 @@ def test_nothing_is_overwritten_unless_forced(here, codecs, capsys):
     (here / "photo.walloc").write_text("precious")
     fails(capsys, ["compress", "photo.png", "--model", codecs["image"]], "photo.walloc: exists already; --force")
     assert main(["compress", "photo.png", "--skip-existing", "--model", codecs["image"]]) == 0
-    assert (here / "photo.walloc").read_text() == "precious" and capsys.readouterr() == ("", "")
+    assert (here / "photo.walloc").read_text() == "precious" and said(capsys) == ""
     assert main(["compress", "photo.png", "--force", "--model", codecs["image"]]) == 0
     assert unpack((here / "photo.walloc").read_bytes())
 
@@ -209,10 +217,10 @@ def test_a_job_goes_on_past_outputs_that_exist(here, codecs, capsys):
     arguments = ["compress", "a.png", "b.png", "c.png", "--model", codecs["image"]]
     assert main(arguments) == 1
     err = capsys.readouterr().err
-    assert "b.walloc: exists already" in err and err.endswith("walloc: 3 files: 2 written, 1 failed\n")
+    assert "b.walloc: exists already" in err and "walloc: 3 files: 2 written, 1 failed" in err
     os.remove("c.walloc")
     assert main([*arguments, "--skip-existing"]) == 0
-    assert capsys.readouterr().err == "walloc: 3 files: 1 written, 2 skipped\n"
+    assert capsys.readouterr().err.startswith("walloc: 3 files: 1 written, 2 skipped, ")
     assert (here / "b.walloc").read_text() == "precious"
 
 
@@ -248,7 +256,7 @@ def test_what_an_image_loses_is_said(here, codecs, capsys):
     image = PIL.Image.fromarray(pictures()[1])
     image.save("moving.gif", save_all=True, append_images=[image.transpose(PIL.Image.Transpose.ROTATE_180)])
     assert main(["compress", "moving.gif", "--model", codecs["image"]]) == 0
-    assert capsys.readouterr().err == "walloc: note: moving.gif: only the first of 2 frames is kept\n"
+    assert said(capsys) == "walloc: note: moving.gif: only the first of 2 frames is kept\n"
 
 
 def there_and_back(codec: str, source: str, target: str) -> None:
@@ -275,9 +283,9 @@ def test_transparency_is_kept_without_loss(here, codecs, capsys, mode):
             assert np.array_equal(back.getchannel("A"), alpha)
             back, shown = (np.asarray(i.convert("RGBA"), int) for i in (back, image))
             assert psnr((back[..., :3] * back[..., 3:])[40:] / 255, (shown[..., :3] * shown[..., 3:])[40:] / 255) > 20
-    assert capsys.readouterr() == ("", "")
+    assert said(capsys) == ""
     there_and_back(codecs["image"], "in.png", "out.jpg")
-    assert capsys.readouterr().err.endswith("JPEG has no transparency: transparent parts become white\n")
+    assert said(capsys).endswith("JPEG has no transparency: transparent parts become white\n")
     if mode != "P":
         assert np.asarray(PIL.Image.open("out.jpg"))[:32].min() > 230
     image = PIL.Image.fromarray(pictures()[1]).convert("RGBA")
@@ -325,7 +333,7 @@ def test_colour_profiles_are_kept(here, codecs, capsys):
         there_and_back(codecs["image"], "in.png", f"out.{suffix}")
         with PIL.Image.open(f"out.{suffix}") as back:
             assert back.info["icc_profile"] == wide and psnr(back, image) > 22  # the numbers are what they were
-    assert capsys.readouterr() == ("", "")
+    assert said(capsys) == ""
     there_and_back(codecs["image"], "in.png", "out.bmp")
     assert "out.bmp: colours are converted from wide" in capsys.readouterr().err
     damaged = wide[:200]
@@ -354,7 +362,7 @@ def test_sixteen_bits_are_kept(here, codecs, capsys, suffix, bands):
     else:
         tifffile.imwrite("in.tif", image, photometric="rgb" if bands == 3 else "minisblack")
     there_and_back(codecs["image"], f"in.{suffix}", f"out.{suffix}")
-    assert capsys.readouterr() == ("", "")
+    assert said(capsys) == ""
     side = transformers_walloc.media.pictures.read_picture("", Path(f"out.{suffix}").read_bytes())
     given = transformers_walloc.media.pictures.read_picture("", Path(f"in.{suffix}").read_bytes())
     assert side.pixels.dtype == np.uint16 and side.sample_format == given.sample_format
@@ -399,7 +407,7 @@ def test_audio_returns_at_its_depth(here, codecs, capsys, suffix, subtype):
     assert main(["compress", f"in.{suffix}", *model]) == 0
     assert main(["decompress", "in.walloc", "-o", f"out.{suffix}", *model]) == 0
     assert soundfile.info(f"out.{suffix}").subtype == subtype
-    assert capsys.readouterr() == ("", "")
+    assert said(capsys) == ""
     if loud > 1:  # where the samples cannot be kept it is said
         assert np.abs(soundfile.read(f"out.{suffix}")[0]).max() > 1
         assert main(["decompress", "in.walloc", "-o", "out.mp3", *model]) == 0
@@ -497,7 +505,7 @@ def test_errors_of_audio(here, codecs, capsys):
 def test_files_of_a_codec_before_it_was_trained_further_open_without_an_option(here, capsys):
     stored = Path(__file__).parents[1] / "data" / "rgb-16x.walloc"
     assert main(["decompress", str(stored), "-o", "old.png"]) == 0
-    assert capsys.readouterr() == ("", "")
+    assert said(capsys) == ""
     original = PIL.Image.open(stored.with_name("astronaut.png"))
     expected = json.loads(stored.with_name("psnr.json").read_text())["rgb-16x"]
     assert psnr(PIL.Image.open("old.png"), original) == pytest.approx(expected, abs=0.05)

@@ -73,7 +73,7 @@ def run(
         skip_existing,
     )
     if not plan.jobs:
-        return run_jobs(plan, lambda *_: None, 1)
+        return run_jobs(plan, lambda *_: None, 1, "compress")
     from ..media.file_codec import Codecs, FileCodec, no_pillow_limit
     from ..media.kinds import kind_of
     from ..media.messages import naming
@@ -109,4 +109,4 @@ def run(
         write_bytes(target, blob)
 
     with no_pillow_limit():
-        return run_jobs(plan, compress, jobs)
+        return run_jobs(plan, compress, jobs, "compress")

@@ -6,13 +6,18 @@ from typing import Any
 
 def complain(error: BaseException | str) -> None:
     """`walloc: error: photo.png: ...`"""
-    _say("error", " ".join(str(error).split()) or type(error).__name__)
+    say("error: " + (" ".join(str(error).split()) or type(error).__name__))
 
 
 def show_warning(message: Any, *_: Any, **__: Any) -> None:
     """`walloc: note: photo.gif: ...`; takes the place of `warnings.showwarning`."""
-    _say("note", " ".join(str(message).split()))
+    say("note: " + " ".join(str(message).split()))
 
 
-def _say(kind: str, text: str) -> None:
-    print(f"walloc: {kind}: {text}", file=sys.stderr)
+def say(text: str) -> None:
+    """One line on the standard error, above a bar if there is one."""
+    text = f"walloc: {text}"
+    if "tqdm" in sys.modules and sys.stderr.isatty():
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)

@@ -78,7 +78,7 @@ def run(
         if target != STANDARD_STREAM and Path(target).suffix.lower() not in valid:
             raise ValueError(f"{target}: unknown suffix; valid: {', '.join(valid)}")
     if not plan.jobs:
-        return run_jobs(plan, lambda *_: None, 1)
+        return run_jobs(plan, lambda *_: None, 1, "decompress")
     from ..codec.bitstream import unpack
     from ..media.file_codec import Codecs
     from ..media.messages import naming
@@ -102,7 +102,7 @@ def run(
             encoded = codec.decompress(data, header, name, memory, part)
         write_bytes(target, encoded)
 
-    return run_jobs(plan, decompress, jobs)
+    return run_jobs(plan, decompress, jobs, "decompress")
 
 
 def _usual_suffix(source: str) -> str:

@@ -1,14 +1,13 @@
 """Many files: which is written where, and every one done whatever happens to the others."""
 
-import contextlib
 import os
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..media.messages import MediaError
 from ..media.paths import (
@@ -19,7 +18,8 @@ from ..media.paths import (
     VIDEO_SUFFIXES,
     WALLOC_SUFFIX,
 )
-from .console import complain
+from .console import complain, say
+from .progress import duration, signs_of_life, size
 
 _KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *RASTER_SUFFIXES, *VIDEO_SUFFIXES, WALLOC_SUFFIX)
 
@@ -86,29 +86,68 @@ def plan_outputs(
     return plan
 
 
-def run_jobs(plan: Plan, run: Callable[[str, str], None], workers: int) -> int:
-    """Do every job, `workers` at a time; a failure is one line. Returns the exit status, 1 if anything failed."""
-    written = 0
-    with _progress(len(plan.jobs)) as advance, ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(run, *job) for job in plan.jobs]
-        try:
+def run_jobs(plan: Plan, run: Callable[[str, str], None], workers: int, what: str) -> int:
+    """Do every job, `workers` at a time; a failure is one line, and the last one says what was done and in what time.
+
+    Args:
+        what: is done to the files, "compress".
+
+    Returns:
+        The exit status, 1 if anything failed.
+    """
+    summary = _Summary(plan)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with signs_of_life(len(plan.jobs), what) as advance:
+            futures = {pool.submit(run, *job): job for job in plan.jobs}
             for future in as_completed(futures):
                 try:
                     future.result()
-                    written += 1
+                    summary.add(*futures[future])
                 except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
                     complain(error)
                     plan.failed += 1
                 advance()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    total = written + plan.skipped + plan.failed
-    if total > 1:
-        parts = [f"{written} written", f"{plan.skipped} skipped", f"{plan.failed} failed"]
-        kept = [part for part in parts if not part.startswith("0 ")]
-        print(f"walloc: {total} files: {', '.join(kept)}", file=sys.stderr)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        summary.show()
+        raise
+    pool.shutdown()
+    summary.show()
     return 1 if plan.failed else 0
+
+
+class _Summary:
+    """What became of the files of a plan, as one line on the standard error."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.total = plan, len(plan.jobs) + plan.skipped + plan.failed
+        self.targets: list[str] = []
+        self.sizes = [0, 0]  # bytes read and written
+        self.started = time.monotonic()
+
+    def add(self, source: str, target: str) -> None:
+        self.targets.append(target)
+        for i, path in enumerate((source, target)):
+            if path != STANDARD_STREAM:
+                self.sizes[i] += os.path.getsize(path)
+
+    def show(self) -> None:
+        count = len(self.targets)
+        left = self.total - count - self.plan.skipped - self.plan.failed
+        parts = [f"{count} written", f"{self.plan.skipped} skipped", f"{self.plan.failed} failed", f"{left} not done"]
+        said = [f"{self.total} files: " + ", ".join(part for part in parts if not part.startswith("0 "))]
+        if self.total == 1:
+            if not count or self.targets == [STANDARD_STREAM]:
+                return
+            said = [self.targets[0]]
+        read, written = self.sizes
+        if read and written:
+            ratio = f"{read / written:.3g}:1" if read >= written else f"1:{written / read:.3g}"
+            said.append(f"{size(written)} from {size(read)} ({ratio})")
+        if count:
+            said.append(duration(time.monotonic() - self.started))
+        say(", ".join(said))
 
 
 def _is_folder(output: str | None, inputs: int) -> bool:
@@ -148,17 +187,3 @@ def _check_folders(output: str) -> None:
             if not part.is_dir():
                 raise MediaError(f"{part}: is not a folder, so {output} cannot be written")
             return
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[], Any]]:
-    if total < 2 or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:  # it comes with the Hub client; without it there is no bar
-        yield lambda: None
-        return
-    with tqdm(total=total, unit="file", file=sys.stderr) as bar:
-        yield bar.update

@@ -16,14 +16,13 @@ help text and `walloc info` need no torch.
 import argparse
 import importlib
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from .console import complain, show_warning
+from .console import complain, say, show_warning
+from .interrupts import run_program, unwinding
 
 # Name -> (module, summary). A module under `cli` has `add_arguments(parser)`, `EXAMPLES`, and `run(**options)`; one
 # that is given with a function, `module:function`, takes the arguments after the command and parses them itself.
@@ -45,20 +44,26 @@ COMMANDS = {
 }
 
 
+def program() -> int:
+    """The console script: `main`, ended within two seconds by Ctrl-C or SIGTERM."""
+    return run_program(main)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 1 for errors (argparse exits with 2 for wrong usage)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] not in COMMANDS:
         _parser().parse_args(arguments)  # prints help or version, or what is wrong, and exits
         return 2
-    with _unwinding_on_sigterm(), warnings.catch_warnings():
+    with unwinding(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries: what matters to the user is an error, or a note of ours
         warnings.filterwarnings("always", module=__package__.partition(".")[0])
         warnings.showwarning = show_warning
         try:
             return _run(*arguments)
-        except KeyboardInterrupt:
-            return 130
+        except KeyboardInterrupt as error:
+            say("interrupted")
+            return getattr(error, "status", 130)
         except BrokenPipeError:
             # Whoever read our output has seen enough; the interpreter must not complain when it flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -113,16 +118,3 @@ def _as_program(name: str) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
-
-
-@contextmanager
-def _unwinding_on_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that temporary files go."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

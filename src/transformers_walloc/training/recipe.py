@@ -50,7 +50,7 @@ from .data import (
 )
 from .start import make_model
 from .symmetric import keep_symmetric, make_symmetric
-from .trainer import CodecTrainer, last_checkpoint, of_first_process
+from .trainer import CodecTrainer, last_checkpoint, of_first_process, remove_incomplete_checkpoints
 
 # Settings of a machine, which say nothing about the codec.
 _LOCAL = ("output", "cache", "cpu", "workers", "statistics", "compile")
@@ -259,7 +259,14 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
     )
     if checkpoint is None and trainer.is_world_process_zero():
         print(f"{_start_of(recipe)}:", validate(model, validation), flush=True)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        if trainer.is_world_process_zero():
+            kept = remove_incomplete_checkpoints(output)
+            step = f"step {kept.rpartition('-')[2]}, its last checkpoint" if kept else "the start: no checkpoint yet"
+            print(f"stopped at step {trainer.state.global_step}; the same command goes on from {step}", flush=True)
+        raise
     metrics = {}
     if trainer.is_world_process_zero():
         with trainer.average.applied_to(model):

@@ -6,6 +6,7 @@ Random pieces of images and audio come from `training_data`. Needs `pip install 
 import contextlib
 import json
 import math
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -260,6 +261,15 @@ def last_checkpoint(folder: str | Path) -> str | None:
         if number.isdecimal() and _is_complete(path):
             steps[int(number)] = str(path)
     return steps[max(steps)] if steps else None
+
+
+def remove_incomplete_checkpoints(folder: str | Path) -> str | None:
+    """Remove what a run left that was stopped while it saved. Returns the newest complete checkpoint, as
+    `last_checkpoint` does."""
+    for path in Path(folder).glob("checkpoint-*"):
+        if path.is_dir() and not _is_complete(path):
+            shutil.rmtree(path, ignore_errors=True)
+    return last_checkpoint(folder)
 
 
 def _is_complete(checkpoint: Path) -> bool:
