@@ -18,11 +18,11 @@ class CustomBuildHook(BuildHookInterface):
         build = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(build)
         try:
-            library = build.compile_library()
+            libraries = build.compile_libraries()
         except (build.BuildError, OSError) as error:
             self.app.display_warning(f"pure Python, without compiled kernels: {error}")
             return
-        build_data["artifacts"].append(f"/{FOLDER}/{library.name}")
+        build_data["artifacts"] += [f"/{FOLDER}/{library.name}" for library in libraries]
         build_data["pure_python"] = False
         # The library is loaded with ctypes: one wheel serves every Python of the platform.
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")

@@ -2,6 +2,7 @@
 // the tables and payloads that it starts from. All arrays are of exactly the size that the kernels may touch.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -167,41 +168,62 @@ int mirror(int i, int n) {
 }
 
 // A band of blocks of a random picture, of which only the rows that it needs are in memory.
-void encode() {
-    Encoder encoder{};
-    encoder.channels = between(1, 5), encoder.num_levels = between(1, 4);
-    const int block = 1 << encoder.num_levels;
-    encoder.outputs = between(1, 20), encoder.padded_outputs = (encoder.outputs + 7) / 8 * 8;
-    Array<float> weights(static_cast<size_t>(block) * block * encoder.channels * encoder.padded_outputs);
-    Array<float> bias(encoder.padded_outputs);
-    for (size_t i = 0; i < weights.size(); i++) weights.data()[i] = static_cast<float>(between(-99, 99)) * 0.01f;
-    encoder.weights = weights.data(), encoder.bias = bias.data();
-    encoder.scale = 0.01f, encoder.limit = 127.499f, encoder.step = below(2) ? 1.0f : 1.5f;
+template <class Value>
+void encode(bool overlapping) {
+    const int channels = between(1, 5), num_levels = overlapping ? between(1, 4) : 4, outputs = between(1, 40);
+    const int block = 1 << num_levels, before = overlapping ? 4 : 0, after = overlapping ? 3 : 0;
     Picture picture{};
+    picture.is_float = sizeof(Value) == 4;
     picture.height = between(1, 70), picture.width = between(1, 50), picture.margin = block * between(0, 2);
     picture.padded_height = (picture.height + block - 1) / block * block + 2 * picture.margin;
     picture.padded_width = (picture.width + block - 1) / block * block + 2 * picture.margin;
     const int rows = picture.padded_height / block, columns = picture.padded_width / block;
     const int first = between(0, rows - 1), count = between(1, rows - first);
     int low = picture.height, high = -1;
-    for (int y = std::max((first - 4) * block, 0); y < std::min((first + count + 3) * block, picture.padded_height); y++) {
+    for (int y = std::max((first - before) * block, 0);
+         y < std::min((first + count + after) * block, picture.padded_height); y++) {
         const int row = mirror(y - picture.margin, picture.height);
         low = std::min(low, row), high = std::max(high, row);
     }
     picture.first_row = low, picture.num_rows = high - low + 1;
-    const int64_t width = picture.width, channels = encoder.channels;
-    Array<uint8_t> pixels(static_cast<size_t>(picture.num_rows * width * channels));
-    for (size_t i = 0; i < pixels.size(); i++) pixels.data()[i] = static_cast<uint8_t>(random_bits());
-    picture.pixels = pixels.data();
-    const bool planar = below(3) == 0;
-    picture.row_stride = planar ? width : width * channels;
-    picture.column_stride = planar ? 1 : channels;
-    picture.channel_stride = planar ? width * picture.num_rows : 1;
-    const size_t size = static_cast<size_t>(encoder.outputs) * count * columns;
-    Array<float> latents(size);
-    Array<int8_t> codes(size);
-    walloc_encode(&encoder, &picture, first, count, between(1, 2), between(1, 9), between(1, 9), latents.data(),
-                  codes.data());
+    const int64_t width = picture.width, size = sizeof(Value);
+    Array<Value> pixels(static_cast<size_t>(picture.num_rows * width * channels));
+    for (size_t i = 0; i < pixels.size(); i++) pixels.data()[i] = static_cast<Value>(random_bits() & 255);
+    if (picture.is_float && below(8) == 0) pixels.data()[below(pixels.size())] = static_cast<Value>(INFINITY);
+    picture.pixels = reinterpret_cast<const uint8_t*>(pixels.data());
+    const bool planar = below(2) == 0;
+    picture.row_stride = size * (planar ? width : width * channels);
+    picture.column_stride = size * (planar ? 1 : channels);
+    picture.channel_stride = size * (planar ? width * picture.num_rows : 1);
+    Array<float> latents(static_cast<size_t>(outputs) * count * columns);
+    Array<int8_t> codes(latents.size());
+    const float scale = 0.01f, limit = 127.499f, step = below(2) ? 1.0f : 1.5f;
+    const auto fill = [](const Array<float>& array) {
+        for (size_t i = 0; i < array.size(); i++) array.data()[i] = static_cast<float>(between(-99, 99)) * 0.01f;
+    };
+    if (overlapping) {
+        const int padded = (outputs + 7) / 8 * 8;
+        Array<float> weights(static_cast<size_t>(block) * block * channels * padded), bias(padded);
+        fill(weights);
+        const Encoder encoder{channels, num_levels, outputs, padded, weights.data(), bias.data(), scale, limit, step, 0};
+        walloc_encode(&encoder, &picture, first, count, between(1, 2), between(1, 9), between(1, 9), latents.data(),
+                      codes.data());
+        return;
+    }
+    BlockEncoder encoder{channels, outputs, {}, nullptr, nullptr, nullptr, scale, limit, step, 0};
+    std::vector<int32_t> order;
+    int padded = 0;
+    for (int q = 0; q < 4; q++) {
+        for (int o = 0; o < outputs; o++)
+            if (below(2)) order.push_back(o), encoder.counts[q]++;
+        padded += (encoder.counts[q] + 15) / 16 * 16;
+    }
+    Array<int32_t> exact(order.size());
+    std::copy(order.begin(), order.end(), exact.data());
+    Array<float> weights(static_cast<size_t>(channels) * 64 * padded), bias(outputs);
+    fill(weights);
+    encoder.order = exact.data(), encoder.weights = weights.data(), encoder.bias = bias.data();
+    walloc_encode_blocks(&encoder, &picture, first, count, between(1, 2), latents.data(), codes.data());
 }
 
 }  // namespace
@@ -217,7 +239,7 @@ int main(int argc, char** argv) {
         const Case& one = cases[below(static_cast<int64_t>(cases.size()))];
         switch (below(8)) {
             case 0: round_trip(one); break;
-            case 1: encode(); break;
+            case 1: below(2) ? encode<float>(below(2)) : encode<uint8_t>(below(2)); break;
             default: decode(one);
         }
     }

@@ -24,7 +24,7 @@ from transformers_walloc import WallocAudioEncoder, WallocImageEncoder, bundled_
 from transformers_walloc.codec.entropy_coding import EntropyTables, encode_codes
 from transformers_walloc.codec.entropy_kernel import EntropyKernel
 from transformers_walloc.codec.entropy_tables import CLASS_SHIFT, NUM_PHASES, GenericHeader
-from transformers_walloc.native.build import FOLDER, find_compiler
+from transformers_walloc.native.build import FOLDER, KERNELS, find_compiler
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 PAYLOADS = 6  # of each table
@@ -101,7 +101,7 @@ def all_tables(rng: np.random.Generator) -> list[EntropyTables]:
 
 
 def compile_harness(path: str) -> None:
-    sources = [Path(__file__).with_suffix(".cpp"), *(FOLDER / name for name in ("entropy.cpp", "encoder.cpp"))]
+    sources = [Path(__file__).with_suffix(".cpp"), *(FOLDER / name for name in KERNELS)]
     machine = ("-march=native",) if os.uname().machine == "x86_64" else ()
     command = [*find_compiler().split(), "-std=c++17", "-O1", "-g", "-pthread", "-Wno-psabi", *SANITIZERS, *machine]
     subprocess.run([*command, f"-I{FOLDER}", *map(str, sources), "-o", path], check=True)

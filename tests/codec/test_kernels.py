@@ -17,8 +17,9 @@ from transformers_walloc.codec.entropy_coding import EntropyTables, decode_codes
 from transformers_walloc.codec.entropy_context import feature_counts
 from transformers_walloc.codec.entropy_kernel import kernel_levels
 from transformers_walloc.codec.entropy_tables import CLASS_BITS, Network, default_plan
-from transformers_walloc.codec.pixels import encode_pixels
-from transformers_walloc.native.build import BuildError, compile_library
+from transformers_walloc.codec.pixels import encode_pixels, scale_pixels
+from transformers_walloc.codec.wavelets import wavelet_packet_analysis
+from transformers_walloc.native.build import BuildError, compile_libraries, levels, library_name
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason=native.describe())
 
@@ -31,6 +32,18 @@ def codecs():
         name: WallocImageEncoder.from_pretrained(bundled_path(name)).requires_grad_(False)
         for name in ("rgb-16x", "rgb-4x")
     }
+
+
+@pytest.fixture(params=levels())
+def level(request, monkeypatch):
+    """Each library that this processor can run, in turn."""
+    monkeypatch.setattr(native, "levels", lambda: (request.param,))
+    native.load.cache_clear()
+    if kernels.library() is None:
+        pytest.skip(native.describe())
+    yield request.param
+    monkeypatch.undo()
+    native.load.cache_clear()
 
 
 def random_tables(num_channels: int, ndim: int, seed: int) -> EntropyTables:
@@ -79,18 +92,19 @@ def test_build_is_atomic_and_says_what_failed(tmp_path, monkeypatch):
     compiler.write_text("#!/bin/sh\nwhile [ $1 != -o ]; do shift; done\ntouch $2\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    path = compile_library(tmp_path / "native")
-    assert [path] == list((tmp_path / "native").iterdir())
-    assert compile_library(tmp_path / "native") == path
+    paths = compile_libraries(tmp_path / "native")
+    assert [path.name for path in paths] == [library_name(level) for level in levels()]
+    assert sorted(paths) == sorted((tmp_path / "native").iterdir())
+    assert compile_libraries(tmp_path / "native") == paths
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(BuildError, match="false"):
-        compile_library(tmp_path / "other")
+        compile_libraries(tmp_path / "other")
     assert not list((tmp_path / "other").iterdir())
 
 
 @pytest.mark.parametrize("picture", PICTURES)
 @pytest.mark.parametrize("codec", ["rgb-16x", "rgb-4x"])
-def test_bytes_and_codes_of_pictures(codecs, codec, picture):
+def test_bytes_and_codes_of_pictures(level, codecs, codec, picture):
     model = codecs[codec]
     pixels = torch.from_numpy(PICTURES[picture][:256, :330].copy()).permute(2, 0, 1)[None]
     codes = encode_pixels(model.encoder, pixels, 1.0)[0].numpy()
@@ -150,27 +164,65 @@ def test_weights_beyond_16_bits_are_left_to_numpy():
     assert np.array_equal(decode_codes(encode_codes(codes, tables), codes.shape, tables), codes)
 
 
-@pytest.mark.parametrize("codec", ["rgb-16x", "rgb-4x"])
-def test_codes_of_pictures(codecs, codec):
-    """Equal but for one in 100,000, whose latent lies on the edge of a cell; latents within 2e-4."""
-    model, different, count = codecs[codec], 0, 0
+def block_codec(num_channels=3, latent_channels=48, symmetric=True):
+    """A codec of 16 x 16 blocks, whose weights are even or odd along both axes where they are symmetric."""
+    config = WallocImageConfig(
+        num_channels=num_channels,
+        latent_channels=latent_channels,
+        wavelet="haar",
+        boundary="periodization",
+        num_levels=4,
+    )
+    model = WallocImageEncoder(config).requires_grad_(False)
+    weight = model.encoder.projection.weight.normal_(0, 0.3)
+    if symmetric:
+        # Bands are even or odd themselves; an output keeps those of one kind.
+        blocks = torch.eye(256).view(256, 1, 16, 16)
+        bands = wavelet_packet_analysis(blocks, 4, "haar", "periodization").flatten(1).T.view(256, 16, 16)
+        even = [torch.isclose(bands, bands.flip(axis), atol=1e-6).flatten(1).all(1) for axis in (1, 2)]
+        kind = 2 * (~even[0]).long() + (~even[1]).long()
+        kept = kind == torch.arange(latent_channels)[:, None] % 4
+        weight.copy_((weight.view(latent_channels, num_channels, 256) * kept[:, None]).view_as(weight))
+    model.encoder.projection.bias.normal_(0, 10)
+    return model
+
+
+@pytest.mark.parametrize("codec", ["rgb-16x", "rgb-4x", "blocks"])
+def test_codes_of_pictures(level, codecs, codec):
+    """Equal but for one in 100,000, whose latent lies on the edge of a cell; latents within 2e-4. Bytes and floats."""
+    torch.manual_seed(0)
+    model = codecs.get(codec) or block_codec()
+    different, count = 0, 0
     for picture in PICTURES.values():
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
-        slow, fast = both_ways(encode_pixels, model.encoder, pixels)
-        assert (slow - fast).abs().max() < 2e-4
-        slow, fast = both_ways(encode_pixels, model.encoder, pixels, 1.0)
-        different += (slow != fast).sum().item()
-        assert (slow.int() - fast.int()).abs().max() <= 1
-        count += slow.numel()
+        sizes = [size // 16 * 16 for size in picture.shape[:2]]
+        pixels = torch.from_numpy(picture[: sizes[0], : sizes[1]]).permute(2, 0, 1)[None]
+        for x in (pixels, scale_pixels(pixels), scale_pixels(pixels).contiguous()):
+            slow, fast = both_ways(lambda x: model.encode(x).latents, x)
+            assert fast.dtype == torch.float32 and 0 < (slow - fast).abs().max() < 2e-4
+            slow, fast = both_ways(model.encode_to_codes, x)
+            different += (slow != fast).sum().item()
+            assert (slow.int() - fast.int()).abs().max() <= 1
+            assert torch.equal(fast, model.quantize(model.encode(x).latents))
+            count += slow.numel()
     assert different <= max(2, 1e-5 * count)
 
 
-@settings(max_examples=40, deadline=None)
+def test_symmetric_weights_use_a_quarter_of_the_products():
+    weight = {kind: block_codec(symmetric=kind).encoder.projection.weight.flatten(1).numpy() for kind in (True, False)}
+    counts = {}
+    for symmetric in (True, False):
+        config = block_codec(symmetric=symmetric).config
+        kernel = PictureEncoder(config, weight[symmetric], np.zeros(48))
+        counts[symmetric] = list(kernel._layouts[np.dtype(np.uint8)]._fields[2])
+    assert counts == {True: [12] * 4, False: [48] * 4}
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     height=st.integers(1, 330),
     width=st.integers(1, 90),
-    num_levels=st.integers(1, 4),
+    num_levels=st.integers(0, 4),
     num_channels=st.integers(1, 5),
     margin=st.integers(0, 2),
     planar=st.booleans(),
@@ -178,12 +230,16 @@ def test_codes_of_pictures(codecs, codec):
 )
 def test_any_size_and_codec(seed, height, width, num_levels, num_channels, margin, planar, step):
     torch.manual_seed(seed)
-    block = 2**num_levels
-    outputs = min(19, num_channels * block**2)
-    config = WallocImageConfig(num_channels=num_channels, num_levels=num_levels, latent_channels=outputs)
-    model = WallocImageEncoder(config).requires_grad_(False)
-    model.encoder.projection.weight.mul_(200 / block)
-    model.encoder.projection.bias.normal_(0, 10)
+    if num_levels:
+        block = 2**num_levels
+        outputs = min(19, num_channels * block**2)
+        config = WallocImageConfig(num_channels=num_channels, num_levels=num_levels, latent_channels=outputs)
+        model = WallocImageEncoder(config).requires_grad_(False)
+        model.encoder.projection.weight.mul_(200 / block)
+        model.encoder.projection.bias.normal_(0, 10)
+    else:
+        block = 16
+        model = block_codec(num_channels, 1 + seed % 70, symmetric=seed % 3 > 0)
     shape = (1, num_channels, height, width) if planar else (1, height, width, num_channels)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
     pixels = pixels if planar else pixels.permute(0, 3, 1, 2)
@@ -192,6 +248,48 @@ def test_any_size_and_codec(seed, height, width, num_levels, num_channels, margi
     codes = encode_pixels(model.encoder, pixels, step, margin * block)
     assert codes.dtype == torch.int8
     assert (codes - fast / step).abs().max() < 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("codec", ["rgb-16x", "blocks"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_floats_that_are_not_finite_are_refused(codecs, codec, value):
+    model = codecs.get(codec) or block_codec()
+    pixels = torch.zeros(1, 3, 64, 64)
+    pixels[0, 1, 40, 33] = value
+    for encode in (model.encode, model.encode_to_codes):
+        for context in (kernels.switched_off, contextlib.nullcontext):
+            with context(), pytest.raises(ValueError, match="pixel_values holds NaN or infinite values"):
+                encode(pixels)
+
+
+def test_what_torch_has_to_see_goes_through_torch(codecs):
+    """Gradients of pixels and counting modes; half precision comes back as it went in."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = codecs["rgb-16x"]
+    pixels = torch.rand(2, 3, 64, 64) - 0.5
+    with FlopCounterMode(display=False) as counter:
+        expected = model.encode(pixels).latents
+    assert counter.get_total_flops() > 0
+    assert (model.encode(pixels).latents - expected).abs().max() < 2e-4
+    model.encode(pixels.requires_grad_(True)).latents.sum().backward()
+    assert pixels.grad is not None and pixels.grad.abs().sum() > 0
+    pixels = pixels.detach()
+    half = model.encode(pixels.bfloat16()).latents
+    assert half.dtype == torch.bfloat16 and (half.float() - expected).abs().max() < 2
+
+
+def test_blocks_of_bands_of_rows_give_the_same():
+    model = block_codec()
+    picture = np.random.default_rng(0).integers(0, 256, (103, 150, 3), np.uint8)
+    whole = encode_pixels(model.encoder, torch.from_numpy(picture).permute(2, 0, 1)[None], 1.0)[0].numpy()
+    projection = model.encoder.projection
+    kernel = PictureEncoder(model.config, projection.weight.flatten(1).numpy(), projection.bias.numpy())
+    for first, last in ((0, 1), (2, 5), (6, 7)):
+        start, stop = band_rows(first, last, len(picture), 16, around=(0, 0))
+        assert (start, stop) == (16 * first if last < 7 else 89, min(16 * last, 103))
+        part = kernel.encode(picture[start:stop], 1.0, height=103, first_row=start, blocks=(first, last))
+        assert np.array_equal(part, whole[:, first:last])
 
 
 def test_bands_of_rows_and_threads_give_the_same(codecs):

@@ -44,10 +44,10 @@ class WallocEncoder(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        latents = encode_pictures(self, x)
+        if latents is not None:
+            return latents
         if x.dtype == torch.uint8:
-            latents = encode_pictures(self, x)
-            if latents is not None:
-                return latents
             x = scale_pixels(x)
         config, projection = self.config, self.projection
         transform = config.num_levels, config.wavelet, config.boundary, config.num_dims
@@ -271,7 +271,8 @@ class EncodingModel(IdentityMixin, WallocPreTrainedModel):
         check_step(step)
         if x.dtype == torch.uint8:
             return encode_pixels(self.encoder, x, step)
-        return self.quantize(self.encoder(x), step)
+        codes = encode_pictures(self.encoder, x, step)
+        return self.quantize(self.encoder(x), step) if codes is None else codes
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         self.check_signal(x)

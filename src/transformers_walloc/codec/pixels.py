@@ -1,6 +1,6 @@
-"""Pixels of any dtype to floats in [-0.5, 0.5] and back to 8 bits, and 8-bit pictures to latents or codes.
+"""Pixels of any dtype to floats in [-0.5, 0.5] and back to 8 bits, and pictures to latents or codes.
 
-The last of these runs in the compiled kernel where that serves, and in torch otherwise.
+The last of these runs in a compiled kernel where that serves, and in torch otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .bottleneck import code_dtype, latent_limit
 from .encoder_kernel import PictureEncoder, fits_kernel
 from .layers import from_weights, is_pointwise
 
+KERNEL_DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -26,7 +27,7 @@ def encode_pixels(encoder: Any, pixels: torch.Tensor, step: float | None = None,
 
     Args:
         encoder: a `WallocEncoder` of an image codec.
-        pixels: uint8 (batch, num_channels, height, width), fastest if the channels of a pixel lie side by side.
+        pixels: uint8 (batch, num_channels, height, width).
         step: width of a quantisation cell, for codes; None for latents.
         margin: pixels of reflection to add on each side first, a multiple of `config.patch_size`.
 
@@ -45,12 +46,18 @@ def encode_pixels(encoder: Any, pixels: torch.Tensor, step: float | None = None,
 def encode_pictures(
     encoder: Any, pixels: torch.Tensor, step: float | None = None, margin: int = 0
 ) -> torch.Tensor | None:
-    """`encode_pixels` in the compiled kernel; None where that does not serve."""
+    """`encode_pixels` in the compiled kernel, also of floats; None where that does not serve.
+
+    Raises:
+        ValueError: NaN or infinite values.
+    """
     kernel = picture_encoder(encoder, pixels)
     if kernel is None:
         return None
-    # Pixels whose channels lie apart are read much slower than they are copied.
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    if pixels.dtype != torch.uint8:
+        pixels = pixels.detach().float()
+    if pixels.stride(1) != 1 and pixels.stride(3) != 1:
+        pixels = pixels.contiguous()
     pictures = [picture.permute(1, 2, 0).numpy() for picture in pixels]
     threads = torch.get_num_threads()
     if len(pictures) == 1 or threads == 1:
@@ -63,10 +70,14 @@ def encode_pictures(
 
 def picture_encoder(encoder: Any, pixels: torch.Tensor) -> PictureEncoder | None:
     """The kernel with the weights that an encoder has now, or None where it does not serve."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or pixels.device.type != "cpu":
+    if pixels.dtype not in KERNEL_DTYPES or pixels.device.type != "cpu":
+        return None
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     weights = list(encoder.parameters())
-    if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (pixels, *weights)):
+        return None
+    if not all(_is_plain(x) for x in (pixels, *weights)):
         return None
     if any(weight.device.type != "cpu" for weight in weights):
         return None
@@ -80,6 +91,16 @@ def picture_encoder(encoder: Any, pixels: torch.Tensor) -> PictureEncoder | None
         return PictureEncoder(encoder.config, weight.reshape(len(weight), -1), bias)
 
     return from_weights(encoder, "picture", make)
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    """Whether the values of a tensor are in its memory, and nobody counts or transforms what is done to it."""
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    return (
+        type(x) in kinds
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
 
 
 def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:

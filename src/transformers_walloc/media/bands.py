@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..codec.compression import file_of_codes, read_codes
-from ..codec.encoder_kernel import BLOCKS_BEFORE, band_rows
+from ..codec.encoder_kernel import band_rows, blocks_around
 from ..codec.limits import MAX_MEMORY
 from ..codec.pixels import encode_pixels, picture_encoder, to_8_bits
 from ..codec.tiles import decoding_halo
@@ -45,7 +45,8 @@ def compress_rows(
         step, num_channels: as for `compress`.
     """
     config, block = model.config, model.config.patch_size
-    if config.boundary != "symmetric":
+    around = blocks_around(config)
+    if config.boundary != "symmetric" and any(around):
         raise ValueError(f"boundary {config.boundary!r} joins the first and the last rows: use compress")
     step = float(np.float32(step))  # as the file states it
     rows, columns = -(-height // block), -(-width // block)
@@ -53,7 +54,7 @@ def compress_rows(
     band = max(1, BAND_PIXELS // (width * block))
     for first in range(0, rows, band):
         last = min(first + band, rows)
-        start, stop = band_rows(first, last, height, block)
+        start, stop = band_rows(first, last, height, block, around=around)
         pixels = np.require(read(start, stop), requirements=("C", "W"))  # a band of a read-only memory map is copied
         if pixels.dtype != np.uint8 or pixels.shape != (stop - start, width, config.num_channels):
             expected = (stop - start, width, config.num_channels)
@@ -67,7 +68,7 @@ def compress_rows(
             )
         else:
             # With the blocks around, whose own results are wrong where the picture goes on.
-            above = first - max(first - BLOCKS_BEFORE, 0)
+            above = first - max(first - around[0], 0)
             whole = encode_pixels(model.encoder, tensor.to(model.device), step)[0].cpu().numpy()
             codes[:, first:last] = whole[:, above : above + last - first]
     return file_of_codes(model, codes, num_channels, sizes=(height, width), step=step)

@@ -11,7 +11,7 @@ import platform
 from pathlib import Path
 from typing import NamedTuple
 
-from .build import FOLDER, BuildError, compile_library, library_name
+from .build import FOLDER, BuildError, compile_libraries, levels, library_name
 
 __all__ = ["BuildError", "Kernels", "build", "cache_folder", "describe", "load"]
 
@@ -30,43 +30,50 @@ def cache_folder() -> Path:
 
 
 def build() -> Path:
-    """Compile the library into the user's cache, unless it is in the package or was compiled before.
+    """Compile the libraries into the user's cache, unless they are in the package or were compiled before.
+
+    Returns:
+        The one that this processor takes.
 
     Raises:
         BuildError: no compiler, or one that fails.
     """
-    path = FOLDER / library_name()
-    path = path if path.is_file() else compile_library(cache_folder())
+    if not all((FOLDER / library_name(level)).is_file() for level in levels()):
+        compile_libraries(cache_folder())
     load.cache_clear()
-    return path
+    loaded = load()
+    if loaded.path is None:
+        raise BuildError(loaded.reason)
+    return loaded.path
 
 
 @functools.cache
 def load() -> Kernels:
-    """The library beside the sources, else the one in the user's cache."""
+    """The library of the widest vectors that this processor has, beside the sources or in the user's cache."""
     if os.environ.get("WALLOC_NO_NATIVE", "0") not in ("", "0"):
         return Kernels(None, None, "switched off by WALLOC_NO_NATIVE")
+    reason = "not built; python -m transformers_walloc.native builds them where a compiler is"
     try:
-        name = library_name()
+        names = [library_name(level) for level in levels()]
     except OSError as error:
         return Kernels(None, None, f"the sources are missing: {error}")
-    path = next((folder / name for folder in (FOLDER, cache_folder()) if (folder / name).is_file()), None)
-    if path is None:
-        return Kernels(None, None, "not built; python -m transformers_walloc.native builds them where a compiler is")
-    try:
-        library = ctypes.CDLL(str(path))
-        supported = library.walloc_supported()
-    except (OSError, AttributeError) as error:
-        return Kernels(None, path, f"the library does not load: {error}")
-    if not supported:
-        return Kernels(None, path, f"this processor ({platform.machine()}) lacks AVX2, FMA or BMI2")
-    return Kernels(library, path, "")
+    for name in names:
+        path = next((folder / name for folder in (FOLDER, cache_folder()) if (folder / name).is_file()), None)
+        if path is None:
+            continue
+        try:
+            library = ctypes.CDLL(str(path))
+            if library.walloc_supported():
+                return Kernels(library, path, "")
+            reason = f"this processor ({platform.machine()}) lacks AVX2, FMA or BMI2"
+        except (OSError, AttributeError) as error:
+            reason = f"the library does not load: {error}"
+    return Kernels(None, None, reason)
 
 
 def describe() -> str:
     """One line: what runs, and why."""
     kernels = load()
-    if kernels.library is None:
+    if kernels.library is None or kernels.path is None:
         return f"kernels: numpy and torch ({kernels.reason})"
-    instructions = "AVX2 and FMA" if platform.machine().lower() in ("x86_64", "amd64") else platform.machine()
-    return f"kernels: compiled, {instructions} ({kernels.path})"
+    return f"kernels: compiled ({kernels.path})"

@@ -1,64 +1,30 @@
-// uint8 pictures -> latents and codes of an image codec with the CDF 9/7 wavelet and symmetric boundaries, in one go:
-// scaling, padding by reflection, wavelet packets, projection, companding and rounding, without a picture of floats.
+// Pictures -> latents and codes of an image codec with the CDF 9/7 wavelet and symmetric boundaries, in one go: padding
+// by reflection, wavelet packets, projection, companding and rounding. 8-bit pictures never become pictures of floats:
+// their scale is part of the weights.
 //
 // A tile of blocks is computed from its pixels and those of 4 blocks before and 3 behind, which is as far as three (or
 // any number of) levels reach. Lifting steps (Daubechies and Sweldens 1998) run in place; bands then lie in bit-reversed
 // order within a block, and their scale factors are part of the weights:
 //
-//     strips of 8 pixels  (y, x, c)     levels along y, rows as vectors of (x, c)
+//     strips of 8 pixels  (y, x, c)     levels along y, rows as vectors of (x, c); (y, c, x) of a planar picture
 //     8 rows, transposed  (x, c, 8 y)   levels along x, vectors of 8 rows
 //     blocks              (x, c, y)     . weights -> outputs, companded, rounded
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "kernels.h"
+#include "vectors.h"
 
 namespace {
 
-constexpr int kLanes = 8;
 constexpr int kBefore = 4, kAfter = 3;  // blocks that a block's bands depend on
 
 // What the lifting steps multiply by: odd samples, even samples, odd, even.
 constexpr float kLift[4] = {-1.586134342059924f, -0.052980118572961f, 0.882911075530934f, 0.443506852043971f};
-
-typedef float Vector __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
-
-inline Vector load(const float* p) {
-    Vector v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
-inline Vector fill(float x) { return Vector{x, x, x, x, x, x, x, x}; }
-
-// Memory whose start is aligned for vectors.
-class Buffer {
-public:
-    float* reserve(size_t count) {
-        if (count > size_) {
-            memory_.reset();
-            memory_.reset(new float[count + 16]);
-            size_ = count;
-        }
-        const size_t over = reinterpret_cast<uintptr_t>(memory_.get()) / sizeof(float) % 16;
-        return memory_.get() + (16 - over) % 16;
-    }
-
-private:
-    std::unique_ptr<float[]> memory_;
-    size_t size_ = 0;
-};
 
 // One level in place: n samples (even) of N vectors each, `stride` floats apart; the signal is mirrored at its ends.
 template <int... K>
@@ -144,33 +110,6 @@ inline void transpose(Vector r[kLanes]) {
     }
 }
 
-// erf to 2e-7, a ratio of polynomials; constant beyond +-3.83, where it is 1 in float32.
-inline Vector erf(Vector x) {
-    const Vector most = fill(3.832506856900711f);
-    x = x > most ? most : x;
-    x = x < -most ? -most : x;
-    const Vector y = x * x;
-    Vector p = fill(-2.72614225801306e-10f);
-    for (float c : {2.77068142495902e-08f, -2.10102402082508e-06f, -5.69250639462346e-05f, -7.34990630326855e-04f,
-                    -2.95459980854025e-03f, -1.60960333262415e-02f})
-        p = p * y + c;
-    Vector q = fill(-1.45660718464996e-05f);
-    for (float c : {-2.13374052778905e-04f, -1.68282697438203e-03f, -7.37332916720468e-03f, -1.42647390514189e-02f})
-        q = q * y + c;
-    return x * p / q;
-}
-
-// To the nearest integer, ties to even, of numbers below 2**22.
-inline Vector round(Vector x) { return x + 12582912.0f - 12582912.0f; }
-
-// Where position i, possibly outside, of a line of n is mirrored to: a triangle wave.
-inline int mirror(int i, int n) {
-    const int last = n - 1, period = std::max(2 * last, 1);
-    int at = i % period;
-    if (at < 0) at += period;
-    return at > last ? 2 * last - at : at;
-}
-
 struct Tile {
     int row, rows, column, columns;  // in blocks
 };
@@ -179,11 +118,13 @@ class Worker {
 public:
     Worker(const Encoder& encoder, const Picture& picture, float* latents, int8_t* codes)
         : encoder_(encoder), picture_(picture), latents_(latents), codes_(codes), block_(1 << encoder.num_levels),
-          grid_height_(picture.padded_height / block_), grid_width_(picture.padded_width / block_) {}
+          grid_height_(picture.padded_height / block_), grid_width_(picture.padded_width / block_),
+          planar_(picture.column_stride == (picture.is_float ? 4 : 1)) {}
 
     // Rows of blocks from `first_row` on are the first of the results, which have `num_rows`.
-    void encode(const Tile& tile, int first_row, int num_rows) {
-        const int channels = encoder_.channels, vectors = channels;
+    // Returns a Status.
+    int encode(const Tile& tile, int first_row, int num_rows) {
+        const int vectors = encoder_.channels;
         const int top = std::max(tile.row - kBefore, 0), left = std::max(tile.column - kBefore, 0);
         const int bottom = std::min(tile.row + tile.rows + kAfter, grid_height_);
         const int right = std::min(tile.column + tile.columns + kAfter, grid_width_);
@@ -195,51 +136,68 @@ public:
         float* strip = strip_.reserve((rows + kLanes) * row_size);
         float* bands = bands_.reserve(groups * group_size);
         for (int s = 0; s < strips; s++) {
-            read_strip(strip, top * block_, rows, left * block_ + s * kLanes);
+            if (picture_.is_float)
+                read_strip<float>(strip, top * block_, rows, left * block_ + s * kLanes);
+            else
+                read_strip<uint8_t>(strip, top * block_, rows, left * block_ + s * kLanes);
             std::fill_n(strip + rows * row_size, kLanes * row_size, 0.0f);  // rows of a last, incomplete group
             lift_packets(strip, row_size, rows, vectors, encoder_.num_levels);
             for (int g = 0; g < groups; g++)
                 for (int v = 0; v < vectors; v++) {
                     const float* from = strip + (inner + g * kLanes) * row_size + v * kLanes;
-                    float* to = bands + g * group_size + (s * vectors + v) * kLanes * kLanes;
+                    float* to = bands + g * group_size + s * vectors * kLanes * kLanes;
                     Vector r[kLanes];
                     for (int y = 0; y < kLanes; y++) r[y] = load(from + y * row_size);
                     transpose(r);
-                    for (int x = 0; x < kLanes; x++) store(to + x * kLanes, r[x]);
+                    for (int x = 0; x < kLanes; x++)  // as (x, c, 8 y), whatever the order of a strip
+                        store(to + (planar_ ? x * vectors + v : v * kLanes + x) * kLanes, r[x]);
                 }
         }
         for (int g = 0; g < groups; g++)
             lift_packets(bands + g * group_size, row_size, columns, vectors, encoder_.num_levels);
         set_offsets(group_size);
+        Vector finite = fill(0);
         float* outputs = outputs_.reserve(static_cast<size_t>(tile.columns) * encoder_.padded_outputs);
         for (int i = 0; i < tile.rows; i++) {
             const int y = i * block_;
             const float* positions = bands + y / kLanes * group_size + y % kLanes +
                                      (tile.column - left) * block_ * row_size;
-            project(positions, block_ * row_size, tile.columns, outputs);
+            finite += project(positions, block_ * row_size, tile.columns, outputs);
+            if (!is_zero(finite)) return kNotFinite;
             write(outputs, tile, tile.row + i - first_row, num_rows);
         }
+        return kOk;
     }
 
 private:
-    // Rows from `y` on, eight columns from `x` on, of the padded picture, as (row, column, channel).
+    // Rows from `y` on, eight columns from `x` on, of the padded picture, as (row, column, channel), or as (row, channel,
+    // column) where the picture is planar.
+    template <class Value>
     void read_strip(float* strip, int y, int rows, int x) const {
         const Picture& p = picture_;
         const int channels = encoder_.channels, size = kLanes * channels, column = x - p.margin;
-        const bool packed = p.channel_stride == 1 && p.column_stride == channels;
+        const bool packed = p.channel_stride == sizeof(Value) && p.column_stride == p.channel_stride * channels;
         const bool inside = column >= 0 && column + kLanes <= p.width;
+        const ptrdiff_t to_column = planar_ ? 1 : channels, to_channel = planar_ ? kLanes : 1;
         int64_t columns[kLanes];
         for (int i = 0; i < kLanes; i++) columns[i] = mirror(column + i, p.width) * p.column_stride;
         for (int j = 0; j < rows; j++, strip += size) {
             const int row = mirror(y + j - p.margin, p.height) - p.first_row;
             const uint8_t* line = p.pixels + row * p.row_stride;
             if (packed && inside) {
-                const uint8_t* from = line + static_cast<int64_t>(column) * channels;
-                for (int k = 0; k < size; k++) strip[k] = from[k];
+                const Value* from = reinterpret_cast<const Value*>(line) + static_cast<int64_t>(column) * channels;
+                for (int c = 0; c < channels; c++) store(strip + c * kLanes, load_values(from + c * kLanes));
+            } else if (planar_ && inside) {
+                for (int c = 0; c < channels; c++) {
+                    const Value* from = reinterpret_cast<const Value*>(line + c * p.channel_stride) + column;
+                    store(strip + c * kLanes, load_values(from));
+                }
             } else {
                 for (int i = 0; i < kLanes; i++)
-                    for (int c = 0; c < channels; c++)
-                        strip[i * channels + c] = line[columns[i] + c * p.channel_stride];
+                    for (int c = 0; c < channels; c++) {
+                        const uint8_t* from = line + columns[i] + c * p.channel_stride;
+                        strip[i * to_column + c * to_channel] = static_cast<float>(*reinterpret_cast<const Value*>(from));
+                    }
             }
         }
     }
@@ -252,28 +210,30 @@ private:
                 offsets_.push_back(static_cast<int32_t>(k * kLanes + y / kLanes * group_size + y % kLanes));
     }
 
-    // `count` positions, `stride` floats apart -> (count, padded_outputs).
-    void project(const float* positions, ptrdiff_t stride, int count, float* outputs) const {
+    // `count` positions, `stride` floats apart -> (count, padded_outputs). Returns zeros if all of them are finite.
+    Vector project(const float* positions, ptrdiff_t stride, int count, float* outputs) const {
         const int padded = encoder_.padded_outputs;
+        Vector finite = fill(0);
         for (int o = 0; o < padded; o += 2 * kLanes) {
             const bool both = o + kLanes < padded;
             int j = 0;
             for (; j + 6 <= count; j += 6)
                 if (both)
-                    product<2>(std::make_integer_sequence<int, 6>(), positions + j * stride, stride, o, outputs + j * padded + o);
+                    finite += product<2>(std::make_integer_sequence<int, 6>(), positions + j * stride, stride, o, outputs + j * padded + o);
                 else
-                    product<1>(std::make_integer_sequence<int, 6>(), positions + j * stride, stride, o, outputs + j * padded + o);
+                    finite += product<1>(std::make_integer_sequence<int, 6>(), positions + j * stride, stride, o, outputs + j * padded + o);
             for (; j < count; j++)
                 if (both)
-                    product<2>(std::make_integer_sequence<int, 1>(), positions + j * stride, stride, o, outputs + j * padded + o);
+                    finite += product<2>(std::make_integer_sequence<int, 1>(), positions + j * stride, stride, o, outputs + j * padded + o);
                 else
-                    product<1>(std::make_integer_sequence<int, 1>(), positions + j * stride, stride, o, outputs + j * padded + o);
+                    finite += product<1>(std::make_integer_sequence<int, 1>(), positions + j * stride, stride, o, outputs + j * padded + o);
         }
+        return finite;
     }
 
-    // N vectors of outputs of some positions, companded.
+    // N vectors of outputs of some positions, companded; see `project` for what it returns.
     template <int N, int... P>
-    void product(std::integer_sequence<int, P...>, const float* x, ptrdiff_t stride, int first, float* out) const {
+    Vector product(std::integer_sequence<int, P...>, const float* x, ptrdiff_t stride, int first, float* out) const {
         const int padded = encoder_.padded_outputs;
         const Vector bias[2] = {load(encoder_.bias + first), load(encoder_.bias + first + (N - 1) * kLanes)};
         Vector low[] = {(static_cast<void>(P), bias[0])...}, high[] = {(static_cast<void>(P), bias[1])...};
@@ -285,8 +245,12 @@ private:
             ((low[P] += w0 * at[P * stride]), ...);
             if (N == 2) ((high[P] += w1 * at[P * stride]), ...);
         }
+        Vector finite = fill(0);
+        ((finite += low[P] * 0.0f), ...);
+        if (N == 2) ((finite += high[P] * 0.0f), ...);
         (store(out + P * padded, erf(low[P] * encoder_.scale) * encoder_.limit), ...);
         if (N == 2) (store(out + P * padded + kLanes, erf(high[P] * encoder_.scale) * encoder_.limit), ...);
+        return finite;
     }
 
     void write(float* outputs, const Tile& tile, int row, int num_rows) const {
@@ -316,6 +280,7 @@ private:
     float* latents_;
     int8_t* codes_;
     const int block_, grid_height_, grid_width_;
+    const bool planar_;
     Buffer strip_, bands_, outputs_;
     std::vector<int32_t> offsets_;
 };
@@ -326,30 +291,16 @@ EXPORT int walloc_encode(const Encoder* encoder, const Picture* picture, int32_t
                          int32_t num_threads, int32_t tile_rows, int32_t tile_columns, float* latents, int8_t* codes) {
     const int columns = picture->padded_width >> encoder->num_levels;
     std::vector<Tile> tiles;
-    std::atomic<size_t> next{0};
-    std::atomic<int> status{0};
-    const auto work = [&]() noexcept {
-        try {
-            Worker worker(*encoder, *picture, latents, codes);
-            for (size_t i; status == 0 && (i = next++) < tiles.size();) worker.encode(tiles[i], first_row, num_rows);
-        } catch (const std::bad_alloc&) {
-            status = kNoMemory;
-        }
-    };
     try {
         for (int y = 0; y < num_rows; y += tile_rows)
             for (int x = 0; x < columns; x += tile_columns)
                 tiles.push_back({first_row + y, std::min(tile_rows, num_rows - y), x, std::min(tile_columns, columns - x)});
-        std::vector<std::thread> threads;
-        try {
-            for (size_t i = 1; i < std::min<size_t>(num_threads, tiles.size()); i++) threads.emplace_back(work);
-        } catch (const std::system_error&) {
-            // As many threads as there are to be had.
-        }
-        work();
-        for (std::thread& thread : threads) thread.join();
     } catch (const std::bad_alloc&) {
         return kNoMemory;
     }
-    return status;
+    return run_parallel(num_threads, tiles.size(), [&] {
+        return [&, worker = Worker(*encoder, *picture, latents, codes)](size_t i) mutable {
+            return worker.encode(tiles[i], first_row, num_rows);
+        };
+    });
 }

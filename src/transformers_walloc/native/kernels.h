@@ -11,7 +11,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-enum Status { kOk = 0, kDamaged = 1, kLeftOver = 2, kNoMemory = 3, kNoSpace = 4 };
+enum Status { kOk = 0, kDamaged = 1, kLeftOver = 2, kNoMemory = 3, kNoSpace = 4, kNotFinite = 5 };
 
 struct Pass {
     int32_t row_start, row_step, column_start, column_step, stride, num_neighbours;
@@ -43,6 +43,7 @@ struct Tables {
 
 struct Picture {
     const uint8_t* pixels;  // at row `first_row`, column 0, channel 0
+    int64_t is_float;       // whether values are floats, or bytes
     int64_t row_stride, column_stride, channel_stride;
     int32_t height, width;                 // of the whole picture
     int32_t first_row, num_rows;           // rows that are in memory
@@ -50,12 +51,25 @@ struct Picture {
     int32_t padded_height, padded_width;   // with margins, multiples of the block
 };
 
+// The wavelet packets of CDF 9/7.
 struct Encoder {
     int32_t channels, num_levels, outputs, padded_outputs;  // padded to a multiple of 8
     const float* weights;  // (block, channels, block, padded_outputs): band along x, channel, band along y
     const float* bias;     // (padded_outputs)
     float scale, limit;    // latents are limit * erf(scale * z)
     float step, reserved;  // codes are latents / step
+};
+
+// A linear map of blocks of 16 x 16 pixels, of which each is folded along both axes first: sums and differences of what
+// lies opposite, (even along y, even along x), (even, odd), (odd, even), (odd, odd). An output of symmetric weights depends
+// on one of the four parts.
+struct BlockEncoder {
+    int32_t channels, outputs;
+    int32_t counts[4];      // of outputs that depend on a part, in `order`, part after part
+    const int32_t* order;
+    const float* weights;   // part after part, (channels, 8 y, 8 x, its outputs padded to a multiple of 16)
+    const float* bias;      // (outputs)
+    float scale, limit, step, reserved;  // as above
 };
 
 // Codes (channels, height, width) of `size` bytes, a multiple of 4, into `codes`. Returns a Status.
@@ -71,9 +85,13 @@ EXPORT void walloc_histograms(const int8_t* codes, int32_t channels, int64_t pos
 
 // Rows of blocks first_row .. first_row + num_rows - 1 of a picture, whose rows of pixels from 4 blocks before to 3
 // behind must be in memory, as (outputs, num_rows, columns) latents or codes, either of which may be null. Returns a
-// Status.
+// Status, kNotFinite where values of the picture are not.
 EXPORT int walloc_encode(const Encoder* encoder, const Picture* picture, int32_t first_row, int32_t num_rows,
                          int32_t num_threads, int32_t tile_rows, int32_t tile_columns, float* latents, int8_t* codes);
+
+// The same; blocks do not depend on each other. `first_row` and the picture's margin are in rows of blocks and pixels.
+EXPORT int walloc_encode_blocks(const BlockEncoder* encoder, const Picture* picture, int32_t first_row, int32_t num_rows,
+                                int32_t num_threads, float* latents, int8_t* codes);
 
 EXPORT int32_t walloc_interface();
 
