@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .latents.modeling import WallocLatentConfig, WallocLatentModel
     from .latents.picture import latents_to_pixels
     from .latents.pretrained import load_on_latents
+    from .latents.processors import load_processor_on_latents
     from .latents.separation import WallocForAudioSourceSeparation, WallocSeparationConfig
     from .latents.symmetries import transform_latents
     from .latents.values import LatentView, latent_values, latent_windows
@@ -63,6 +64,7 @@ __all__ = [
     "latent_windows",
     "latents_to_pixels",
     "load_on_latents",
+    "load_processor_on_latents",
     "transform_latents",
     "write_latent_dataset",
 ]
@@ -87,6 +89,7 @@ _MODULES = {
     "latents.modeling": ("WallocLatentConfig", "WallocLatentModel"),
     "latents.picture": ("latents_to_pixels",),
     "latents.pretrained": ("load_on_latents",),
+    "latents.processors": ("load_processor_on_latents",),
     "latents.separation": ("WallocForAudioSourceSeparation", "WallocSeparationConfig"),
     "latents.symmetries": ("transform_latents",),
     "latents.values": ("LatentView", "latent_values", "latent_windows"),

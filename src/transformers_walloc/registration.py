@@ -50,6 +50,7 @@ def register() -> None:
     from .codec.modeling_walloc_volume import WallocVolumeModel
     from .latents.image_processing import WallocLatentImageProcessor
     from .latents.modeling import WallocLatentConfig, WallocLatentModel
+    from .latents.processing import WallocLatentProcessor
     from .latents.separation import WallocForAudioSourceSeparation, WallocSeparationConfig
 
     models: dict[type, type] = {
@@ -73,6 +74,8 @@ def register() -> None:
         AutoImageProcessor.register(config, image_processor_classes=classes, exist_ok=True)
         # Otherwise it would try one kind of processor after the other.
         AutoProcessor.register(config, processor, exist_ok=True)
+    # Found by its name in the folders of all models on latents.
+    AutoProcessor.register(WallocLatentConfig, WallocLatentProcessor, exist_ok=True)
     for config in (WallocAudioConfig, WallocSeparationConfig):
         AutoFeatureExtractor.register(config, WallocAudioFeatureExtractor, exist_ok=True)
         AutoProcessor.register(config, WallocAudioFeatureExtractor, exist_ok=True)

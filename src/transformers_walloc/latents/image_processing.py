@@ -1,18 +1,25 @@
 """Images in, latents out: the image processor of models that take WaLLoC latents in place of pixels."""
 
-from collections.abc import Sequence
+import importlib
+import itertools
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
 from transformers import BaseImageProcessor, BatchFeature, PreTrainedConfig
 
+from ..codec.identity import codec_name
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder
 from ..codec.pixels import scale_pixels
-from .families import family_of, image_grid
-from .families import merge_size as merge_size_of
+from .codecs import check_device, check_identity, identity_of, unpack_encoder
+from .datasets import RowReader
+from .flat_code import auto_map, write_code
 from .layouts import model_inputs
-from .values import LatentView, resize_pixels
+from .stored import stored_latents, to_whole_patches
+from .tiling import ARGUMENTS, Plan, Tile, Tiling, render
+from .values import LatentView
 
 COMPANIONS = {  # of pixel values, by layout
     "masked": ["pixel_attention_mask"],
@@ -23,6 +30,8 @@ COMPANIONS = {  # of pixel values, by layout
     "naflex": ["pixel_attention_mask", "spatial_shapes"],
     "positions": ["image_position_ids"],
 }
+# What processors of text and images pass on to any image processor, and where there is nothing to choose here.
+PASSED_ON = ("return_row_col_info", "data_format", "do_convert_rgb", "input_data_format")
 
 
 class WallocLatentImageProcessorKwargs(TypedDict, total=False):
@@ -42,9 +51,32 @@ class WallocLatentImageProcessorKwargs(TypedDict, total=False):
     output_name: str
     device: str | torch.device | None
     return_tensors: str | None
-    # Passed on by the processors of Idefics3 and PaliGemma; there is nothing to choose here.
+    fingerprint: str | None
+    encoder: dict[str, Any] | None
+    tiling: dict[str, Any] | None
+    pixel_patch_size: int | None
+    # Options of the pixel model's own image processor, see `Tiling`.
+    min_pixels: int
+    max_pixels: int
+    max_num_patches: int
+    max_soft_tokens: int
+    max_image_size: dict[str, int]
+    do_image_splitting: bool
+    crop_to_patches: bool
+    min_patches: int
+    max_patches: int
+    dense_max_patches: int
+    dense_max_scale: float
+    dense_min_aspect: float
+    dense_max_aspect: float
+    do_pan_and_scan: bool
+    pan_and_scan_min_crop_size: int
+    pan_and_scan_max_num_crops: int
+    pan_and_scan_min_ratio_to_activate: float
     return_row_col_info: bool | None
     data_format: str | None
+    do_convert_rgb: bool | None
+    input_data_format: str | None
 
 
 class WallocLatentImageProcessor(BaseImageProcessor):
@@ -73,6 +105,15 @@ class WallocLatentImageProcessor(BaseImageProcessor):
         output_name (`str`, defaults to `"latent_values"`): key of the output. Processors of vision-language models
             expect `"pixel_values"`.
         device (`str`, *optional*): where to encode.
+        fingerprint (`str`, *optional*): of the encoder that the model was folded on; another codec is refused.
+        encoder (`dict`, *optional*): the encoder itself, see `pack_encoder`; in place of loading `codec`.
+        tiling (`dict`, *optional*): how the pixel model's own image processor cuts and resizes, see `Tiling`; in place
+            of `size`. Its options (`max_pixels`, `size`, `do_image_splitting`, ...) are options here, too, and
+            count pixels of the pixel model: they give as many tokens as there.
+        pixel_patch_size (`int`, *optional*): of the pixel model, with `tiling`.
+
+    Images may also be stored latents: rows of a data set, or tensors with `latent_channels` channels. They are laid out
+    as they are, and need no encoder.
 
     ```python
     >>> from transformers_walloc import WallocLatentImageProcessor
@@ -98,50 +139,90 @@ class WallocLatentImageProcessor(BaseImageProcessor):
     layout = "image"
     merge_size = 1
     output_name = "latent_values"
+    fingerprint = None
+    encoder = None
+    tiling = None
+    pixel_patch_size: Any = None
+    auto_map: dict[str, str] | None = None
 
     def __init__(self, **kwargs):
         if "codec" in kwargs:
             kwargs["codec"] = str(kwargs["codec"])  # a path is written into preprocessor_config.json
+        if kwargs.get("tiling"):
+            tiling, chosen = Tiling(kwargs["tiling"]), {n: kwargs[n] for n in ARGUMENTS if kwargs.get(n) is not None}
+            if kwargs.get("size") not in (None, tiling.options.get("size")):
+                chosen["size"] = kwargs["size"]
+            kwargs["tiling"] = tiling.with_options(chosen).options
+            kwargs["size"] = kwargs["tiling"].get("size")
+            for name in {"min_pixels", "max_pixels"} & chosen.keys():
+                del kwargs[name]  # which are in the size now
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         self.model_input_names = [self.output_name, *COMPANIONS.get(self.layout, [])]
         self._encoder: WallocImageEncoder | None = None
+        self._readers: dict[bool, RowReader] = {}
 
     @classmethod
-    def for_model(cls, config: PreTrainedConfig, codec: str, **kwargs: Any) -> "WallocLatentImageProcessor":
+    def for_model(cls, config: PreTrainedConfig, codec: Any = None, **kwargs: Any) -> "WallocLatentImageProcessor":
         """The processor of a model on latents.
 
         Args:
             config: of a model that [`load_on_latents`] made, with its `walloc_latents`.
-            codec: Hub id or folder of the codec that the model was made for.
+            codec: Hub id, folder or model of the codec that the model was made for; None for the one that it names.
             **kwargs: options that differ from what the config says; the output is called `pixel_values` by default.
+
+        Raises:
+            ValueError: the model is not on latents, or on those of another codec.
         """
-        own = getattr(config, "walloc_latents", None)
-        if not isinstance(own, dict):
-            raise ValueError(f"the config of {config.name_or_path!r} has no walloc_latents; use load_on_latents")
-        encoder = WallocImageEncoder.from_pretrained(codec, dtype=torch.float32)
-        unit, grid = LatentView(encoder.config, **own).patch_pixels, image_grid(config)
-        options: dict[str, Any] = {"codec": codec, "output_name": "pixel_values", "scale": "none", **own}
-        options["do_resize"] = grid is not None
-        if grid is not None:
-            options["size"] = {"height": grid * unit, "width": grid * unit}
-        options["layout"] = family_of(config).layout
-        options["merge_size"] = merge_size_of(config)
-        return cls(**{**options, **kwargs})
+        # By name, because the code of this class goes into the folders of models without the rest of the package.
+        options = importlib.import_module(".processors", __package__).options_for_model
+        return cls(**{**options(config, codec), **kwargs})
 
     @property
     def image_seq_length(self) -> int:
         """Patches in an image of `size`, which is what PaliGemma's processor asks for."""
+        if self.tiling:
+            tile = Tiling(self.tiling).plan(1, 1).tiles[-1]
+            return tile.box[2] // self.pixel_patch_size * (tile.box[3] // self.pixel_patch_size)
         unit = self.patch_size * self._load_encoder(self.codec, None).config.patch_size
         return (self.size["height"] // unit) * (self.size["width"] // unit)
 
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> Any:
+        """What the pixel model's image processor says of an image of this size: patches, tiles, rows and columns.
+
+        Args:
+            height, width: of the image, in pixels.
+            images_kwargs: options of the call that the image is meant for.
+        """
+        tiling = self.tiling_of(images_kwargs or {})
+        if tiling is not None:
+            return tiling.number_of_patches(height, width)
+        unit = self.patch_size * self._load_encoder(self.codec, None).config.patch_size
+        if self.do_resize:
+            height, width = self.size["height"], self.size["width"]
+        rows, columns = self._native_size(height, width, unit)
+        return rows // unit * (columns // unit)
+
+    def get_tile_grid(self, height: int, width: int, images_kwargs: dict | None = None) -> tuple[int, int]:
+        """Rows and columns that an image of this size is cut into, (1, 1) for one that is not."""
+        tiling = self.tiling_of(images_kwargs or {})
+        plan = Plan(rows=1, columns=1) if tiling is None else tiling.plan(height, width)
+        return max(plan.rows, 1), max(plan.columns, 1)
+
     def fetch_images(self, image_url_or_urls):
-        return WallocImageProcessor().fetch_images(image_url_or_urls)
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, str | os.PathLike):
+            return WallocImageProcessor().fetch_images(image_url_or_urls)
+        encoder = self._load_encoder(self.codec, None)
+        stored = stored_latents(image_url_or_urls, encoder.config, self._row_reader)
+        return image_url_or_urls if stored is None else stored
 
     def preprocess(self, images, **kwargs) -> BatchFeature:
         """
         Args:
-            images: one image, a batch, or nested lists of images of any kind that [`WallocImageProcessor`] takes.
+            images: one image, a batch, or nested lists of images of any kind that [`WallocImageProcessor`] takes, and
+                stored latents.
             **kwargs: the options of the class, for this call.
 
         Returns:
@@ -150,90 +231,219 @@ class WallocLatentImageProcessor(BaseImageProcessor):
 
         Raises:
             TypeError: an unknown option, something that is no image.
-            ValueError: a size that is not a whole number of patches, images of different sizes in one batch.
+            ValueError: a size that is not a whole number of patches, images of different sizes in one batch, a budget
+                that leaves no room for a token, latents of another codec.
         """
-        passed_on = ("return_row_col_info", "data_format")
-        valid = tuple(name for name in self.valid_kwargs.__annotations__ if name not in passed_on)
+        valid = tuple(name for name in self.valid_kwargs.__annotations__ if name not in PASSED_ON)
         for name in kwargs:
-            if name not in valid + passed_on:
+            if name not in valid + PASSED_ON:
                 raise TypeError(f"unknown option {name!r} of WallocLatentImageProcessor; valid: {', '.join(valid)}")
-        return self._preprocess(images, **{name: kwargs.get(name, getattr(self, name, None)) for name in valid})
+        if kwargs.get("device") is not None:
+            check_device(kwargs["device"])
+        tiling = self.tiling_of(kwargs)
+        own = ("codec", "device", "patch_size", "halo", "constant_channel", "scale", "mean", "std")
+        names = (*own, "layout", "merge_size")
+        options: dict[str, Any] = {name: kwargs.get(name, getattr(self, name, None)) for name in names}
+        if tiling is not None and options["patch_size"] == self.pixel_patch_size:
+            options["patch_size"] = self.patch_size  # processors of text and images know that of the pixel model
+        size = kwargs.get("size", self.size)
+        do_resize, return_tensors = kwargs.get("do_resize", self.do_resize), kwargs.get("return_tensors")
+        output_name = kwargs.get("output_name", self.output_name)
+        data = self._preprocess(images, tiling, size, do_resize, **options)
+        data[output_name] = data.pop("pixel_values")
+        if not kwargs.get("return_row_col_info") and options["layout"] == "nested":
+            del data["rows"], data["cols"]
+        if return_tensors is not None and str(getattr(return_tensors, "value", return_tensors)) == "np":
+            data = {k: v.numpy(force=True) if isinstance(v, torch.Tensor) else v for k, v in data.items()}
+        return BatchFeature(data)
 
     @torch.no_grad()
     def _preprocess(  # type: ignore[override]
         self,
         images,
-        codec,
-        size,
-        do_resize,
-        patch_size,
-        halo,
-        constant_channel,
-        scale,
+        tiling: Tiling | None,
+        size: Mapping[str, int],
+        do_resize: bool,
+        codec: str,
+        device,
+        patch_size: int,
+        halo: int,
+        constant_channel: bool,
+        scale: str | None,
         mean,
         std,
-        layout,
-        merge_size,
-        output_name,
-        device,
-        return_tensors,
-    ) -> BatchFeature:
+        layout: str,
+        merge_size: int,
+    ) -> dict[str, Any]:
         encoder = self._load_encoder(codec, device)
-        options = {"patch_size": patch_size, "halo": halo, "constant_channel": constant_channel}
+        options: dict[str, Any] = {"patch_size": patch_size, "halo": halo, "constant_channel": constant_channel}
         if std is None:
-            view = LatentView.scaled(encoder.config, scale, **options)
+            view = LatentView.scaled(encoder.config, scale, **options)  # type: ignore[arg-type]
         else:
             view = LatentView(encoder.config, mean=mean, std=std, **options)
         unit = view.patch_pixels
-        if do_resize and (size["height"] % unit or size["width"] % unit):
-            raise ValueError(
-                f"size {size['height']}x{size['width']} is not a multiple of {unit} pixels: patches of {patch_size} "
-                f"latents of {encoder.config.patch_size} pixels"
-            )
+        if tiling is None and do_resize:
+            if not {"height", "width"} <= size.keys():
+                raise ValueError(f"size has {', '.join(size) or 'nothing'}; valid for this model: height and width")
+            if size["height"] % unit or size["width"] % unit:
+                raise ValueError(
+                    f"size {size['height']}x{size['width']} is not a multiple of {unit} pixels: patches of {patch_size}"
+                    f" latents of {encoder.config.patch_size} pixels"
+                )
+        samples = _samples(self.fetch_images(images))
+        if not any(samples):
+            raise ValueError("empty batch: there is no image to process")
         # 8-bit images are resized in 8 bits and go to the encoder as they are: on a CPU it is a compiled kernel.
         to_pixels = WallocImageProcessor(num_channels=encoder.config.num_channels, patch_size=1, do_rescale=False)
-        batch = []
-        for image in to_pixels._prepare_images_structure(images):
-            pixels = to_pixels(image, return_tensors="pt")["pixel_values"]
-            if pixels.dtype == torch.uint8 and pixels.device.type != "cpu":
-                pixels = scale_pixels(pixels)  # only CPUs resize 8 bits
-            target = (size["height"], size["width"])
-            if not do_resize:
-                token = unit * merge_size
-                target = tuple(max(1, round(length / token)) * token for length in pixels.shape[2:])
-            batch.append(resize_pixels(pixels, target))
-        if all((pixels.shape, pixels.dtype) == (batch[0].shape, batch[0].dtype) for pixels in batch):
-            windows = list(view.from_pixels(torch.cat(batch), encoder))
-        else:
-            windows = [view.from_pixels(pixels, encoder)[0] for pixels in batch]
-        counts = _counts(images) if layout in ("nested", "masked") else None
-        data = model_inputs(windows, view.kernel_size, layout, merge_size, counts)
-        data[output_name] = data.pop("pixel_values")
-        if layout == "nested":
-            # Idefics3's processor asks into how many rows and columns an image was split; here none is.
-            data["rows"] = data["cols"] = [[0] * count for count in _counts(images)]
-        if return_tensors is not None and str(getattr(return_tensors, "value", return_tensors)) == "np":
-            data = {k: v.numpy(force=True) if isinstance(v, torch.Tensor) else v for k, v in data.items()}
-        return BatchFeature(data)
+        tiles: list[torch.Tensor] = []  # images for the encoder, or windows of stored latents
+        plans, sizes = [], []
+        for sample in samples:
+            for image in sample:
+                stored = stored_latents(image, encoder.config, self._row_reader)
+                if stored is not None:
+                    grid = None
+                    if tiling is not None and layout in ("image", "nested", "masked", "tiles"):
+                        box = tiling.plan(1, 1).tiles[0].box
+                        grid = box[2] // self.pixel_patch_size, box[3] // self.pixel_patch_size
+                    elif tiling is None and do_resize:
+                        grid = size["height"] // unit, size["width"] // unit
+                    windows = to_whole_patches(stored, view, merge_size, grid).to(encoder.device)
+                    height, width = (length // view.kernel_size * unit for length in windows.shape[1:])
+                    plan = Plan([Tile.whole((height, width))] * (2 if layout == "tiles" else 1))
+                    tiles += [windows] * len(plan.tiles)
+                else:
+                    pixels = to_pixels(image, return_tensors="pt")["pixel_values"]
+                    if pixels.dtype == torch.uint8 and pixels.device.type != "cpu":
+                        pixels = scale_pixels(pixels)  # only CPUs resize 8 bits
+                    height, width = pixels.shape[2:]
+                    if tiling is not None and do_resize:
+                        plan, patch = tiling.plan(height, width, alone=len(sample) == 1), self.pixel_patch_size
+                    else:
+                        target = (size["height"], size["width"])
+                        if not do_resize:
+                            target = self._native_size(height, width, unit * merge_size)
+                        plan, patch = Plan([Tile.whole(target)]), unit
+                        plan = Plan(plan.tiles * 2) if layout == "tiles" else plan
+                    tiles += render(pixels, plan, unit / patch, patch, unit)
+                plans.append(plan)
+                sizes.append((height, width))
+        windows = _encoded(tiles, view, encoder)
+        per_image = [len(plan.tiles) for plan in plans]
+        counts = per_image
+        if layout in ("nested", "masked"):
+            each = iter(per_image)
+            counts = [sum(next(each) for _ in sample) for sample in samples]
+        data = model_inputs(windows, view.kernel_size, layout, merge_size, counts)  # type: ignore[arg-type]
+        data.update(self._facts(samples, plans, sizes, tiling, layout, view, merge_size, windows))
+        return data
+
+    def _facts(self, samples, plans, sizes, tiling, layout, view, merge_size, windows) -> dict[str, Any]:
+        """What the processors of text and images ask of an image processor, beside its images."""
+        facts: dict[str, Any] = {}
+        if layout in ("nested", "masked"):
+            each = iter(plans)
+            grids = [[(plan.rows, plan.columns) for plan in (next(each) for _ in sample)] for sample in samples]
+            least = 0 if layout == "nested" else 1
+            facts["rows"] = [[max(rows, least) for rows, _ in grid] for grid in grids]
+            facts["cols"] = [[max(columns, least) for _, columns in grid] for grid in grids]
+        if layout == "tiles":
+            facts["batch_num_images"] = [len(sample) for sample in samples]
+            if tiling is not None:
+                scale = view.kernel_size / self.pixel_patch_size
+                facts["image_sizes"] = torch.tensor([tiling.size_for_model(*size, scale) for size in sizes])
+        if layout == "image" and tiling is not None and "min_patches" in tiling.options:
+            facts["num_patches"] = [len(plan.tiles) for plan in plans]
+        if layout == "image" and tiling is not None and "Gemma3" in tiling.name:
+            facts["num_crops"] = [len(plan.tiles) - 1 for plan in plans]
+        if layout == "positions":
+            token = (view.kernel_size * merge_size) ** 2
+            facts["num_soft_tokens_per_image"] = [image.shape[1] * image.shape[2] // token for image in windows]
+        return facts
+
+    def tiling_of(self, options: Mapping[str, Any]) -> Tiling | None:
+        """How images are cut and resized in a call with these options."""
+        chosen = {name: options[name] for name in ARGUMENTS if options.get(name) is not None}
+        if self.tiling is None:
+            # Processors of some families pass on what their own image processors have; budgets are asked for.
+            if asked := [name for name in chosen if name.startswith(("min_pixels", "max_pixels", "max_soft"))]:
+                raise ValueError(f"{asked[0]} is no option here: this processor resizes all images to one size")
+            return None
+        tiling = Tiling(self.tiling)
+        if options.get("size") not in (None, self.size):
+            chosen["size"] = options["size"]
+        return tiling.with_options(chosen) if chosen else tiling
+
+    @staticmethod
+    def _native_size(height: int, width: int, token: int) -> tuple[int, int]:
+        """The nearest whole number of tokens, at least one."""
+        return max(1, round(height / token)) * token, max(1, round(width / token)) * token
+
+    def _row_reader(self, storage: str) -> RowReader:
+        files = storage == "walloc" and self.encoder is not None  # whose entropy coder does not travel with the encoder
+        if files not in self._readers:
+            self._readers[files] = RowReader(self.codec if files else self._load_encoder(self.codec, None))
+        return self._readers[files]
 
     def _load_encoder(self, codec: str, device) -> WallocImageEncoder:
         if self._encoder is None or self._encoder.name_or_path != str(codec):
-            self._encoder = WallocImageEncoder.from_pretrained(str(codec), dtype=torch.float32)
+            if self.encoder is not None and codec == self.codec:
+                self._encoder = unpack_encoder(self.encoder, codec)
+            else:
+                self._encoder = WallocImageEncoder.from_pretrained(str(codec), dtype=torch.float32)
+            if self.fingerprint is not None:
+                expected = {"name": codec_name(self.codec), "fingerprint": self.fingerprint}
+                check_identity(expected, identity_of(self._encoder), "the encoder")  # type: ignore[arg-type]
         return self._encoder if device is None else self._encoder.to(device)
 
     def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
         return kwargs
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        self.auto_map = auto_map("AutoImageProcessor", WallocLatentImageProcessor)
+        write_code(save_directory, "image_processing")
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **self.__dict__,
+            "_encoder": None,
+            "_readers": {},
+        }  # so that a processor's hash stays the same when it is used
+
     def to_dict(self) -> dict[str, Any]:
-        options = super().to_dict()
-        options.pop("_encoder", None)
+        loaded = self._encoder, self._readers
+        self._encoder, self._readers = None, {}
+        try:
+            options = super().to_dict()
+        finally:
+            self._encoder, self._readers = loaded
+        optional = ("tiling", "pixel_patch_size", "fingerprint", "encoder")
+        for name in ("_encoder", "_readers", *(name for name in optional if not options.get(name))):
+            options.pop(name, None)
+        if self.auto_map is not None:
+            options["auto_map"] = self.auto_map
         if options.get("device") is not None:
             options["device"] = str(options["device"])
         return options
 
 
-def _counts(images) -> list[int]:
+def _samples(images: Any) -> list[list[Any]]:
     """Images of each sample; an image that is in no list of its own is a sample."""
     if not isinstance(images, list | tuple):
-        return [1]
-    return [len(sample) if isinstance(sample, list | tuple) else 1 for sample in images]
+        return [[image] for image in _flat(images)]
+    return [_flat(sample) for sample in images]
+
+
+def _flat(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return [leaf for image in images for leaf in _flat(image)]
+    return list(images) if getattr(images, "ndim", 3) == 4 else [images]
+
+
+def _encoded(tiles: list[torch.Tensor], view: LatentView, encoder: WallocImageEncoder) -> list[torch.Tensor]:
+    """Windows of all tiles. Neighbours of one size are encoded together; three axes are windows already."""
+    windows: list[torch.Tensor] = []
+    for (_, shape), run in itertools.groupby(tiles, lambda tile: (tile.dtype, tile.shape)):
+        members = list(run)
+        windows += members if len(shape) == 3 else view.from_pixels(torch.cat(members), encoder)
+    return windows

@@ -24,8 +24,8 @@ def model_inputs(
     * `image`: (B, channels, height, width).
     * `nested`: (B, images, channels, height, width), filled up with zeros, for Idefics3 and its kin.
     * `masked`: the same, with a `pixel_attention_mask` (B, images) of those that are there, for Granite-Docling.
-    * `tiles`: (B, 2, channels, height, width), every image as its own overview and only tile, with `image_sizes`, for
-      LLaVA-OneVision.
+    * `tiles`: (B, tiles, channels, height, width), the overview of an image first, filled up with zeros, with
+      `image_sizes`, for LLaVA-OneVision. Without `counts` an image is its own overview and only tile.
     * `rows`: (patches of all images, channels * k * k) in the order of `flatten_patches`, with `image_grid_thw`, for
       Qwen and GLM; `padded_rows` (B, patches, ...), filled up with zeros, for ColQwen2.
     * `patches`: (patches of all images, channels, k, k), line by line, with `image_grid_thw`, for PaddleOCR-VL.
@@ -37,7 +37,7 @@ def model_inputs(
         windows: of each image, (channels, gh * kernel_size, gw * kernel_size).
         kernel_size: latents per side of a window, k.
         merge_size: patches per side of a token, where the model merges them.
-        counts: of `nested` and `masked`, images of each sample; one each by default.
+        counts: of `nested` and `masked`, images of each sample; of `tiles`, those of each image. One each by default.
 
     Raises:
         ValueError: an unknown layout, images of different sizes in a batch that must be of one.
@@ -52,6 +52,8 @@ def model_inputs(
         batch = windows if isinstance(windows, torch.Tensor) else torch.stack(list(windows))
         if layout == "image":
             return {"pixel_values": batch}
+        if layout == "tiles" and counts is not None:
+            return {"pixel_values": pad_sequence(batch.split(list(counts)), batch_first=True)}
         if layout == "tiles":
             image_sizes = torch.tensor([image.shape[1:] for image in windows], device=batch.device)
             return {"pixel_values": torch.stack([batch, batch], 1), "image_sizes": image_sizes}

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 from transformers.utils import logging
 
 from ..codec.modeling_walloc import WallocImageModel
+from .codecs import codec_of, identity_of
 from .families import embedding_parameters, family_of, pixel_patch_size, reshape_config, vision_config
 from .folding import (
     Resample,
@@ -20,6 +21,8 @@ from .folding import (
     random_patch_embedding,
 )
 from .layouts import arrange_kernels, kernels_of
+from .processors import load_image_codec, own_image_processor
+from .tiling import Tiling
 from .values import LatentView, Scale
 
 Initialization = Literal["fold", "average", "random"]
@@ -27,7 +30,7 @@ Initialization = Literal["fold", "average", "random"]
 
 def load_on_latents(
     pretrained: str,
-    codec: WallocImageModel,
+    codec: str | WallocImageModel,
     auto_class: Any = AutoModel,
     patch_size: int | None = None,
     halo: int | None = 0,
@@ -43,12 +46,12 @@ def load_on_latents(
 
     The grid of tokens stays as it is; every patch covers `patch_size` latents, `patch_size * 2**num_levels` pixels. The
     returned model is of the pretrained class and carries its new shape in its config, and what it takes as
-    `config.walloc_latents`. Feed it what `LatentView(codec.config, **config.walloc_latents)` makes of pixels, latents
-    or codes, or [`WallocLatentImageProcessor.for_model`] of images.
+    `config.walloc_latents`; `config.walloc_codec` says of which codec. Feed it what [`load_processor_on_latents`] makes
+    of images and text, or `LatentView(codec.config, **config.walloc_latents)` of pixels, latents or codes.
 
     Args:
         pretrained: Hub id or folder of a model of one of the `FAMILIES`.
-        codec: whose latents it is to take.
+        codec: whose latents it is to take: a bundled name, a Hub id, a folder, or the model with its decoder.
         auto_class: class to load with, such as `AutoModelForImageClassification`.
         patch_size: latents per side of a patch; None for as many numbers per token as before (`equal_cost_patch_size`).
         halo: further latents on each side that the patch embedding sees; None for as many as an exact fold takes, 0
@@ -67,14 +70,22 @@ def load_on_latents(
             `num_labels`.
 
     Raises:
-        ValueError: an unknown family, initialization or scale, or channels that need `colours`.
+        ValueError: an unknown codec, family, initialization or scale, a model that is on latents already, or channels
+            that need `colours`.
     """
     if initialization not in get_args(Initialization):
         raise ValueError(f"unknown initialization {initialization!r}; valid: {', '.join(get_args(Initialization))}")
+    codec = load_image_codec(codec)
     # CLIPVisionModel and the like are a part of what their folder holds, and know their own config.
     config_class = getattr(auto_class, "config_class", None) or AutoConfig
     config, kwargs = config_class.from_pretrained(pretrained, return_unused_kwargs=True, **kwargs)
     kwargs["ignore_mismatched_sizes"] = True
+    if known := codec_of(config) or getattr(config, "walloc_latents", None):
+        name = known.get("name", "a codec")
+        raise ValueError(
+            f"{pretrained} is on latents of {name} already: load it with {auto_class.__name__}.from_pretrained, or "
+            "fold the pixel model that it was made of"
+        )
     family, pixel_patch = family_of(config), pixel_patch_size(config)
     pixel_channels = getattr(vision_config(config), family.channels, 3)
     patch_size = equal_cost_patch_size(codec.config, pixel_patch) if patch_size is None else patch_size
@@ -84,8 +95,9 @@ def load_on_latents(
     view = LatentView.scaled(codec.config, scale, **windows)
     if family.normalises:
         image_mean = image_std = (0.5,)
+    processor = own_image_processor(pretrained)
     if image_mean is None or image_std is None:
-        processor = AutoImageProcessor.from_pretrained(pretrained)
+        processor = processor or AutoImageProcessor.from_pretrained(pretrained)  # which says what is missing
         image_mean, image_std = image_mean or processor.image_mean, image_std or processor.image_std
 
     pixel_model = auto_class.from_pretrained(pretrained, config=copy.deepcopy(config), **kwargs)
@@ -96,6 +108,9 @@ def load_on_latents(
         model = auto_class.from_pretrained(pretrained, config=config, **kwargs)
     new_weight, new_bias = embedding_parameters(model, family)
     model.config.walloc_latents = view.to_dict()
+    model.config.walloc_codec = identity_of(codec)
+    tiling = None if processor is None else Tiling.options_of(processor, pixel_patch)
+    model.config.walloc_pixels = {"patch_size": pixel_patch, "tiling": tiling}
     weight = kernels_of(weight, family.layout, pixel_channels)
     if initialization == "random":
         folded = random_patch_embedding(len(weight), codec, view.kernel_size)
