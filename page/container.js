@@ -34,7 +34,9 @@ export function unpack(file) {
   if (view.getUint32(file.length - 4, true) !== crc32(file.subarray(0, -4))) {
     throw new Error("The file is damaged or truncated: its checksum does not match.");
   }
-  if ((file[5] & 15) !== 1) throw new Error("The file holds audio; this page opens images.");
+  const kind = { 1: "an image", 2: "audio", 3: "a volume or a video" }[file[5] & 15];
+  if (!kind) throw new Error("The file holds a kind of signal that this page does not know.");
+  if (kind !== "an image") throw new Error(`The file holds ${kind}; this page opens images.`);
   const known = HAS_STEP | HAS_CODED_CHANNELS | HAS_SAMPLE_FORMAT | HAS_SIDE_DATA;
   if (file[5] >> 4 !== 1 || file[6] & ~known || file[19] >> 4) {
     throw new Error("The file's header has fields that this page does not know.");

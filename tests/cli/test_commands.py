@@ -368,7 +368,7 @@ def test_sixteen_bits_are_kept(here, codecs, capsys, suffix, bands):
     assert side.pixels.dtype == np.uint16 and side.sample_format == given.sample_format
     assert np.array_equal(given.pixels, image[..., 0] if bands == 2 else image[..., :3] if bands == 4 else image)
     if bands in (2, 4):
-        assert np.array_equal(side.side_data.alpha, image[..., -1])
+        assert np.array_equal(side.alpha, image[..., -1])
     error = side.pixels.astype(float) - given.pixels
     assert 20 * np.log10(65535 / np.sqrt(np.mean(error**2))) > 20 and np.unique(side.pixels).size > 3000
     there_and_back(codecs["image"], f"in.{suffix}", "out.jpg")

@@ -57,7 +57,7 @@ def test_in_a_file():
     ("data", "message"),
     [
         (b"\x01", "longer than the file"),
-        (record(3, b"x"), "unknown type 3"),
+        (record(4, b"x"), "unknown type 4"),
         (record(2, b"x") + record(1, b"\x01x"), "not in order"),
         (record(2, b"x") * 2, "not in order"),
         (record(1, b""), "number of bytes"),

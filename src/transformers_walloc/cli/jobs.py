@@ -104,8 +104,10 @@ def run_jobs(plan: Plan, run: Callable[[str, str], None], workers: int, what: st
                 try:
                     future.result()
                     summary.add(*futures[future])
-                except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-                    complain(error)
+                except Exception as error:  # whatever a decoder raises, it is about one file
+                    source = futures[future][0]
+                    named = isinstance(error, ValueError | OSError) or str(error).startswith(source)
+                    complain(error if named else f"{source}: {str(error) or type(error).__name__}")
                     plan.failed += 1
                 advance()
     except BaseException:

@@ -81,7 +81,7 @@ class Header:
         frame_rate: of a volume that is a clip, in frames per second; 0 otherwise.
         raster: of an image or a volume of other samples than 8-bit ones, `RasterFormat.pack` of their type, range,
             bands, layout and of which are missing.
-        side_data: of an image, `SideData.pack` of its transparency and its colour profile.
+        side_data: of an image, `SideData.pack` of its transparency, its colour profile and its TIFF tags.
         coder: entropy coder of the payload, "range".
 
     Raises:

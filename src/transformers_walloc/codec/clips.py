@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
+
+from .audio_decoding import decode_audio
+
+logger = logging.get_logger(__name__)
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Zero level and full scale of integer PCM; 8-bit PCM is unsigned in WAV files.
@@ -49,11 +53,11 @@ def open_clip(clip: Any, sampling_rate: int | None) -> tuple[Any, int | None]:
     if isinstance(clip, Mapping) and "array" in clip and "sampling_rate" in clip:
         samples, rate = clip["array"], clip["sampling_rate"]
     elif isinstance(clip, Mapping) and clip.get("bytes") is not None:
-        samples, rate = _read(BytesIO(clip["bytes"]), str(clip.get("path") or "audio"))
+        samples, rate = _read(clip["bytes"], str(clip.get("path") or "audio"))
     elif isinstance(clip, Mapping) and clip.get("path"):
         samples, rate = _read(clip["path"], str(clip["path"]))
     elif isinstance(clip, bytes):
-        samples, rate = _read(BytesIO(clip), "audio")
+        samples, rate = _read(clip, "audio")
     elif isinstance(clip, str | os.PathLike):
         samples, rate = _read(clip, str(clip))
     elif hasattr(clip, "get_all_samples"):
@@ -71,20 +75,21 @@ def open_clip(clip: Any, sampling_rate: int | None) -> tuple[Any, int | None]:
     return samples, rate
 
 
-def _read(source: Any, name: str) -> tuple[np.ndarray, int]:
+def _read(source: bytes | str | os.PathLike, name: str) -> tuple[np.ndarray, int]:
     """(C, T) samples and the sampling rate of a file."""
+    if not isinstance(source, bytes):
+        if not Path(source).is_file():
+            raise ValueError(f"there is no file {name!r}")
+        source = Path(source).read_bytes()
+
+    def check(samples: int, rate: int, channels: int) -> None:
+        check_length(samples, rate, rate)
+
     try:
-        import soundfile
-    except ImportError as error:
-        raise ImportError(f"reading {name!r} needs soundfile: pip install soundfile") from error
-    if isinstance(source, str | os.PathLike) and not Path(source).is_file():
-        raise ValueError(f"there is no file {name!r}")
-    try:
-        with soundfile.SoundFile(source) as file:
-            check_length(file.frames, file.samplerate, file.samplerate)
-            return np.ascontiguousarray(file.read(dtype="float32", always_2d=True).T), file.samplerate
-    except soundfile.SoundFileError as error:
+        samples, rate, _ = decode_audio(source, check=check, note=lambda text: logger.warning(f"{name}: {text}"))
+    except ValueError as error:
         raise ValueError(f"cannot read {name!r} as audio: {error}") from error
+    return samples, rate
 
 
 def mix(samples: torch.Tensor, channels: int, downmix: bool = False) -> torch.Tensor:
@@ -201,13 +206,14 @@ def normalise_clip(samples: torch.Tensor) -> tuple[torch.Tensor, float, float]:
         samples: floats (C, T).
 
     Returns:
-        (normalised, gain, offset), so that `samples = normalised * gain + offset`. Silence keeps gain 1.
+        (normalised, gain, offset), so that `samples = normalised * gain + offset`. Silence has gain 0, which
+        makes silence of whatever a network answers to it.
     """
     offset = samples.mean().item()
     centred = samples - offset
     peak = centred.abs().max().item()
     # What the rounding of the mean leaves of a constant clip is silence, too, and must not be amplified.
     if peak <= max(1e-6 * abs(offset), torch.finfo(torch.float32).tiny):
-        return centred, 1.0, offset
+        return torch.zeros_like(centred), 0.0, offset
     gain = 2 * peak
     return centred / gain, gain, offset

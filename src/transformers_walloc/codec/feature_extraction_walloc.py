@@ -36,7 +36,7 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
 
     Clips of another sampling rate are resampled with torchaudio if that can be imported (on the clip's device), else
     with soxr. Every clip is normalised as a whole: `offset` is its mean over time and channels, `gain` brings its peak
-    to 0.5, so `x = input_values * gain + offset`. Silence keeps gain 1.
+    to 0.5, so `x = input_values * gain + offset`. Silence has gain 0.
 
     Args:
         feature_size (`int`, defaults to 2): channels of the codec.

@@ -6,30 +6,27 @@ list of PIL images (or arrays) <- crop, round to 8 bits   <- (B, C, H, W)
 ```
 """
 
-import base64
-import binascii
-import os
 import reprlib
-from collections.abc import Sequence
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
-from urllib.request import Request, urlopen
 
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 import torch
 from transformers import BaseImageProcessor, BatchFeature
+from transformers.utils import logging
 
+from .image_colours import to_gray, to_srgb
+from .image_decoding import Picture, upright
+from .image_sources import open_source
 from .pixels import FLOAT_DTYPES, find_channels, native, reflect, to_picture, unbatch, write_pixels
 from .raster_format import RasterFormat
 
+logger = logging.get_logger(__name__)
+
 INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32)
 RANGES = {"num_channels": (1, 2**16), "patch_size": (1, 2**12)}
-# Images in files that are larger are not opened: a few kilobytes can state any size, and a pixel takes 40 bytes.
-MAX_PIXELS = 2**26
 CHANNEL_ORDERS = ("channels_first", "channels_last")
 # What transformers writes beside the options into preprocessor_config.json.
 BOOKKEEPING_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
@@ -58,11 +55,12 @@ class WallocImageProcessor(BaseImageProcessor):
 
     Accepted images, one or any nesting of lists of them, sizes may differ:
 
-    * `PIL.Image.Image` of any mode, paths, `http(s)` URLs and base64 strings, these of at most 2^26 pixels. The EXIF
-      orientation is applied,
-      palettes are resolved, transparency is composited on white, and the mode is converted to RGB for `num_channels=3`
-      and to grey (ITU-R 601 luma) for 1. 16-bit and float modes keep their precision. For other channel counts the
-      image must have as many bands (RGBA or CMYK for 4).
+    * `PIL.Image.Image` of any mode; paths, `http(s)` URLs, base64 strings, bytes of files and dicts of `bytes` and
+      `path` as `datasets` has them, these of at most 2^26 pixels. The EXIF orientation is applied, palettes are
+      resolved, colours become sRGB if a profile says that they are not, transparency is composited on white, and the
+      mode is converted to RGB for `num_channels=3` and to grey (ITU-R 601 luma) for 1. 16-bit and float modes keep
+      their precision, and so do files of 16 bits in several bands. For other channel counts the image must have as many
+      bands (RGBA or CMYK for 4).
     * numpy arrays (H, W), (H, W, C) or (C, H, W), torch tensors (C, H, W) or (H, W), and batches of them with an axis
       more in front. The channel axis is the one of length `num_channels`; where both fit, a tensor is channels first
       and an array needs `input_data_format`. One channel is repeated to three for `num_channels=3`.
@@ -124,19 +122,20 @@ class WallocImageProcessor(BaseImageProcessor):
         return super().preprocess(images, **kwargs)
 
     def fetch_images(self, image_url_or_urls):
-        """Opens paths, URLs and base64 strings as they are; transformers' own loader converts to 8-bit RGB at once."""
+        """Opens paths, URLs, base64 strings and bytes as they are; transformers' own loader converts to 8-bit RGB."""
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(entry) for entry in image_url_or_urls]
-        if isinstance(image_url_or_urls, str | Path):
-            return _open_image(image_url_or_urls)
+        if isinstance(image_url_or_urls, str | Path | bytes | Mapping):
+            return open_source(image_url_or_urls)
         return image_url_or_urls
 
     def process_image(
         self, image, num_channels: int, input_data_format=None, device=None, do_rescale: bool = True, **kwargs
     ) -> torch.Tensor:
         """One image of any kind -> (num_channels, h, w) tensor, values and dtype untouched."""
-        if isinstance(image, PIL.Image.Image):
-            pixels = torch.from_numpy(_pil_to_array(image, num_channels, planar=do_rescale))
+        if isinstance(image, PIL.Image.Image | Picture):
+            to_array: Any = _pil_to_array if isinstance(image, PIL.Image.Image) else _picture_to_array
+            pixels = torch.from_numpy(to_array(image, num_channels, planar=do_rescale))
             pixels.unshared = True  # type: ignore[attr-defined]
         else:
             pixels = _channels_first(image, num_channels, input_data_format, planar=do_rescale)
@@ -264,32 +263,6 @@ def check_options(options: dict, also: tuple[str, ...] = ()) -> None:
             raise ValueError(f"unknown return_tensors {value!r}; valid: 'pt', 'np', None")
 
 
-def _open_image(source: str | Path) -> PIL.Image.Image:
-    name = str(source)
-    if name.startswith(("http://", "https://")):
-        with urlopen(Request(name, headers={"User-Agent": "transformers-walloc"}), timeout=60) as response:
-            file = BytesIO(response.read())
-    elif os.path.isfile(name):
-        # The bytes, not the file: Pillow keeps files of several frames open.
-        file = BytesIO(Path(name).read_bytes())
-    else:
-        encoded = name.split(",", 1)[1] if name.startswith("data:image/") and "," in name else name
-        name = name if len(name) < 80 else name[:77] + "..."
-        try:
-            file = BytesIO(base64.b64decode("".join(encoded.split()), validate=True))
-        except (binascii.Error, ValueError) as error:
-            raise ValueError(f"{name!r} is no image: neither a file, nor an http(s) URL, nor base64") from error
-    try:
-        image = PIL.Image.open(file)
-        if image.width * image.height > MAX_PIXELS:
-            size = f"{image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS} for files"
-            raise ValueError(f"{name!r} has {size}: open it with PIL.Image and pass that if there is enough memory")
-        image.load()
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {name!r} as an image: {error}") from error
-    return image
-
-
 def _flatten(images, expected_ndims: int) -> list:
     if isinstance(images, list | tuple):
         return [leaf for entry in images for leaf in _flatten(entry, expected_ndims)]
@@ -301,19 +274,30 @@ def _flatten(images, expected_ndims: int) -> list:
                 f"an image of shape {tuple(images.shape)}; valid: (H, W), three axes with the channels first or last, "
                 "and batches of those with an axis more"
             )
-    elif not isinstance(images, PIL.Image.Image):
+    elif not isinstance(images, PIL.Image.Image | Picture):
         raise TypeError(
-            f"an image cannot be of type {type(images).__name__}; valid: PIL images, paths, URLs, numpy arrays, torch "
-            "tensors, and lists of them"
+            f"an image cannot be of type {type(images).__name__}; valid: PIL images, paths, URLs, bytes, numpy arrays, "
+            "torch tensors, and lists of them"
         )
     return [images]
 
 
+def _picture_to_array(picture: Picture, num_channels: int, planar: bool) -> np.ndarray:
+    """(C, h, w), as `_pil_to_array`."""
+    if num_channels not in (1, 3):
+        count = 1 if picture.pixels.ndim == 2 else 3
+        raise ValueError(f"a file of {count} bands of {picture.pixels.dtype}; num_channels is {num_channels}")
+    pixels = picture.on_white(logger.warning)
+    if pixels.ndim == 2:
+        return native(pixels)[None]
+    if num_channels == 1:
+        return to_gray(pixels)[None]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) if planar else pixels.transpose(2, 0, 1)
+
+
 def _pil_to_array(image: PIL.Image.Image, num_channels: int, planar: bool) -> np.ndarray:
     """(C, h, w); of 8 bits, and not `planar`, a view of (h, w, C)."""
-    # exif_transpose copies even when there is nothing to do.
-    if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
-        image = PIL.ImageOps.exif_transpose(image)
+    image = upright(image, logger.warning)
     if image.mode == "F" or image.mode.startswith("I"):
         array = np.array(image)
         if image.mode == "I":
@@ -330,6 +314,11 @@ def _pil_to_array(image: PIL.Image.Image, num_channels: int, planar: bool) -> np
     if image.mode in ("P", "PA") and num_channels not in (1, 3):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if num_channels in (1, 3):
+        if image.info.get("icc_profile"):
+            image = to_srgb(
+                image.convert("RGBA" if image.has_transparency_data else "RGB") if image.mode in ("P", "PA") else image,
+                logger.warning,
+            )
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)

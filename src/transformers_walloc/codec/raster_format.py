@@ -39,6 +39,7 @@ class RasterFormat:
         layout: "single" (H, W), "channels_last" (H, W, C) or "channels_first" (C, H, W); of volumes with a depth
             before H.
         names: of the bands, or none.
+        tags: of the TIFF, `pack_tags` of them: they travel as side data and are no part of `to_dict` and `pack`.
 
     Raises:
         ValueError: an unknown type or layout, an empty range, or one that the type cannot hold.
@@ -50,6 +51,7 @@ class RasterFormat:
     nodata: float | None = None
     layout: str = "channels_last"
     names: tuple[str, ...] = ()
+    tags: bytes = dataclasses.field(default=b"", compare=False, repr=False)
 
     def __post_init__(self):
         if self.dtype not in DTYPES.values():
@@ -61,8 +63,8 @@ class RasterFormat:
             raise ValueError(
                 f"the range {self.low:g} to {self.high:g} does not fit {self.dtype}, which holds {low:g} to {high:g}"
             )
-        if self.nodata is not None and not self.is_float and not low <= self.nodata <= high:
-            raise ValueError(f"nodata is {self.nodata:g}, which {self.dtype} cannot hold")
+        if self.nodata is not None and not can_hold(self.dtype, self.nodata):
+            raise ValueError(f"nodata is {self.nodata!r}, which {self.dtype} cannot hold")
         for name in self.names:
             if not (name + " ").isprintable() or len(name.encode()) > MAX_NAME_BYTES:
                 raise ValueError(f"band names must be printable and at most {MAX_NAME_BYTES} bytes, got {name!r}")
@@ -82,7 +84,9 @@ class RasterFormat:
     def to_dict(self) -> dict:
         """Plain values for JSON, which has no NaN."""
         nodata = "nan" if self.nodata is not None and math.isnan(self.nodata) else self.nodata
-        return dataclasses.asdict(self) | {"nodata": nodata, "names": list(self.names)}
+        fields = dataclasses.asdict(self) | {"nodata": nodata, "names": list(self.names)}
+        del fields["tags"]
+        return fields
 
     @property
     def itemsize(self) -> int:
@@ -136,12 +140,33 @@ class RasterFormat:
         return values.astype(np.float32, copy=False)
 
     def from_unit(self, planes: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """The inverse of `to_unit`, clipped to the range and rounded for integers; missing samples become `nodata`."""
+        """The inverse of `to_unit`, clipped to the range and rounded for integers; missing samples become `nodata`.
+
+        No other sample does: where one would, it becomes the value next to it.
+        """
         values = (np.clip(planes.astype(np.float64), -0.5, 0.5) + 0.5) * (self.high - self.low) + self.low
         result = values.astype(self.dtype) if self.is_float else np.rint(values).astype(self.dtype)
+        if self.nodata is not None and not math.isnan(self.nodata):
+            marker = np.array(self.nodata).astype(self.dtype)
+            taken: Any = result == marker
+            if taken.any():
+                above, below = self._beside(marker)
+                result[taken] = np.where(values[taken] < self.nodata, below, above)
         if mask is not None and self.nodata is not None:
             result[:, mask] = self.nodata
         return result
+
+    def _beside(self, marker: np.ndarray) -> tuple[np.generic, np.generic]:
+        """The values above and below a number, both on the side of it where the range of the type goes on."""
+        low, high = (np.array(limit).astype(self.dtype)[()] for limit in limits(self.dtype))
+        value = marker[()]
+        if self.is_float:
+            above, below = np.nextafter(value, high), np.nextafter(value, low)
+        else:
+            kind = value.dtype.type
+            above = value if value == high else kind(int(value) + 1)
+            below = value if value == low else kind(int(value) - 1)
+        return (above if above != value else below), (below if below != value else above)
 
     def from_layout(self, array: np.ndarray) -> np.ndarray:
         """(H, W), (H, W, C) or (C, H, W), as `layout` says -> (C, H, W); the same with a depth before H."""
@@ -215,6 +240,14 @@ def limits(dtype: str) -> tuple[float, float]:
     """The least and the greatest value that a type holds."""
     info = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
     return float(info.min), float(info.max)
+
+
+def can_hold(dtype: str, value: float) -> bool:
+    """Whether a sample of a type can have a value; floats may be rounded."""
+    low, high = limits(dtype)
+    if dtype.startswith("float"):
+        return not math.isfinite(value) or low <= value <= high
+    return low <= value <= high and float(value).is_integer()
 
 
 def _read_mask(data: bytes, sizes: Sequence[int]) -> np.ndarray:

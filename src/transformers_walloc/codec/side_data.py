@@ -1,9 +1,10 @@
-"""What a .walloc file keeps of an image beside its latents, without loss: transparency and the colour profile.
+"""What a .walloc file keeps of an image beside its latents, without loss: transparency, colour profile, TIFF's tags.
 
 ```
 side data = records of | type 1 | length varint | content |, types in increasing order
 1 alpha    bytes of a sample 1 (1 or 2), zlib stream of what each sample differs from its neighbours
 2 profile  zlib stream of an ICC profile
+3 tags     zlib stream of TIFF tags: georeferencing, orientation (tiff_tags.py)
 ```
 
 docs/concepts/format.md has the details. Records are told apart when a header is read; what is compressed in them is
@@ -17,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from .tiff_tags import MAX_BYTES, unpack_tags
 from .varints import Reader, WallocFormatError, varint
 
 MAX_PROFILE = 2**22
-_ALPHA, _PROFILE = 1, 2
-RECORDS = {_ALPHA: "transparency", _PROFILE: "colour_profile"}
+_ALPHA, _PROFILE, _TAGS = 1, 2, 3
+RECORDS = {_ALPHA: "transparency", _PROFILE: "colour_profile", _TAGS: "tiff_tags"}
 _TYPES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype("<u2")}
 
 
@@ -30,16 +32,19 @@ class SideData:
     """Args:
     alpha: (height, width) uint8 or uint16, 0 where the image is transparent; None if it is opaque.
     profile: an ICC profile, of the colours as they are coded; empty for sRGB.
+    tags: of the TIFF that it was, `pack_tags` of them; empty for none.
     """
 
     alpha: np.ndarray | None = None
     profile: bytes = b""
+    tags: bytes = b""
 
     def pack(self) -> bytes:
         """Bytes for a header; empty if there is nothing to keep.
 
         Raises:
-            ValueError: alpha of another type or shape, a profile of more than `MAX_PROFILE` bytes.
+            ValueError: alpha of another type or shape, a profile of more than `MAX_PROFILE` bytes, tags of more than
+                `tiff_tags.MAX_BYTES`.
         """
         records = {}
         if self.alpha is not None:
@@ -51,6 +56,10 @@ class SideData:
             raise ValueError(f"a colour profile of {len(self.profile)} bytes; valid: at most {MAX_PROFILE}")
         if self.profile:
             records[_PROFILE] = zlib.compress(self.profile, 9)
+        if len(self.tags) > MAX_BYTES:
+            raise ValueError(f"TIFF tags of {len(self.tags)} bytes; valid: at most {MAX_BYTES}")
+        if self.tags:
+            records[_TAGS] = zlib.compress(self.tags, 9)
         return b"".join(bytes([kind]) + varint(len(content)) + content for kind, content in records.items())
 
     @classmethod
@@ -61,7 +70,7 @@ class SideData:
             WallocFormatError: damaged, or not of this image.
         """
         records = split_records(data)
-        alpha, profile = None, b""
+        alpha, profile, tags = None, b"", b""
         if _ALPHA in records:
             itemsize, stream = records[_ALPHA][0], records[_ALPHA][1:]
             size = sizes[0] * sizes[1] * itemsize
@@ -71,7 +80,10 @@ class SideData:
             alpha = _sums(np.frombuffer(raw, _TYPES[itemsize]).reshape(tuple(sizes)))
         if _PROFILE in records:
             profile = _expand("colour profile", records[_PROFILE], MAX_PROFILE)
-        return cls(alpha=alpha, profile=profile)
+        if _TAGS in records:
+            tags = _expand("list of TIFF tags", records[_TAGS], MAX_BYTES)
+            unpack_tags(tags)
+        return cls(alpha=alpha, profile=profile, tags=tags)
 
 
 def split_records(data: bytes) -> dict[int, bytes]:

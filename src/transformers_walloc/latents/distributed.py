@@ -11,7 +11,6 @@ actors are behind; it starts actors and tasks again that die.
 """
 
 import hashlib
-import io
 import json
 import os
 import posixpath
@@ -19,7 +18,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
@@ -157,10 +155,12 @@ def _decode(batch: pa.Table, column: str, num_channels: int, errors: _Errors) ->
     """The pictures give way to pixels (channels, height, width); rows that cannot be read go."""
     processor = WallocImageProcessor(num_channels=num_channels)
     pixels, kept, messages = [], [], {}
+    ids = batch.column(errors.id_column)
     for i, value in enumerate(batch.column(column)):
         try:
-            array = processor.process_image(_open(value.as_py()), num_channels).numpy()
-        except (TypeError, ValueError, OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            image = processor.fetch_images({"bytes": _bytes_of(value.as_py()), "path": str(ids[i].as_py())})
+            array = processor.process_image(image, num_channels).numpy()
+        except Exception as error:  # decoders raise anything; one picture must not end the run
             messages[i] = str(error) or type(error).__name__
             continue
         kept.append(i)
@@ -170,13 +170,11 @@ def _decode(batch: pa.Table, column: str, num_channels: int, errors: _Errors) ->
     return rest.append_column(PIXELS, pa.array(pixels, PIXELS_TYPE))
 
 
-def _open(value: Any) -> PIL.Image.Image:
+def _bytes_of(value: Any) -> bytes:
     data = value["bytes"] if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise TypeError(f"a picture must be the bytes of an image file, got {type(data).__name__}")
-    image = PIL.Image.open(io.BytesIO(data))
-    image.load()
-    return image
+    return data
 
 
 class _Encoder:

@@ -205,18 +205,33 @@ def _write_shard(dataset, encoder, image_column: str, rows: range, path: str, op
         result.to_parquet(file)
 
 
+def _as_files(images: Any, column: str) -> Any:
+    """Rows with the bytes of image files, which `datasets` would decode to less; None if there are none."""
+    from datasets import Image
+
+    feature = images.features[column]
+    return images.cast_column(column, Image(decode=False)) if isinstance(feature, Image) and feature.decode else None
+
+
+def _image_of(images: Any, files: Any, i: int, column: str) -> Any:
+    file = None if files is None else files[i][column]
+    known = file is not None and (file["bytes"] is not None or os.path.isfile(file["path"] or ""))
+    return file if known else images[i][column]
+
+
 def _encode_batch(images, start: int, numbers: range, encoder, column: str, options: dict) -> list[dict[str, Any]]:
     read: list[Any] = []
+    files = _as_files(images, column)
     try:
         for i in range(start, start + len(numbers)):
-            read.append(images[i][column])
+            read.append(_image_of(images, files, i, column))
         return encode_rows(read, encoder, **options)
-    except (TypeError, ValueError, OSError):
+    except Exception:
         # One at a time, to name the image that is at fault.
         for i, number in enumerate(numbers):
             try:
-                encode_rows([images[start + i][column]], encoder, **options)
-            except (TypeError, ValueError, OSError) as error:
+                encode_rows([_image_of(images, files, start + i, column)], encoder, **options)
+            except Exception as error:
                 raise ValueError(f"row {number}: {error}") from error
         raise
 

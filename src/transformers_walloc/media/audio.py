@@ -2,12 +2,14 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from ..codec.audio_decoding import decode_audio, import_soundfile
 from ..codec.clips import mix, resample
-from .messages import MediaError, warn
+from .messages import MediaError, noting, warn
 from .paths import AUDIO_SUFFIXES, STANDARD_STREAM
 
 # Longer clips are refused before they are decoded unless the caller says otherwise: encoding takes up to 40 bytes of
@@ -40,24 +42,33 @@ def read_audio(
 
     Raises:
         MediaError: not audio that can be read, empty, or too long.
+
+    Warns:
+        MediaWarning: the file ends before what its header states.
     """
+    return read_recording(path, data, seconds, max_samples)[:2]
+
+
+def read_recording(
+    path: str, data: bytes, seconds: float | None = None, max_samples: int | None = MAX_SAMPLES
+) -> tuple[np.ndarray, int, str]:
+    """What `read_audio` gives, and what a .walloc file states about the samples, see `bitstream.SAMPLE_FORMATS`."""
+
+    def check(length: int, rate: int, channels: int) -> None:
+        samples = round(length * max(1, 44_100 / rate) * max(1, channels / 2))
+        if max_samples is not None and samples > max_samples:
+            raise ValueError(
+                f"{samples} samples per channel, more than the limit of {max_samples}; raise max_samples "
+                f"if there are {40 * samples / 1e9:.1f} GB of memory"
+            )
+
     try:
-        with import_soundfile().SoundFile(io.BytesIO(data)) as file:
-            rate, length = max(1, file.samplerate), file.frames
-            wanted = length if seconds is None else min(length, round(seconds * rate))
-            samples = round(wanted * max(1, 44_100 / rate) * max(1, file.channels / 2))
-            if max_samples is not None and samples > max_samples:
-                raise MediaError(
-                    f"{path}: {samples} samples per channel, more than the limit of {max_samples}; raise max_samples "
-                    f"if there are {40 * samples / 1e9:.1f} GB of memory"
-                )
-            file.seek((length - wanted) // 2)
-            clip = file.read(wanted, dtype="float32", always_2d=True)
-    except (RuntimeError, TypeError) as error:
-        raise MediaError(f"{path}: not audio that can be read: {error}") from error
-    if not len(clip):
-        raise MediaError(f"{path}: the audio is empty")
-    return np.ascontiguousarray(clip.T), int(rate)
+        clip, rate, subtype = decode_audio(data, seconds=seconds, check=check, note=noting(path))
+    except ValueError as error:
+        raise MediaError(f"{path}: {error}") from error
+    except ImportError as error:
+        raise MediaError(str(error)) from error
+    return clip, rate, sample_format_of(subtype)
 
 
 def read_clip(
@@ -68,15 +79,24 @@ def read_clip(
     seconds: float | None = None,
     max_samples: int | None = MAX_SAMPLES,
 ) -> np.ndarray:
-    """(num_channels, length) float32 at a sampling rate: `read_audio`, then mixed as for `--downmix`, and resampled."""
+    """(num_channels, length) float32 at a sampling rate: what learners and measurements hear of files of any kind.
+
+    Mono is copied, and more channels are mixed as for `--downmix` (ITU-R BS.775), which is said.
+
+    Raises:
+        MediaError: as `read_audio`, or channels that cannot be mixed to so many.
+
+    Warns:
+        MediaWarning: more than two channels are mixed.
+    """
     samples, rate = read_audio(path, data, seconds, max_samples)
-    clip = mix(torch.from_numpy(samples), num_channels, downmix=True)
+    if len(samples) > max(2, num_channels):
+        warn(path, f"its {len(samples)} channels are mixed to {'stereo' if num_channels == 2 else num_channels}")
+    try:
+        clip = mix(torch.from_numpy(samples), num_channels, downmix=True)
+    except ValueError as error:
+        raise MediaError(f"{path}: {error}") from error
     return (clip if rate == sampling_rate else resample(clip, rate, sampling_rate)).contiguous().numpy()
-
-
-def sample_format(data: bytes) -> str:
-    """What a .walloc file states about the samples of audio, see `bitstream.SAMPLE_FORMATS`."""
-    return sample_format_of(import_soundfile().info(io.BytesIO(data)).subtype)
 
 
 def sample_format_of(subtype: str) -> str:
@@ -101,7 +121,7 @@ def encode_audio(samples: np.ndarray, rate: int, path: str, sample_format: str =
     Warns:
         MediaWarning: samples were clipped.
     """
-    soundfile = import_soundfile()
+    soundfile = soundfile_or_error()
     suffix = ".wav" if path == STANDARD_STREAM else Path(path).suffix.lower()
     audio_format, subtype = _AUDIO_FORMATS.get(suffix, (suffix.lstrip(".").upper(), None))
     if suffix not in AUDIO_SUFFIXES:
@@ -131,9 +151,9 @@ def encode_audio(samples: np.ndarray, rate: int, path: str, sample_format: str =
     return file.getvalue()
 
 
-def import_soundfile():
+def soundfile_or_error() -> Any:
+    """The module; MediaError where it is not installed."""
     try:
-        import soundfile
-    except (ImportError, OSError) as error:
-        raise MediaError(f"audio files need soundfile: pip install 'transformers-walloc[audio]' ({error})") from error
-    return soundfile
+        return import_soundfile()
+    except ImportError as error:
+        raise MediaError(str(error)) from error

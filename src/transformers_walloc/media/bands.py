@@ -34,6 +34,7 @@ def compress_rows(
     *,
     step: float = 1.0,
     num_channels: int | None = None,
+    side_data: bytes = b"",
 ) -> bytes:
     """The .walloc file of a picture that is read in bands, the same as `compress` writes of the whole.
 
@@ -43,6 +44,7 @@ def compress_rows(
         read: called as `read(start, stop)` for the rows start..stop - 1, uint8 (rows, width, num_channels), in order,
             some of them twice. `lambda start, stop: array[start:stop]` serves arrays and memory maps.
         step, num_channels: as for `compress`.
+        side_data: as `bitstream.Header` states it.
     """
     config, block = model.config, model.config.patch_size
     around = blocks_around(config)
@@ -71,7 +73,7 @@ def compress_rows(
             above = first - max(first - around[0], 0)
             whole = encode_pixels(model.encoder, tensor.to(model.device), step)[0].cpu().numpy()
             codes[:, first:last] = whole[:, above : above + last - first]
-    return file_of_codes(model, codes, num_channels, sizes=(height, width), step=step)
+    return file_of_codes(model, codes, num_channels, sizes=(height, width), step=step, side_data=side_data)
 
 
 @torch.no_grad()

@@ -11,17 +11,19 @@ from typing import Any
 import PIL.Image
 
 from ..codec.bitstream import Header, pack, unpack
+from ..codec.image_colours import to_gray
+from ..codec.image_decoding import open_image
 from ..codec.limits import MAX_MEMORY
+from ..codec.raster_format import RasterFormat
+from ..codec.side_data import SideData
 from .audio import MAX_SAMPLES as MAX_ENCODED_SAMPLES
-from .audio import encode_audio, read_audio, sample_format
-from .messages import warn
+from .audio import encode_audio, read_recording
+from .messages import noting, warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES
 from .pictures import MAX_PIXELS as MAX_ENCODED_PIXELS
-from .pictures import encode_picture, open_image, read_picture
-from .rasters import compress_raster, decompress_raster, encode_raster, read_raster
+from .pictures import encode_picture, read_opaque, read_picture
+from .rasters import compress_raster, decompress_raster, describe, encode_raster, read_raster
 from .volumes import encode_volume, read_volume
-
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts to gray
 
 
 class Codecs:
@@ -112,19 +114,19 @@ class FileCodec:
 
         from ..codec.clips import mix
 
-        samples, rate = read_audio(source, data, max_samples=max_samples)
+        samples, rate, sample_format = read_recording(source, data, max_samples=max_samples)
         config = self.model.config
         if len(samples) > config.num_channels:
             if not downmix:
                 raise ValueError(
                     f"the audio has {len(samples)} channels and the codec {self.name!r} {config.num_channels}; "
-                    "--downmix mixes them"
+                    "walloc compress --downmix mixes them"
                 )
             samples = mix(torch.from_numpy(samples), config.num_channels, downmix).numpy()
         origin = (len(samples), rate, samples.shape[1])
         batch = self.processor(samples, sampling_rate=rate, max_samples=max_samples, return_tensors="pt")
         converted = (len(samples), rate) != (config.num_channels, config.sampling_rate)
-        fields = {"source": origin if converted else None, "sample_format": sample_format(data)}
+        fields = {"source": origin if converted else None, "sample_format": sample_format}
         return self._to_device(batch), fields
 
     def compress(
@@ -155,12 +157,12 @@ class FileCodec:
         unit, other = ("kbps", "bpp") if kind == "audio" else ("bpp", "kbps")
         if targets[other] is not None:
             raise ValueError(f"--{other} is not for {kind}; use --{unit}")
-        if kind == "image" and self._takes_raster(source):
+        if kind == "image" and (found := self._raster(source, data, max_pixels)) is not None:
             if psnr is not None:
                 raise ValueError("--psnr counts pixels of 8 bits: choose --step or --bpp for rasters")
             if refine:
                 raise ValueError("--refine is for pictures of 8 bits and audio")
-            return compress_raster(self.model, *read_raster(source, data), step=step, bpp=bpp, num_channels=channels)
+            return compress_raster(self.model, *found, step=step, bpp=bpp, num_channels=channels)
         if kind == "volume":
             if psnr is not None or refine:
                 raise ValueError("--psnr and --refine are for images of 8 bits and audio: volumes have --step or --bpp")
@@ -209,18 +211,25 @@ class FileCodec:
             if header.num_channels not in (1, 3):
                 raise ValueError(f"images of {header.num_channels} channels cannot be written to a file")
             side_data = header.read_side_data()
+            if window and side_data.tags:
+                warn(target, "the georeferencing is that of the whole image and is not kept")
+                side_data = dataclasses.replace(side_data, tags=b"")
             if window and side_data.alpha is not None:
                 side_data = dataclasses.replace(side_data, alpha=side_data.alpha[_inside(window)])
             return encode_picture(self._picture(data, header, max_memory, window), side_data, name)
         samples, rate = self.waveform(data, header, max_memory, window)
         return encode_audio(samples, rate, name, header.sample_format)
 
-    def _takes_raster(self, source: str) -> bool:
-        """Whether a file is coded in its own type and layout: what Pillow does not read or this codec is made for."""
-        suffix = Path(source).suffix.lower()
-        config = self.model.config
+    def _raster(self, source: str, data: bytes, max_pixels: int | None) -> tuple[Any, RasterFormat] | None:
+        """A file that is coded in its own type and layout: what Pillow does not read or this codec is made for."""
+        suffix, config = Path(source).suffix.lower(), self.model.config
         made_for = config.raster_format is not None or config.num_channels not in (1, 3)
-        return suffix in RASTER_SUFFIXES and (suffix == ".npy" or made_for)
+        if suffix == ".npy" or (suffix in RASTER_SUFFIXES and made_for):
+            return read_raster(source, data, max_pixels)
+        if config.raster_format is None or config.num_channels not in (1, 3):
+            return None
+        pixels = read_opaque(source, data, max_pixels).pixels
+        return None if pixels.dtype.itemsize == 1 else (pixels, describe(pixels))
 
     def _image_inputs(
         self, source: str, data: bytes, do_rescale: bool, max_pixels: int | None
@@ -228,17 +237,17 @@ class FileCodec:
         config = self.model.config
         channels = config.num_channels
         if config.raster_format is not None or channels not in (1, 3):
-            image = open_image(source, data, max_pixels)
+            image = open_image(data, max_pixels, noting(source))
             return self._to_device(self.processor(image, do_rescale=do_rescale, return_tensors="pt")), {}
         picture = read_picture(source, data, max_pixels)
-        pixels, side_data = picture.pixels, picture.side_data
+        pixels, profile = picture.pixels, picture.profile
         if channels == 1 and pixels.ndim == 3:
-            lost = ", and their profile is not kept" if side_data.profile else ""
+            lost = ", and their profile is not kept" if profile else ""
             warn(source, f"colours become gray: the codec {self.name!r} has one channel{lost}")
-            pixels = (pixels @ LUMA).round().astype(pixels.dtype)
-            side_data = dataclasses.replace(side_data, profile=b"")
+            pixels, profile = to_gray(pixels), b""
         options = {"input_data_format": "channels_last"} if pixels.ndim == 3 else {}
         batch = self.processor(pixels, do_rescale=do_rescale, return_tensors="pt", **options)
+        side_data = SideData(alpha=picture.alpha, profile=profile, tags=picture.tags)
         fields = {"sample_format": picture.sample_format, "side_data": side_data.pack()}
         return self._to_device(batch), fields
 
@@ -272,7 +281,7 @@ class FileCodec:
             return picture
         if picture.dtype == np.uint8:
             return np.asarray(PIL.Image.fromarray(picture).convert("L"))
-        return (picture @ LUMA).round().astype(np.uint16)
+        return to_gray(picture)
 
     def waveform(self, data: bytes, header: Header, max_memory: int | None, window: Any = None) -> tuple[Any, int]:
         """(channels, length) and sampling rate of the decoded audio, converted back to those of the source."""
@@ -309,7 +318,7 @@ def _inside(window: tuple[int, ...]) -> tuple[slice, slice]:
 
 @contextlib.contextmanager
 def no_pillow_limit() -> Iterator[None]:
-    """Pillow refuses images of more than 179 megapixels; `read_image` has a limit of its own, which may be higher."""
+    """Pillow refuses images of more than 179 megapixels; `read_picture` has a limit of its own, which may be higher."""
     before, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
     try:
         yield

@@ -7,7 +7,7 @@ from pathlib import Path
 import PIL.Image
 
 from ..codec.bitstream import MAGIC
-from .audio import import_soundfile
+from .audio import soundfile_or_error
 from .messages import MediaError
 from .paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, VIDEO_SUFFIXES
 
@@ -31,11 +31,11 @@ def kind_of(path: str, data: bytes) -> str:
             return "image"
     except PIL.Image.DecompressionBombError as error:
         raise MediaError(f"{path}: {error}") from error
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # whatever a decoder raises, it is no image
         pass
     if data.startswith(_AUDIO_STARTS):
         return "audio"
     with contextlib.suppress(MediaError, RuntimeError, TypeError):  # without soundfile it is not audio that can be read
-        import_soundfile().info(io.BytesIO(data))
+        soundfile_or_error().info(io.BytesIO(data))
         return "audio"
     raise MediaError(f"{path}: neither an image nor audio that can be read")

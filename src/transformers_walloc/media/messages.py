@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class MediaError(ValueError):
@@ -20,9 +20,14 @@ def naming(source: str) -> Iterator[None]:
         yield
     except MediaError:
         raise
-    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
-        message = "not enough memory" if isinstance(error, MemoryError) else str(error)
+    except Exception as error:  # decoders raise anything: SyntaxError, IndexError, zlib.error, struct.error, ...
+        message = "not enough memory" if isinstance(error, MemoryError) else str(error) or type(error).__name__
         raise MediaError(f"{source}: {message}") from error
+
+
+def noting(path: str) -> Callable[[str], None]:
+    """`warn` of a file, for functions that do not know its name."""
+    return lambda text: warn(path, text)
 
 
 def warn(path: str, text: str) -> None:

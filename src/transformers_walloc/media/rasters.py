@@ -21,16 +21,19 @@ import numpy as np
 import torch
 
 from ..codec.bitstream import pack, unpack
+from ..codec.image_decoding import MAX_PIXELS
 from ..codec.limits import MAX_MEMORY
-from ..codec.raster_format import DTYPES, RasterFormat, limits
-from .messages import MediaError
+from ..codec.raster_format import DTYPES, RasterFormat, can_hold, limits
+from ..codec.side_data import SideData
+from ..codec.tiff_tags import unpack_tags
+from .messages import MediaError, MediaWarning, warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM
-
-# Axes of tifffile: everything but rows and columns counts as bands, samples of a pixel last, pages first.
-_ROWS_AND_COLUMNS = "YX"
+from .tiff_rasters import NODATA, load_array, read_tiff, tiff_options
 
 
-def read_raster(path: str | Path, data: bytes | None = None) -> tuple[np.ndarray, RasterFormat]:
+def read_raster(
+    path: str | Path, data: bytes | None = None, max_pixels: int | None = MAX_PIXELS
+) -> tuple[np.ndarray, RasterFormat]:
     """A raster as it is stored, and what its numbers mean.
 
     TIFF: strips or tiles, planar or interleaved, and files of several pages, which count as bands; the value for
@@ -41,32 +44,37 @@ def read_raster(path: str | Path, data: bytes | None = None) -> tuple[np.ndarray
     Args:
         path: names the format by its suffix.
         data: the file, if it was read already.
+        max_pixels: refuse larger rasters before anything is allocated (more than three bands count as more pixels);
+            None for no limit.
 
     Returns:
-        (H, W), (H, W, C) or (C, H, W) as `layout` says, in the byte order of this machine.
+        (H, W), (H, W, C) or (C, H, W) as `layout` says, in the byte order of this machine. Samples are as they are
+        stored: what a TIFF says of their orientation, their place on Earth, white at zero and alpha is in `tags`.
 
     Raises:
-        MediaError: not a raster that can be read, or of another type than `DTYPES`.
-        ImportError: TIFF without tifffile.
+        MediaError: not a raster that can be read, too large, or of another type than `DTYPES`.
+
+    Warns:
+        MediaWarning: a number for missing samples that the type cannot hold, which is not used.
     """
     source = io.BytesIO(Path(path).read_bytes() if data is None else data)
     nodata: Any = None
     names: tuple[str, ...] = ()
+    tags = b""
     try:
         if Path(path).suffix.lower() == ".npy":
-            array = np.load(source, allow_pickle=False)
+            array = load_array(source, max_pixels, _layout_of)
             layout = _layout_of(array.shape)
         else:
-            array, layout, nodata, names = _read_tiff(source)
-    except MediaError:
-        raise
-    except ImportError as error:
-        raise MediaError(f"{path}: TIFF files need tifffile: pip install 'transformers-walloc[rasters]'") from error
-    except (OSError, ValueError, EOFError, KeyError, IndexError) as error:
-        raise MediaError(f"{path}: not a raster that can be read: {error}") from error
+            array, layout, nodata, names, tags = read_tiff(source, max_pixels)
+    except MediaError as error:
+        raise MediaError(f"{path}: {error}") from error
+    except Exception as error:  # decoders raise anything
+        raise MediaError(f"{path}: not a raster that can be read: {error or type(error).__name__}") from error
     array = native_samples(path, array, "raster")
     try:
-        return array, describe(array, layout, nodata, names)
+        nodata = usable_nodata(str(path), array.dtype.name, nodata)
+        return array, dataclasses.replace(describe(array, layout, nodata, names), tags=tags)
     except ValueError as error:
         raise MediaError(f"{path}: {error}") from error
 
@@ -145,7 +153,7 @@ def encode_raster(array: np.ndarray, raster: RasterFormat, path: str | Path) -> 
         )
         tags.append((42112, 2, None, f"<GDALMetadata>{items}</GDALMetadata>", True))
     if raster.nodata is not None:
-        tags.append((42113, 2, None, f"{raster.nodata:g}" if raster.is_float else f"{raster.nodata:.0f}", True))
+        tags.append((NODATA, 2, None, repr(raster.nodata) if raster.is_float else f"{raster.nodata:.0f}", True))
     planar: dict[str, Any] = {}
     if array.ndim == 3 and raster.from_layout(array).shape[0] == 1:
         array = raster.from_layout(array)[0]  # TIFF has no axis for a single band
@@ -153,8 +161,9 @@ def encode_raster(array: np.ndarray, raster: RasterFormat, path: str | Path) -> 
         planar = {"planarconfig": "separate" if raster.layout == "channels_first" else "contig"}
         if array.dtype == np.uint8 and array.shape[-1] == 3 and raster.layout == "channels_last":
             planar["photometric"] = "rgb"
-    options: dict[str, Any] = {"photometric": "minisblack", "metadata": None, "compression": "zlib"} | planar
-    tifffile.imwrite(file, array, extratags=tags, predictor=not raster.is_float, **options)
+    meant = tiff_options(unpack_tags(raster.tags), array, raster, tags)
+    options: dict[str, Any] = {"photometric": "minisblack", "metadata": None, "compression": "zlib"} | planar | meant
+    tifffile.imwrite(file, array, extratags=tags, predictor=not raster.is_float, byteorder="<", **options)
     return file.getvalue()
 
 
@@ -191,11 +200,12 @@ def compress_raster(
     header, payload = unpack(blob, None, None)
     mask = raster.missing(planes)
     if mask is not None and (lost := int((~raster.marked(planes)[:, mask]).sum())):
-        warnings.warn(
-            f"{lost} samples are taken for missing: at their positions other bands are, and files mark all bands alike",
-            stacklevel=2,
+        text = (
+            f"{lost} samples are taken for missing: at their positions other bands are, and files mark all bands alike"
         )
+        warnings.warn(MediaWarning(text), stacklevel=2)
     facts: dict[str, Any] = {"raster": raster.pack(mask), "frame_rate": frame_rate}
+    facts["side_data"] = SideData(tags=raster.tags).pack()
     return pack(dataclasses.replace(header, **facts), payload)
 
 
@@ -209,52 +219,25 @@ def decompress_raster(model, blob: bytes, max_memory: int | None = MAX_MEMORY) -
     header, _ = unpack(blob, None, None)
     if header.raster:
         raster, mask = header.read_raster()
+        if header.side_data:
+            raster = dataclasses.replace(raster, tags=header.read_side_data().tags)
     else:  # 8-bit
         raster, mask = RasterFormat(layout="single" if header.num_channels == 1 else "channels_last"), None
     return raster.to_layout(raster.from_unit(pixels.float().numpy(force=True), mask)), raster
 
 
-def _read_tiff(source: io.BytesIO) -> tuple[np.ndarray, str, float | None, tuple[str, ...]]:
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(source) as tiff:
-            series, page = tiff.series[0], tiff.pages[0]
-            if len(tiff.series) > 1:
-                raise MediaError(f"the TIFF holds {len(tiff.series)} images of different shapes or types; one is read")
-            array, axes = series.asarray(), series.axes
-            tags: Any = getattr(page, "tags", {})
-            nodata = float(tags[42113].value) if 42113 in tags else None
-            names = _band_names(tags[42112].value) if 42112 in tags else ()
-    except tifffile.TiffFileError as error:
-        raise ValueError(str(error)) from error
-    lengths = dict(zip(axes, array.shape, strict=True))
-    bands = [axis for axis in axes if axis not in _ROWS_AND_COLUMNS and lengths[axis] > 1]
-    if not set(_ROWS_AND_COLUMNS) <= set(axes):
-        raise ValueError(f"axes {axes}")
-    if len(bands) > 1:
-        raise ValueError(f"axes {axes} of {array.shape}: more than one axis beside rows and columns")
-    kept = [axis for axis in axes if axis in (*_ROWS_AND_COLUMNS, *bands)]
-    array = array.reshape([lengths[axis] for axis in kept])
-    if not bands:
-        layout = "single"
-    elif kept[-1] == bands[0]:
-        layout = "channels_last"
-    else:
-        layout = "channels_first"
-    return array, layout, nodata, names
-
-
-def _band_names(metadata: str) -> tuple[str, ...]:
-    """Descriptions of the bands in GDAL's XML."""
-    import xml.etree.ElementTree as ElementTree
-
-    try:
-        items = ElementTree.fromstring(metadata).iter("Item")
-        found = {int(i.get("sample", 0)): i.text or "" for i in items if i.get("role") == "description"}
-    except (ElementTree.ParseError, ValueError):
-        return ()
-    return tuple(found[i] for i in sorted(found)) if sorted(found) == list(range(len(found))) else ()
+def usable_nodata(path: str, dtype: str, nodata: float | None) -> float | None:
+    """The number that marks missing samples, as the type has it; None, and a note, for what no sample can be."""
+    if nodata is None:
+        return None
+    if dtype.startswith("float"):
+        greatest = limits(dtype)[1]
+        if math.isfinite(nodata) and abs(abs(nodata) - greatest) < 1e-5 * greatest:
+            return math.copysign(greatest, nodata)  # which tools write with six digits
+    if not can_hold(dtype, nodata):
+        warn(path, f"its number for missing samples, {nodata!r}, is none that {dtype} can hold, and is not used")
+        return None
+    return float(np.array(nodata).astype(dtype)) if math.isfinite(nodata) else nodata
 
 
 def volume_layout(shape: tuple[int, ...]) -> str:

@@ -49,7 +49,7 @@ def compress_segments(
     for first, last in _pieces(0, grid, SEGMENT_SAMPLES // block):
         start, stop = max(first - halo, 0), min(last + halo, grid)
         samples = torch.from_numpy(np.ascontiguousarray(read(start * block, min(stop * block, length)), np.float32))
-        samples = (samples - offset) / gain
+        samples = (samples - offset) / gain if gain else torch.zeros_like(samples)  # silence has gain 0
         padded = torch.nn.functional.pad(samples, (0, (stop - start) * block - samples.shape[1]))
         part = model.encode_to_codes(padded[None].to(model.device), step)[0]
         codes[:, first:last] = part[:, first - start : last - start].cpu().numpy()
@@ -113,7 +113,7 @@ def find_level(length: int, read: Callable[[int, int], np.ndarray]) -> tuple[flo
     offset = float(np.float32(total / max(count, 1)))
     peak = max(high - offset, offset - low)
     if peak <= max(1e-6 * abs(offset), float(np.finfo(np.float32).tiny)):
-        return 1.0, offset
+        return 0.0, offset
     return float(np.float32(2 * peak)), offset
 
 

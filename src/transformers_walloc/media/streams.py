@@ -6,6 +6,7 @@ audio of the codec's channels and rate. All else goes the usual way, as a whole.
 
 import contextlib
 import math
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..atomic import atomic_file
+from ..codec.audio_decoding import split_audio
 from ..codec.bitstream import Header
+from ..codec.side_data import SideData
+from ..codec.tiff_tags import GEOREFERENCING, pack_tags, unpack_tags
 from .audio import sample_format_of
 from .bands import compress_rows, decompress_rows
 from .messages import MediaError
@@ -60,7 +64,9 @@ def decompress_stream(
     size = math.prod(header.sizes if window is None else window[len(header.sizes) :])
     if size < LARGE_SIGNAL[header.kind]:
         return False
-    if codec.kind == "image" and suffix in TIFF_SUFFIXES and header.num_channels in (1, 3):
+    beside = header.read_side_data() if header.side_data else SideData()
+    usual = not (header.raster or header.sample_format) and beside.alpha is None
+    if codec.kind == "image" and suffix in TIFF_SUFFIXES and header.num_channels in (1, 3) and usual:
         _write_tiff(codec.model, data, header, target, window, max_memory)
         return True
     if codec.kind == "audio" and suffix == ".wav" and header.source is None:
@@ -130,6 +136,8 @@ def _compress_tiff(codec: Any, source: str, max_pixels: int | None, options: dic
             raise MediaError(
                 f"{source}: {page.imagewidth} x {page.imagelength} pixels, more than the limit of {max_pixels}"
             )
+        tags = {n: (int(page.tags[n].dtype), page.tags[n].value) for n in GEOREFERENCING if n in page.tags}
+        options["side_data"] = SideData(tags=pack_tags(tags)).pack()
         return compress_rows(codec.model, page.imagelength, page.imagewidth, TiffRows(page), **options)
 
 
@@ -137,7 +145,7 @@ def _compress_audio(codec: Any, source: str, max_samples: int | None, options: d
     import soundfile
 
     config = codec.model.config
-    if codec.kind != "audio":
+    if codec.kind != "audio" or not _is_whole(source):
         return None
     try:
         file = soundfile.SoundFile(source)
@@ -162,6 +170,16 @@ def _compress_audio(codec: Any, source: str, max_samples: int | None, options: d
         return compress_segments(codec.model, file.frames, read, **levels, **options)
 
 
+def _is_whole(source: str) -> bool:
+    """Whether libsndfile decodes all that a file of audio holds."""
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            (part,) = split_audio(data)
+        except Exception:  # several, or none that can be told apart
+            return False
+        return part is data
+
+
 def _write_tiff(
     model: Any, data: bytes, header: Header, target: str, window: tuple[int, ...] | None, max_memory: int | None
 ) -> None:
@@ -170,6 +188,7 @@ def _write_tiff(
     except ImportError as error:
         raise MediaError(f"{target}: TIFF files need tifffile: pip install 'transformers-walloc[rasters]'") from error
     area: Any = window
+    beside = header.read_side_data() if header.side_data and not area else SideData()
     height, width = (area[2], area[3]) if area else header.sizes
     shape = (height, width, header.num_channels) if header.num_channels == 3 else (height, width)
     bands = decompress_rows(model, data, window=area, max_memory=max_memory)
@@ -184,6 +203,8 @@ def _write_tiff(
             compression="zlib",
             predictor=True,
             metadata=None,
+            iccprofile=beside.profile or None,
+            extratags=[(n, kind, len(value), value, True) for n, (kind, value) in unpack_tags(beside.tags).items()],
         )
 
 

@@ -11,15 +11,18 @@ TIFF needs tifffile and video PyAV: `pip install 'transformers-walloc[rasters,vi
 """
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..codec.raster_format import RasterFormat
-from .messages import MediaError
+from ..codec.tiff_tags import GEOREFERENCING, ORIENTATION
+from .messages import MediaError, warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES
-from .rasters import describe, native_samples, volume_layout
+from .rasters import describe, native_samples, usable_nodata, volume_layout
+from .tiff_rasters import NODATA, check_size, load_array, number_of
 
 MAX_VOXELS = 2**27  # of a clip, which is decoded as a whole
 _CHANNEL_AXES = "SC"  # of tifffile: samples of a pixel, and channels of a microscope
@@ -36,30 +39,30 @@ def read_volume(
     Args:
         path: names the format by its suffix.
         data: the file, if it was read already.
-        max_voxels: refuse clips of more pixels over all frames; None for no limit.
+        max_voxels: refuse more pixels over all frames or slices, before they are decoded; None for no limit.
 
     Raises:
         MediaError: not a volume that can be read, or a package for its format is missing.
     """
     suffix = Path(path).suffix.lower()
     source = io.BytesIO(Path(path).read_bytes() if data is None else data)
-    frame_rate = 0.0
+    frame_rate, nodata = 0.0, None
     try:
         if suffix in VIDEO_SUFFIXES:
             array, frame_rate = _read_video(source, str(path), max_voxels)
             layout = volume_layout(array.shape) if array.ndim == 3 else "channels_last"
         elif suffix == ".npy":
-            array = np.load(source, allow_pickle=False)
+            array = load_array(source, max_voxels, volume_layout)
             layout = volume_layout(array.shape)
         else:
-            array, layout = _read_tiff(source, str(path))
-    except MediaError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, IndexError) as error:
-        raise MediaError(f"{path}: not a volume that can be read: {error}") from error
+            array, layout, nodata = _read_tiff(source, str(path), max_voxels)
+    except MediaError as error:
+        raise MediaError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+    except Exception as error:  # decoders raise anything
+        raise MediaError(f"{path}: not a volume that can be read: {error or type(error).__name__}") from error
     array = native_samples(path, array, "volume")
     try:
-        return array, describe(array, layout), frame_rate
+        return array, describe(array, layout, usable_nodata(str(path), array.dtype.name, nodata)), frame_rate
     except ValueError as error:
         raise MediaError(f"{path}: {error}") from error
 
@@ -91,17 +94,25 @@ def encode_volume(array: np.ndarray, raster: RasterFormat, path: str | Path, fra
     return file.getvalue()
 
 
-def _read_tiff(source: io.BytesIO, path: str) -> tuple[np.ndarray, str]:
+def _read_tiff(source: io.BytesIO, path: str, max_voxels: int | None) -> tuple[np.ndarray, str, float | None]:
     tifffile = _tifffile(path)
     try:
         with tifffile.TiffFile(source) as tiff:
             series = tiff.series[0]
             if len(tiff.series) > 1:
                 raise MediaError(f"{path}: {len(tiff.series)} stacks of different shapes or types; one is read")
-            array, axes = series.asarray(), series.axes
+            axes, lengths = series.axes, dict(zip(series.axes, series.shape, strict=True))
+            sizes = [length for axis, length in lengths.items() if axis not in _CHANNEL_AXES and length > 1]
+            channels = math.prod(length for axis, length in lengths.items() if axis in _CHANNEL_AXES)
+            check_size((*sizes, channels), "channels_last", max_voxels)
+            page: Any = series.keyframe
+            nodata = number_of(page.tags[NODATA].value) if NODATA in page.tags else None
+            lost = [number for number in (ORIENTATION, *GEOREFERENCING) if number in page.tags]
+            if lost and (lost != [ORIENTATION] or page.tags[ORIENTATION].value != 1):
+                warn(path, "its georeferencing or orientation is not kept")
+            array = series.asarray()
     except tifffile.TiffFileError as error:
         raise ValueError(str(error)) from error
-    lengths = dict(zip(axes, array.shape, strict=True))
     kept = [axis for axis in axes if axis in "YX" or lengths[axis] > 1]
     channels = [axis for axis in kept if axis in _CHANNEL_AXES]
     depths = [axis for axis in kept if axis not in "YX" and axis not in channels]
@@ -109,10 +120,11 @@ def _read_tiff(source: io.BytesIO, path: str) -> tuple[np.ndarray, str]:
         raise ValueError(f"axes {axes} of {array.shape}: a volume has one axis of slices beside rows and columns")
     array = array.reshape([lengths[axis] for axis in kept])
     if not channels:
-        return np.moveaxis(array, kept.index(depths[0]), 0), "single"
+        return np.moveaxis(array, kept.index(depths[0]), 0), "single", nodata
     first = channels[0] != "S"
     wanted = [*channels, *depths, "Y", "X"] if first else [*depths, "Y", "X", *channels]
-    return array.transpose([kept.index(axis) for axis in wanted]), "channels_first" if first else "channels_last"
+    layout = "channels_first" if first else "channels_last"
+    return array.transpose([kept.index(axis) for axis in wanted]), layout, nodata
 
 
 def _read_video(source: io.BytesIO, path: str, max_voxels: int | None) -> tuple[np.ndarray, float]:

@@ -9,10 +9,12 @@ import json
 import math
 import os
 import random
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,27 +25,30 @@ from tqdm.auto import tqdm
 
 from ..atomic import atomic_file, write_atomically
 from ..media.audio import read_clip
+from ..media.messages import MediaError, MediaWarning
 from ..media.pictures import read_pixels
 
 STEREO = 2
+_READER = 2  # counts changes of how files are read, after which caches are made again
 
 
 class MediaCache:
     """Decoded media in one memory-mapped file, so that a random crop costs a copy and not a decoder run.
 
     Arrays are (height, width, channels) uint8 images or (length, channels) int16 audio. The file is built once, with a
-    progress bar, and reused as long as names, sizes and times of the sources stay the same.
+    progress bar, and reused as long as names, sizes and times of the sources stay the same. Files that cannot be read
+    are left out, each with a `MediaWarning`; MediaError if that leaves none.
     """
 
     def __init__(self, files: Sequence[Path], kind: str, cache_dir: str | Path, sampling_rate: int = 44100):
-        key = json.dumps([[str(f), f.stat().st_size, int(f.stat().st_mtime)] for f in files] + [kind, sampling_rate])
+        entries = [[str(f), f.stat().st_size, int(f.stat().st_mtime)] for f in files]
+        key = json.dumps([*entries, kind, sampling_rate, _READER])
         stem = Path(cache_dir) / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         self.path, index = stem.with_suffix(".bin"), stem.with_suffix(".json")
         self.dtype = np.dtype(np.uint8 if kind == "image" else np.int16)
         if not index.exists():
             self._build(files, kind, index, sampling_rate)
-        entries = json.loads(index.read_text())
-        self.shapes = [tuple(shape) for shape in entries]
+        self.shapes = [tuple(shape) for shape in json.loads(index.read_text())]
         sizes = [math.prod(shape) for shape in self.shapes]
         self.offsets = np.concatenate([[0], np.cumsum(sizes)])[:-1]
         self._data: np.memmap | None = None
@@ -51,11 +56,23 @@ class MediaCache:
     def _build(self, files: Sequence[Path], kind: str, index: Path, sampling_rate: int):
         index.parent.mkdir(parents=True, exist_ok=True)
         shapes = []
-        read = _read_image if kind == "image" else functools.partial(_read_audio, sampling_rate=sampling_rate)
+        decode = _read_image if kind == "image" else functools.partial(_read_audio, sampling_rate=sampling_rate)
+
+        def read(file: Path) -> np.ndarray | str:
+            try:
+                return decode(file)
+            except (MediaError, OSError) as error:
+                return str(error)
+
         with atomic_file(self.path) as partial, open(partial, "wb") as out:
             for array in tqdm(_in_threads(read, files), desc=f"decoding {kind} files", unit="file", total=len(files)):
+                if isinstance(array, str):
+                    warnings.warn(MediaWarning(f"{array}; the file is left out"), stacklevel=2)
+                    continue
                 out.write(np.ascontiguousarray(array, dtype=self.dtype).tobytes())
                 shapes.append(array.shape)
+            if not shapes:
+                raise MediaError(f"none of {len(files)} {kind} files can be read")
         write_atomically(index, json.dumps(shapes))  # last: where it is, the data is
 
     def __len__(self) -> int:
@@ -68,7 +85,7 @@ class MediaCache:
         return self._data[start : start + math.prod(self.shapes[i])].reshape(self.shapes[i])
 
 
-def _in_threads(read: Callable[[Path], np.ndarray], files: Sequence[Path]) -> Iterator[np.ndarray]:
+def _in_threads(read: Callable[[Path], Any], files: Sequence[Path]) -> Iterator[Any]:
     """What `read` makes of each file, in order, a few files ahead; decoders leave Python's lock to others."""
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:

@@ -15,19 +15,24 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 
 from ..codec.feature_extraction_walloc import resample
+from ..codec.image_colours import to_gray
+from ..codec.image_decoding import Picture, picture_of
 from ..codec.raster_format import RasterFormat
+from ..media.audio import read_audio
+from ..media.messages import noting
 from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, VIDEO_SUFFIXES, find_files
+from ..media.pictures import read_opaque
 from ..media.rasters import describe, read_raster, volume_layout
+from ..media.tiff_rasters import holds_picture
 from ..media.volumes import read_volume
 
 Kind = Literal["image", "audio", "volume"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
+MAX_SAMPLED = 2**29  # pixels of a file, of which crops are kept: what larger ones state is hardly there
 
 
 @dataclass
@@ -142,34 +147,27 @@ def _entries(data: Any, kind: Kind | None) -> Iterator[Any]:
 
 def _read_file(path: str, kind: Kind | None, num_channels: int | None) -> Signal:
     suffix = Path(path).suffix.lower()
+    data = Path(path).read_bytes()
     if suffix in AUDIO_SUFFIXES:
-        import soundfile
-
-        try:
-            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"{path}: not audio that can be read: {error}") from error
-        return Signal(np.ascontiguousarray(samples.T), rate=int(rate), name=path)
+        samples, rate = read_audio(path, data, max_samples=None)
+        return Signal(samples, rate=rate, name=path)
     if kind == "volume" or suffix in VIDEO_SUFFIXES:
-        array, raster, _ = read_volume(path)
+        array, raster, _ = read_volume(path, data, MAX_SAMPLED)
         return Signal(raster.from_layout(array), raster, name=path)
     if suffix == ".npy" and kind == "audio":
-        return _from_object(np.load(path, allow_pickle=False), kind, path)
-    if suffix in RASTER_SUFFIXES and (num_channels is None or suffix == ".npy"):
-        array, raster = read_raster(path)
+        return _from_object(np.load(io.BytesIO(data), allow_pickle=False), kind, path)
+    if suffix in RASTER_SUFFIXES and (suffix == ".npy" or (num_channels is None and not holds_picture(data))):
+        array, raster = read_raster(path, data, MAX_SAMPLED)
         return Signal(raster.from_layout(array), raster, name=path)
-    try:
-        with PIL.Image.open(path) as image:
-            return _from_pil(image, num_channels, path)
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not an image that can be read: {error}") from error
+    return _from_picture(read_opaque(path, data, MAX_SAMPLED), num_channels, path)
 
 
 def _from_object(entry: Any, kind: Kind | None, name: str = "") -> Signal:
     if isinstance(entry, Mapping):
         return _from_row(entry, kind)
     if isinstance(entry, PIL.Image.Image):
-        return _from_pil(entry, None, name)
+        noted = noting(name or "image")
+        return _from_picture(Picture(pixels=picture_of(entry, b"", noted).on_white(noted)), None, name)
     if isinstance(entry, torch.Tensor):
         entry = entry.numpy(force=True)
     if not isinstance(entry, np.ndarray):
@@ -199,30 +197,24 @@ def _from_row(row: Mapping, kind: Kind | None) -> Signal:
     for name in ("image", "audio"):
         value = row.get(name)
         if isinstance(value, Mapping) and value.get("bytes"):
+            source = str(value.get("path") or name)
             if name == "image":
-                with PIL.Image.open(io.BytesIO(value["bytes"])) as image:
-                    return _from_pil(image, None, str(value.get("path") or ""))
-            import soundfile
-
-            samples, rate = soundfile.read(io.BytesIO(value["bytes"]), dtype="float32", always_2d=True)
-            return Signal(np.ascontiguousarray(samples.T), rate=int(rate))
+                return _from_picture(read_opaque(source, value["bytes"]), None, source)
+            samples, rate = read_audio(source, value["bytes"], max_samples=None)
+            return Signal(samples, rate=rate, name=source)
         if value is not None:
             return _from_object(value, "audio" if name == "audio" else kind)
     raise ValueError(f"a row with {', '.join(map(str, row))}; valid: image, audio, array, pixel_values, input_values")
 
 
-def _from_pil(image: PIL.Image.Image, num_channels: int | None, name: str) -> Signal:
-    image = PIL.ImageOps.exif_transpose(image)
-    wide = image.mode.startswith("I;16") or image.mode in ("I", "F")
-    if num_channels in (1, 3) and not wide:
-        image = image.convert("L" if num_channels == 1 else "RGB")
-    elif not wide and image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode in _GRAY_MODES else "RGB")
-    array = np.asarray(image)
-    if array.dtype == np.int32 and array.min() >= 0 and array.max() < 2**16:  # Pillow's way with 16 bits
-        array = array.astype(np.uint16)
-    raster = describe(array, "single" if array.ndim == 2 else "channels_last")
-    return Signal(np.ascontiguousarray(raster.from_layout(array)), raster, name=name)
+def _from_picture(picture: Picture, num_channels: int | None, name: str) -> Signal:
+    pixels = picture.pixels
+    if num_channels == 1 and pixels.ndim == 3:
+        pixels = to_gray(pixels)
+    elif num_channels == 3 and pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    raster = describe(pixels, "single" if pixels.ndim == 2 else "channels_last")
+    return Signal(np.ascontiguousarray(raster.from_layout(pixels)), raster, name=name)
 
 
 def _convert_audio(signal: Signal, num_channels: int | None, sampling_rate: int | None) -> Signal:
