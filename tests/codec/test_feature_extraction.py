@@ -108,7 +108,7 @@ def test_mono_and_stereo(extractor):
 @pytest.mark.parametrize("level", [0.0, 0.1, -3.7e-3, 1e-30])
 def test_silence_is_not_amplified(extractor, level):
     inputs = extractor(np.full((2, 999), level, np.float32), sampling_rate=RATE, return_tensors="pt")
-    assert inputs["gain"].item() == 1 and inputs["offset"].item() == pytest.approx(level, rel=1e-6)
+    assert inputs["gain"].item() == 0 and inputs["offset"].item() == pytest.approx(level, rel=1e-6)
     assert inputs["input_values"].abs().max() < 1e-6
     np.testing.assert_allclose(restored(extractor, inputs)[0], level, atol=1e-7)
 

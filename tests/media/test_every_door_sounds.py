@@ -167,7 +167,7 @@ def test_recordings_are_whole(folder, door, kind, capsys):
     else:  # lossy: as loud as what went in, all along
         parts = [np.array_split(np.square(x).mean(0), 3) for x in (found, expected)]
         for a, b in zip(*parts, strict=True):
-            slack = 0.6 if door in ("compress", "fit-tables") else 0.2  # noise is what a codec of 8 bits keeps least of
+            slack = 1.1 if door in ("compress", "fit-tables") else 0.2  # noise is what a codec of 8 bits keeps least of
             assert abs(np.sqrt(a.mean()) - np.sqrt(b.mean())) < slack * np.sqrt(np.square(expected).mean()) + 1e-3
 
 
