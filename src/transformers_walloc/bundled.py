@@ -64,6 +64,7 @@ _COPIED_BYTES = 2**18
 # loading without a network retries for half a minute before it goes on without it.
 _OPTIONAL_FILES = (
     "adapter_config.json",
+    "added_tokens.json",
     "audio_tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -72,6 +73,9 @@ _OPTIONAL_FILES = (
     "processor_config.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "video_preprocessor_config.json",
 )

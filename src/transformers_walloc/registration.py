@@ -79,9 +79,7 @@ def register() -> None:
     for config in (WallocAudioConfig, WallocSeparationConfig):
         AutoFeatureExtractor.register(config, WallocAudioFeatureExtractor, exist_ok=True)
         AutoProcessor.register(config, WallocAudioFeatureExtractor, exist_ok=True)
-    # The pipeline "feature-extraction" calls what this class gives on its inputs. Without an entry the search for files
-    # of a tokenizer goes on for minutes where there is no network.
-    AutoTokenizer.register(WallocImageConfig, WallocImageProcessor, exist_ok=True)
+    # The pipeline "feature-extraction", which is the one for sound, calls what this class gives on its inputs.
     AutoTokenizer.register(WallocAudioConfig, WallocAudioFeatureExtractor, exist_ok=True)
     ask_no_hub_for_bundled()
 

@@ -99,7 +99,7 @@ def test_shapes_dtypes_and_ranges(model):
     assert torch.equal(output.latents, latents)
     torch.testing.assert_close(output.reconstruction, decoded, atol=1e-5, rtol=0)
     assert torch.equal(model.decode(codes.float())[0], decoded)
-    assert torch.equal(model(x, return_dict=False)[1], output.reconstruction)
+    assert torch.equal(model(x, return_dict=False)[2], output.reconstruction)
     assert model(x, return_loss=False).loss is None
     assert config.dimensionality_reduction == pytest.approx(
         config.num_channels * config.patch_size**config.num_dims / config.latent_channels

@@ -8,6 +8,7 @@ list of (C, l) arrays      <- crop to padding_mask <- x * gain + offset <- (B, C
 
 import reprlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,8 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
     ```"""
 
     model_input_names = ["input_values", "padding_mask", "gain", "offset"]  # noqa: RUF012 - transformers' convention
+    pad_token_id = 0  # the pipeline "feature-extraction" takes what makes inputs for a tokenizer, and asks for it
+    _in_pipeline = False
 
     def __init__(
         self,
@@ -95,6 +98,19 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
         self.hop_length = hop_length
         self.do_normalize = do_normalize
         self.downmix = downmix
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers. The extractor of a pipeline does not join clips, since their lengths differ."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        if isinstance(loaded, WallocAudioFeatureExtractor):
+            loaded._in_pipeline = kwargs.get("_from_pipeline") is not None
+        return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        options = super().to_dict()
+        options.pop("_in_pipeline", None)
+        return options
 
     def __call__(
         self,
@@ -245,6 +261,8 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
             return BatchFeature(dict(zip(names, (*arrays, gains, offsets), strict=True)))
         if len(set(targets)) > 1:
             raise ValueError(f"clips of lengths {targets} do not stack; pass padding=True or return_tensors=None")
+        if self._in_pipeline:
+            return BatchFeature({"clips": values})  # transformers cannot batch `input_values` of a tokenizer
         levels = [torch.tensor(level, dtype=torch.float32, device=clips[0].device) for level in (gains, offsets)]
         tensors = [torch.stack(values), torch.stack(masks), *levels]
         if getattr(return_tensors, "value", return_tensors) == "np":

@@ -11,11 +11,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from .bitstream import MAX_CODEC_BYTES, tables_id
 from .configuration_walloc import WallocConfig
@@ -29,8 +29,8 @@ _FIELDS = ("num_dims", "num_channels", "num_levels", "latent_channels", "latent_
 class IdentityMixin:
     """`fingerprint` of models with an `encoder`, and which files they read."""
 
-    config: WallocConfig
-    encoder: nn.Module
+    config: Any
+    encoder: Any
     # Fingerprints of a checkpoint of an earlier version: of its weights, and what it called itself in files.
     _earlier: tuple[str, str] | None = None
 

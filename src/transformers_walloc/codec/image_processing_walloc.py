@@ -97,11 +97,20 @@ class WallocImageProcessor(BaseImageProcessor):
     patch_size = 8
     raster_format = None
     do_rescale = True
+    _in_pipeline = False
 
     def __init__(self, **kwargs):
         check_options(kwargs, also=BOOKKEEPING_KEYS)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers. The processor of a pipeline does not join images to batches, since their sizes differ."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        if isinstance(loaded, WallocImageProcessor):
+            loaded._in_pipeline = kwargs.get("_from_pipeline") is not None
+        return loaded
 
     def preprocess(self, images, **kwargs) -> BatchFeature:
         """
@@ -226,6 +235,8 @@ class WallocImageProcessor(BaseImageProcessor):
             reflect(padded, image.shape[1], image.shape[2])
         if return_tensors is None:
             return BatchFeature({"pixel_values": list(batch), "original_sizes": sizes})
+        if self._in_pipeline:
+            return BatchFeature({"pixel_values": list(batch), "original_sizes": torch.tensor(sizes)})
         if str(getattr(return_tensors, "value", return_tensors)) == "np":
             return BatchFeature({"pixel_values": batch.cpu().numpy(), "original_sizes": np.array(sizes)})
         return BatchFeature({"pixel_values": batch, "original_sizes": torch.tensor(sizes)})
@@ -239,6 +250,7 @@ class WallocImageProcessor(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         options = super().to_dict()
+        options.pop("_in_pipeline", None)
         if options.get("do_rescale") is True:
             del options["do_rescale"]  # unknown to earlier versions
         if "device" in options:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils.generic import can_return_tuple
 
 from .bottleneck import QuantizationMode, decompand, latent_limit, quantize
@@ -20,7 +21,13 @@ from .encoders import (
     check_step,
 )
 from .limits import MAX_MEMORY, MAX_TILE_POSITIONS
-from .outputs import WallocAudioDecoderOutput, WallocEncoderOutput, WallocImageDecoderOutput, WallocModelOutput
+from .outputs import (
+    WallocAudioDecoderOutput,
+    WallocAudioModelOutput,
+    WallocEncoderOutput,
+    WallocImageDecoderOutput,
+    WallocImageModelOutput,
+)
 from .pixels import scale_pixels
 from .tiles import run_in_tiles
 from .wavelets import wavelet_packet_synthesis
@@ -32,6 +39,27 @@ __all__ = [
     "WallocImageModel",
     "WallocPreTrainedModel",
 ]
+
+
+def encode_each(model: Any, signals: Sequence[Any] | None) -> WallocEncoderOutput:
+    """Latents of signals of several sizes, in lists of any depth: pipelines with a `batch_size` hand them over so.
+
+    Returns:
+        Latents (batch, latent_channels, *grid), or where sizes differ a list of those of each signal.
+    """
+
+    def encode(entry: Any) -> list[torch.Tensor]:
+        if isinstance(entry, list | tuple):
+            return [latents for part in entry for latents in encode(part)]
+        entry = entry[None] if entry.ndim == model.config.num_dims + 1 else entry
+        return list(model.encode(entry.to(model.device)).latents)
+
+    latents = encode(signals or ())
+    if not latents:
+        raise ValueError(f"there is no signal to encode: pass {model.main_input_name}")
+    if all(one.shape == latents[0].shape for one in latents):
+        return WallocEncoderOutput(latents=torch.stack(latents))
+    return WallocEncoderOutput(latents=latents)
 
 
 class WallocImageEncoder(ImageEncodingModel):
@@ -49,6 +77,8 @@ class WallocImageEncoder(ImageEncodingModel):
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, original_sizes: torch.Tensor | None = None) -> WallocEncoderOutput:
         """The same as `encode`; `original_sizes` is accepted so that a processor's output can be passed as it is."""
+        if isinstance(pixel_values, list):
+            return encode_each(self, pixel_values)
         return WallocEncoderOutput(latents=self._encode(pixel_values))
 
 
@@ -67,12 +97,16 @@ class WallocAudioEncoder(AudioEncodingModel):
     @can_return_tuple
     def forward(
         self,
-        input_values: torch.Tensor,
+        input_values: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         gain: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
+        clips: Sequence[Any] | None = None,
     ) -> WallocEncoderOutput:
-        """The same as `encode`; the extractor's other outputs are accepted so that they can be passed as they are."""
+        """The same as `encode`; the extractor's other outputs are accepted so that they can be passed as they are. Of
+        `clips`, signals of several lengths as pipelines give them, see `encode_each`."""
+        if clips is not None or input_values is None:
+            return encode_each(self, clips)
         return WallocEncoderOutput(latents=self._encode(input_values))
 
 
@@ -188,7 +222,7 @@ class CodecModel(EncodingModel):
             mask = mask & inside.reshape(len(x), *(size if other == axis else 1 for other in range(dims)))
         return mask
 
-    def _forward(self, x: torch.Tensor, return_loss: bool, mask: torch.Tensor | None) -> WallocModelOutput:
+    def _forward(self, x: torch.Tensor, return_loss: bool, mask: torch.Tensor | None) -> Any:
         self.check_signal(x)
         x = scale_pixels(x) if x.dtype == torch.uint8 else x
         latents = self._encode(x)
@@ -203,7 +237,10 @@ class CodecModel(EncodingModel):
             else:
                 mask = mask[:, None].expand_as(error)
                 loss = (error * mask).sum() / mask.sum().clamp_min(1)
-        return WallocModelOutput(loss=loss, reconstruction=reconstruction.clamp(-0.5, 0.5).to(x.dtype), latents=latents)
+        decoded = reconstruction.clamp(-0.5, 0.5).to(x.dtype)
+        if self.config.num_dims == 1:
+            return WallocAudioModelOutput(loss=loss, latents=latents, audio_values=decoded)
+        return WallocImageModelOutput(loss=loss, latents=latents, pixel_values=decoded)
 
 
 class WallocImageModel(ImageEncodingModel, CodecModel):
@@ -234,14 +271,17 @@ class WallocImageModel(ImageEncodingModel, CodecModel):
     @can_return_tuple
     def forward(
         self, pixel_values: torch.Tensor, original_sizes: torch.Tensor | None = None, return_loss: bool = True
-    ) -> WallocModelOutput:
+    ) -> WallocImageModelOutput | WallocEncoderOutput:
         """Encode, quantise (uniform noise in training, rounding in evaluation) and decode.
 
         Args:
-            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5], sizes multiples of `config.patch_size`.
+            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5], sizes multiples of `config.patch_size`;
+                of a list of images, as pipelines give them, latents are returned alone, see `encode_each`.
             original_sizes: (batch, 2), height and width before padding; the loss leaves the padding out.
             return_loss: whether to compute the loss.
         """
+        if isinstance(pixel_values, list):
+            return encode_each(self, pixel_values)
         return self._forward(pixel_values, return_loss, self._inside(pixel_values, original_sizes))
 
     def decompress(
@@ -264,7 +304,7 @@ class WallocImageModel(ImageEncodingModel, CodecModel):
         return decompress(self, blobs, max_memory=max_memory, max_pixels=max_pixels)
 
 
-class WallocAudioModel(AudioEncodingModel, CodecModel):
+class WallocAudioModel(AudioEncodingModel, CodecModel, PreTrainedAudioTokenizerBase):
     r"""
     WaLLoC audio codec: encoder, bottleneck and decoder.
 
@@ -291,12 +331,13 @@ class WallocAudioModel(AudioEncodingModel, CodecModel):
     @can_return_tuple
     def forward(
         self,
-        input_values: torch.Tensor,
+        input_values: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         gain: torch.Tensor | None = None,
         offset: torch.Tensor | None = None,
         return_loss: bool = True,
-    ) -> WallocModelOutput:
+        clips: Sequence[Any] | None = None,
+    ) -> WallocAudioModelOutput | WallocEncoderOutput:
         """Encode, quantise (uniform noise in training, rounding in evaluation) and decode.
 
         Args:
@@ -304,7 +345,11 @@ class WallocAudioModel(AudioEncodingModel, CodecModel):
             padding_mask: (batch, length), 0 where the clip was padded; the loss leaves the padding out.
             gain, offset: accepted so that the extractor's output can be passed as it is; used by `compress`.
             return_loss: whether to compute the loss.
+            clips: signals of several lengths in place of `input_values`, as pipelines give them: latents are returned
+                alone, see `encode_each`.
         """
+        if clips is not None or input_values is None:
+            return encode_each(self, clips)
         return self._forward(input_values, return_loss, padding_mask)
 
     def decompress(

@@ -10,7 +10,7 @@ from .configuration_walloc import WallocConfig, WallocVolumeConfig
 from .encoders import EncodingModel
 from .limits import MAX_MEMORY
 from .modeling_walloc import CodecModel
-from .outputs import WallocEncoderOutput, WallocModelOutput, WallocVolumeDecoderOutput
+from .outputs import WallocEncoderOutput, WallocImageModelOutput, WallocVolumeDecoderOutput
 
 __all__ = ["WallocVolumeEncoder", "WallocVolumeModel"]
 
@@ -109,7 +109,7 @@ class WallocVolumeModel(VolumeEncodingModel, CodecModel):
     @can_return_tuple
     def forward(
         self, pixel_values: torch.Tensor, original_sizes: torch.Tensor | None = None, return_loss: bool = True
-    ) -> WallocModelOutput:
+    ) -> WallocImageModelOutput:
         """Encode, quantise (uniform noise in training, rounding in evaluation) and decode.
 
         Args:

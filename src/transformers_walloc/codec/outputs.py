@@ -1,6 +1,7 @@
 """What the models return, one small `ModelOutput` for each stage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from transformers.utils import ModelOutput
@@ -11,10 +12,11 @@ class WallocEncoderOutput(ModelOutput):
     """
     Args:
         latents (`torch.FloatTensor` of shape `(batch, latent_channels, *grid)`):
-            Companded, not rounded; within `+-(2**(latent_bits - 1) - 0.5)`.
+            Companded, not rounded; within `+-(2**(latent_bits - 1) - 0.5)`. Of a list of signals of several sizes, a
+            list of the latents of each.
     """
 
-    latents: torch.Tensor | None = None
+    latents: torch.Tensor | list[torch.Tensor] | None = None
 
 
 @dataclass
@@ -50,14 +52,67 @@ class WallocAudioDecoderOutput(ModelOutput):
 @dataclass
 class WallocModelOutput(ModelOutput):
     """
-    The latents come first, which is what pipelines take as the features of a model.
+    What the models of all signals return. The loss is the first value, `output[0]`.
+
+    Its place in the dictionary is the last, and `items`, which pipelines and accelerate take apart by rows, gives the
+    loss to every row where it is not being learned from: so the features that a pipeline finds are the latents, and
+    batches can be split.
 
     Args:
+        loss (`torch.FloatTensor` of shape `()`): mean squared error, before clamping.
         latents (`torch.FloatTensor` of shape `(batch, latent_channels, *grid)`): companded, not rounded.
-        reconstruction (`torch.FloatTensor`, shaped as the input): in [-0.5, 0.5].
-        loss (`torch.FloatTensor` of shape `()`): mean squared error of the reconstruction, before clamping.
     """
 
-    latents: torch.Tensor | None = None
-    reconstruction: torch.Tensor | None = None
     loss: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.loss, torch.Tensor) and self.loss.ndim:
+            self.loss = self.loss.mean()  # rows that were taken apart are being put together again
+        if "loss" in self:
+            self.move_to_end("loss")
+
+    @property
+    def reconstruction(self) -> torch.Tensor | None:
+        """The former name of `pixel_values` and `audio_values`."""
+        return getattr(self, "pixel_values", getattr(self, "audio_values", None))
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.to_tuple()[key] if not isinstance(key, str) else dict(super().items())[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(self[field.name] for field in fields(self) if field.name in self)
+
+    def items(self) -> Any:
+        loss, latents = self.get("loss"), self.get("latents")
+        if latents is None or not isinstance(loss, torch.Tensor) or loss.ndim or loss.requires_grad:
+            return super().items()
+        return {**dict(super().items()), "loss": loss.expand(len(latents))}.items()
+
+
+@dataclass
+class WallocImageModelOutput(WallocModelOutput):
+    """
+    `loss`, `latents`, and what is decoded of them.
+
+    Args:
+        pixel_values (`torch.FloatTensor`, shaped as the input): images or volumes, in [-0.5, 0.5].
+    """
+
+    pixel_values: torch.Tensor | None = None
+
+
+@dataclass
+class WallocAudioModelOutput(WallocModelOutput):
+    """
+    `loss`, `latents`, and what is decoded of them.
+
+    Args:
+        audio_values (`torch.FloatTensor`, shaped as the input): in [-0.5, 0.5].
+    """
+
+    audio_values: torch.Tensor | None = None
