@@ -11,14 +11,13 @@ import argparse
 import json
 from pathlib import Path
 
-from research import learning_curves, pages
+from research import pages
 from research.cards import write_card
 from transformers_walloc.atomic import write_atomically
 from transformers_walloc.evaluation.rivals import AUDIO_FORMATS, IMAGE_FORMATS
 from transformers_walloc.evaluation.tables import (
     TITLES,
     cell,
-    described,
     table,
     to_markdown,
 )
@@ -60,21 +59,15 @@ def results_page() -> str:
             pictures = [path.name for path in sorted(pages.RESULTS.glob(f"{name}_*.png"))]
             sections.append({"title": title, "text": to_markdown(result).strip(), "pictures": pictures})
     coders = [json.loads(path.read_text()) for path in sorted(pages.RESULTS.glob("coders_*.json"))]
-    sweep = pages.load("sweep_decoders")
-    if sweep is not None:
-        sweep |= {"table": sweep_table(sweep), "description": described(sweep)}
     field = pages.load("field")
     if field is not None:
         field |= {"table": field_table(field, pages.load("table1"))}
-    runs = learning_curves.stored_runs()
     drawn = sorted((pages.ROOT / "docs" / "pictures").glob("*.png"))
     return pages.render(
         "results.md.jinja",
         sections=sections,
         coders=[coder | {"table": coders_table(coder["rows"])} for coder in coders],
-        sweep=sweep,
         field=field,
-        learning=learning_curves.curves_table(runs) if runs else None,
         pictures=[{"title": path.stem.replace("_", " "), "name": path.name} for path in drawn],
     )
 
@@ -125,17 +118,6 @@ def coders_table(rows: list[dict]) -> str:
             line.append(f"{row[name]:.2f}" if name in row else "")
         lines.append(line)
     return table(["coder", "bytes", "bits/code", "against WebP", "encode Mcodes/s", "decode Mcodes/s"], lines)
-
-
-def sweep_table(result: dict) -> str:
-    """Decoders of several shapes, trained for the same time."""
-    lines = []
-    for row in result["rows"]:
-        decoder = [f"{row['parameters'] / 1e6:.3g} M", f"{row['multiplications'] / 1e3:.3g} k", row["receptive_field"]]
-        found = [row["steps"], f"{row['psnr']:.2f}", f"{row['order0_cr']:.1f}", f"{row['decode']:.3g}"]
-        lines.append([f"`{row['shape']}`", *map(str, decoder + found)])
-    header = ["width x blocks (x kernel) (@ pixels)", "parameters", "multiply-adds a pixel", "reach, latents", "steps"]
-    return table([*header, "PSNR dB", "order-0 CR", "decode megapixel/s"], lines)
 
 
 def main(argv=None) -> None:

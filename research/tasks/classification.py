@@ -304,7 +304,7 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
     }
 
 
-def main(argv=None) -> list[Path]:
+def main(argv=None) -> list[dict]:
     return run_task("classification", __doc__, Settings, CONDITIONS, run, argv)
 
 

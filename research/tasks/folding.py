@@ -14,7 +14,6 @@ import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,7 +151,7 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
     }
 
 
-def main(argv=None) -> list[Path]:
+def main(argv=None) -> list[dict]:
     return run_task("folding", __doc__, Settings, CONDITIONS, run, argv)
 
 

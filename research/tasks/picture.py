@@ -16,7 +16,6 @@ CONDITION+random learns from random weights instead, in as many steps as the pre
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,7 +129,7 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
     }
 
 
-def main(argv=None) -> list[Path]:
+def main(argv=None) -> list[dict]:
     return run_task("picture", __doc__, Settings, CONDITIONS, run, argv)
 
 

@@ -37,7 +37,9 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import Trainer
 
-from research.tasks.documents import (
+from research.tasks.preparation import Preparation
+from research.tasks.receipt_text import WINDOW, Line, answers_in, ocr_lines, spelled
+from research.tasks.receipts import (
     CHARACTERS,
     FIELDS,
     PAGE,
@@ -49,16 +51,17 @@ from research.tasks.documents import (
     prepare,
     read_answers,
 )
-from research.tasks.documents import CONDITIONS as PAGE_CONDITIONS
-from research.tasks.documents import split as split_pages
-from research.tasks.preparation import Preparation, scales
-from research.tasks.receipt_text import WINDOW, Line, answers_in, ocr_lines, spelled
+from research.tasks.receipts import split as split_pages
 from research.tasks.runs import RunArguments, run_task, training_arguments
 
-CONDITIONS = {name: title for name, title in PAGE_CONDITIONS.items() if name != "prior"}
-for codec in ("16x-klt", "4x-klt"):
-    title = f"latents of 896 rows, rgb-{codec}"
-    CONDITIONS |= {f"walloc-{codec}": title, **scales(f"walloc-{codec}", title)}
+CONDITIONS = {
+    "resize-224": "resized to 224 rows",
+    "walloc-16x": "latents of 896 rows, rgb-16x",
+    "walloc-16x-klt": "latents of 896 rows, rgb-16x-klt",
+    "resize-448": "resized to 448 rows",
+    "walloc-4x": "latents of 896 rows, rgb-4x",
+    "walloc-4x-klt": "latents of 896 rows, rgb-4x-klt",
+}
 REAL = "+real"
 CONDITIONS |= {name + REAL: f"{title}, real lines too" for name, title in CONDITIONS.items()}
 STRIDE = 8  # rows of the page
@@ -346,7 +349,7 @@ def run(condition: str, seed: int, settings: Settings, arguments: RunArguments) 
     }
 
 
-def main(argv=None) -> list[Path]:
+def main(argv=None) -> list[dict]:
     return run_task("reading", __doc__, Settings, CONDITIONS, run, argv)
 
 

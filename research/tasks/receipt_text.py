@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from research.tasks.documents import CHARACTERS, PAGE, page_file
+from research.tasks.receipts import CHARACTERS, PAGE, page_file
 from transformers_walloc.atomic import write_atomically
 
 WINDOW = 32  # rows of the page, in which a line has to fit

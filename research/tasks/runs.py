@@ -1,22 +1,16 @@
-#!/usr/bin/env python
-"""What the experiments on latents share: conditions x seeds, resumable, and the table and picture of the results.
+"""What the experiments on latents share: conditions x seeds, resumable.
 
-    python -m research.tasks.classification --data FOLDER      # and folding, picture, reading, ...
-    python -m research.tasks.runs summarise  # docs/results/tasks/*.json -> docs/tasks.md
+    python -m research.tasks.classification --data FOLDER      # and folding, picture, reading, separation
 
-Every run (a condition with a seed) leaves one JSON file. An interrupted command goes on with the runs that are missing.
-`summarise` measures nothing: each number of its table is a mean over files, each error a standard deviation over seeds.
-Differences to resizing are paired: over the seeds that both conditions have, which see the same order of examples, with
-the 95% interval of Student's t.
+A task has one JSON file, a line for each run (a condition with a seed). An interrupted command goes on with the runs
+that are missing. `research.tasks.summary` makes tables and a picture of them.
 """
 
 import argparse
 import dataclasses
 import hashlib
 import json
-import math
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -27,58 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
-from research.pages import ROOT, between
 from transformers_walloc.atomic import atomic_file, write_atomically
 from transformers_walloc.evaluation.machine import machine, versions
-from transformers_walloc.evaluation.tables import table
-
-PAGE = ROOT / "docs" / "tasks.md"
-PICTURE = ROOT / "docs" / "pictures" / "tasks.png"
-TASKS = {
-    "classification": "Classification",
-    "folding": "Folding a pretrained classifier",
-    "picture": "A pretrained ResNet",
-    "reading": "Reading receipts",
-    "documents": "Document understanding",
-    "colourisation": "Colourisation",
-    "separation": "Source separation",
-}
-# Title, format and whether more is better. The first metric of a task that is listed here is the one drawn.
-METRICS = {
-    "accuracy": ("top-1 accuracy %", "{:.1f}", True),
-    "start_accuracy": ("before fine-tuning", "{:.1f}", True),
-    "found": ("answers found %", "{:.1f}", True),
-    "found_company": ("company", "{:.1f}", True),
-    "found_date": ("date", "{:.1f}", True),
-    "found_total": ("total", "{:.1f}", True),
-    "character_errors": ("character errors, rendered %", "{:.1f}", False),
-    "real_character_errors": ("character errors, real %", "{:.1f}", False),
-    "anls": ("ANLS %", "{:.1f}", True),
-    "exact_match": ("exact %", "{:.1f}", True),
-    "chroma_psnr": ("chroma PSNR dB", "{:.2f}", True),
-    "grey_chroma_psnr": ("of no colour", "{:.2f}", True),
-    "oracle_chroma_psnr": ("bound", "{:.2f}", True),
-    "psnr": ("PSNR dB", "{:.2f}", True),
-    "output_psnr": ("PSNR of the output dB", "{:.2f}", True),
-    "si_sdr": ("SI-SDR dB", "{:.2f}", True),
-    "psnr_bound": ("bound: PSNR", "{:.2f}", True),
-    "si_sdr_bound": ("bound: SI-SDR", "{:.2f}", True),
-    "lpips_db": ("LPIPS dB", "{:.2f}", True),
-    "colourfulness": ("colourfulness", "{:.1f}", True),
-    "colourfulness_error": ("colourfulness error", "{:.2f}", False),
-    "train_loss": ("training loss", "{:.3f}", False),
-}
-# Compared with resizing where a task has them, beside its first metric.
-COMPARED = ("real_character_errors", "anls", "si_sdr")
 
 
 @dataclass
 class RunArguments:
     """Which runs, and where."""
 
-    output: str = field(default="docs/results/tasks", metadata={"help": "folder of the results, a JSON file for a run"})
+    output: str = field(default="docs/results/tasks", metadata={"help": "folder of the results, a file for a task"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run of each condition for each"})
     conditions: list[str] = field(default_factory=list, metadata={"help": "all when none is named"})
     threads: int = field(default=1, metadata={"help": "of torch, on the CPU"})
@@ -99,11 +53,11 @@ def run_task(
     conditions: dict[str, str],
     run: Callable[[str, int, Any, RunArguments], dict],
     argv: Sequence[str] | None = None,
-) -> list[Path]:
+) -> list[dict]:
     """The command line of one experiment: every condition with every seed that has no result yet.
 
     Args:
-        task: a name of `TASKS`.
+        task: a name of `research.tasks.summary.TASKS`.
         description: shown by `--help`.
         settings_class: dataclass of the experiment's own settings; each field becomes an option (with `help` of its
             metadata) and may stand in the JSON file of `--config`, over which options go.
@@ -113,7 +67,7 @@ def run_task(
             Random generators are seeded before the call.
 
     Returns:
-        The JSON files of all runs that were asked for.
+        The records of all runs that were asked for, as the file of the task has them.
 
     Raises:
         SystemExit: a setting or condition that does not exist, or results of other settings in the output folder.
@@ -121,18 +75,17 @@ def run_task(
     arguments, settings = parse_arguments(description, settings_class, conditions, argv)
     # Where prepared data lie changes no result.
     recorded = {name: _shown(value) for name, value in dataclasses.asdict(settings).items() if name != "cache"}
-    paths = {
-        (condition, seed): Path(arguments.output) / f"{task}_{condition}_{seed}.json"
-        for seed in arguments.seeds
-        for condition in arguments.conditions
-    }
+    file = Path(arguments.output, f"{task}.json")
+    wanted = [(condition, seed) for seed in arguments.seeds for condition in arguments.conditions]
+    stored = stored_runs(file)
     if not arguments.force:
-        for path in paths.values():
-            _check_settings(path, recorded)
+        for key in wanted:
+            _check_settings(file, stored.get(key), recorded)
     torch.set_num_threads(arguments.threads)
-    for (condition, seed), path in paths.items():
-        if path.exists() and not arguments.force:
-            print(f"{path.name}: done", flush=True)
+    for condition, seed in wanted:
+        name = f"{task} {condition} {seed}"
+        if (condition, seed) in stored and not arguments.force:
+            print(f"{name}: done", flush=True)
             continue
         set_seed(seed)
         start = time.perf_counter()
@@ -150,10 +103,11 @@ def run_task(
             "machine": {**machine(arguments.threads), "device": arguments.device},
             "versions": versions(),
         }
-        write_atomically(path, json.dumps(record, indent=1) + "\n")
+        stored[condition, seed] = record
+        store_run(file, record)
         measured = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
-        print(f"{path.name}: {measured}; {record['seconds']:.0f} s", flush=True)
-    return list(paths.values())
+        print(f"{name}: {measured}; {record['seconds']:.0f} s", flush=True)
+    return [stored[key] for key in wanted]
 
 
 def parse_arguments(
@@ -227,100 +181,25 @@ def training_arguments(
     return TrainingArguments(**{**options, **more})
 
 
-def summarise(folder: Path) -> str:
-    """Markdown of all results of a folder: a table for each task, mean +- standard deviation over seeds."""
-    parts = []
-    for task, runs in load_runs(folder).items():
-        names = [name for name in METRICS if any(name in run["metrics"] for run in runs)]
-        compared = names[:1] + [name for name in COMPARED if name in names[1:]]
-        lines = []
-        for group in _by_condition(runs).values():
-            cells = [mean_and_deviation([r["metrics"][n] for r in group if n in r["metrics"]], n) for n in names]
-            differences = [paired_difference(group, runs, name) for name in compared]
-            lines.append([group[0]["title"], f"{group[0]['model_inputs']:,}", *cells, *differences, str(len(group))])
-        titles = [METRICS[name][0] for name in names]
-        against = [f"against resizing: {METRICS[name][0]}" for name in compared]
-        header = ["condition", "model inputs", *titles, *against, "seeds"]
-        parts += [f"### {TASKS[task]}", table(header, lines), _described(runs)]
-    return "\n\n".join(parts)
+def stored_runs(file: Path) -> dict[tuple[str, int], dict]:
+    """Runs of a task's file by condition and seed."""
+    runs = json.loads(file.read_text()) if file.is_file() else []
+    return {(run["condition"], run["seed"]): run for run in runs}
 
 
-def mean_and_deviation(values: Sequence[float], metric: str) -> str:
-    """`mean ± standard deviation` (of the sample, so at least two values have one) in the metric's format."""
-    if not values:
-        return ""
-    form = METRICS[metric][1]
-    mean = form.format(statistics.fmean(values))
-    return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
+def store_run(file: Path, record: dict) -> None:
+    """Put a run into the file of its task, where other commands may do the same."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir(), f"walloc-task-{name}.lock")):
+        runs = stored_runs(file) | {(record["condition"], record["seed"]): record}
+        lines = ",\n".join(json.dumps(run) for run in sorted(runs.values(), key=place))
+        write_atomically(file, f"[\n{lines}\n]\n")
 
 
-def paired_difference(group: Sequence[dict], runs: Sequence[dict], metric: str) -> str:
-    """`difference (low to high)` of a condition on latents to that of `runs` which has the nearest number of inputs.
-
-    Empty for conditions that are not on latents; without an interval where there is but one pair.
-    """
-    real = group[0]["condition"].partition("+")[2]
-    plain = [r for r in runs if r["condition"].startswith("res") and r["condition"].partition("+")[2] == real]
-    if not group[0]["condition"].startswith("walloc") or not plain:
-        return ""
-    nearest = min(plain, key=lambda r: abs(math.log(r["model_inputs"] / group[0]["model_inputs"])))["condition"]
-    others = {r["seed"]: r["metrics"] for r in plain if r["condition"] == nearest}
-    pairs = [
-        r["metrics"][metric] - others[r["seed"]][metric]
-        for r in group
-        if metric in r["metrics"] and metric in others.get(r["seed"], ())
-    ]
-    if not pairs:
-        return ""
-    from scipy import stats
-
-    form = METRICS[metric][1].replace("{:", "{:+")
-    mean = statistics.fmean(pairs)
-    if len(pairs) == 1:
-        return form.format(mean)
-    reach = stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / math.sqrt(len(pairs))
-    return f"{form.format(mean)} ({form.format(mean - reach)} to {form.format(mean + reach)})"
-
-
-def load_runs(folder: Path) -> dict[str, list[dict]]:
-    """Runs of each task in the order of `TASKS`, conditions as their scripts list them, then seeds."""
-    runs = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
-    runs.sort(key=lambda run: (run.get("order", 0), run["condition"], run["seed"]))
-    return {task: found for task in TASKS if (found := [run for run in runs if run["task"] == task])}
-
-
-def plot(folder: Path, path: Path) -> None:
-    """The main metric of each task with error bars."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    tasks = {task: (runs, list(_by_condition(runs).values())) for task, runs in load_runs(folder).items()}
-    rows = [len(groups) for _, groups in tasks.values()]
-    figure, axes = pyplot.subplots(
-        len(tasks), 1, figsize=(9, 0.24 * sum(rows) + 0.75 * len(rows)), squeeze=False, height_ratios=rows
-    )
-    for axis, (task, (runs, groups)) in zip(axes[:, 0], tasks.items(), strict=True):
-        metric = next(name for name in METRICS if name in runs[0]["metrics"])
-        for i, group in enumerate(groups):
-            values = [run["metrics"][metric] for run in group]
-            error = statistics.stdev(values) if len(values) > 1 else None
-            # One colour for each side of the comparison.
-            colour = "#4878a8" if group[0]["condition"].startswith("walloc") else "#b0b0b0"
-            if METRICS[metric][0].endswith("dB"):  # has no zero that a bar could start from
-                axis.errorbar(statistics.fmean(values), i, xerr=error, fmt="o", capsize=3, color=colour)
-            else:
-                axis.barh(i, statistics.fmean(values), xerr=error, capsize=3, color=colour)
-        axis.set_yticks(range(len(groups)), [g[0]["title"] for g in groups], fontsize=8)
-        axis.set_ylim(len(groups) - 0.4, -0.6)  # the first on top
-        axis.set_title(f"{TASKS[task]}: {METRICS[metric][0]}", fontsize=10, loc="left")
-        axis.tick_params(axis="x", labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
-    pyplot.close(figure)
+def place(run: dict) -> tuple:
+    """For sorting: as the script of a task lists its conditions, then by seed."""
+    return run.get("order", 0), run["condition"], run["seed"]
 
 
 def _command(arguments: RunArguments) -> str:
@@ -329,42 +208,14 @@ def _command(arguments: RunArguments) -> str:
     return f"python -m research.tasks.{Path(sys.argv[0]).stem}{config}"
 
 
-def _by_condition(runs: list[dict]) -> dict[str, list[dict]]:
-    groups: dict[str, list[dict]] = {}
-    for run in runs:
-        groups.setdefault(run["condition"], []).append(run)
-    return groups
-
-
-def _described(runs: list[dict]) -> str:
-    """What was run, from the files: command, sizes, time, machine."""
-    run = next((run for run in runs if "parameters" in run), runs[0])  # a floor without a model has none
-    parts = []
-    if "examples" in run:
-        names = {name: name if " " in name else f"{name} examples" for name in run["examples"]}
-        parts.append(", ".join(f"{count:,} {names[name]}" for name, count in run["examples"].items()))
-    sizes = sorted({f"{r['parameters'] / 1e6:.2f}" for r in runs if "parameters" in r}, key=float)
-    if sizes:
-        parts.append(f"{' to '.join(dict.fromkeys((sizes[0], sizes[-1])))} M parameters")
-    if "steps" in run["settings"]:
-        parts.append(f"{run['settings']['steps']:,} steps")
-    minutes = statistics.median(r["seconds"] for r in runs) / 60
-    where = run["machine"]
-    cores = f"{where['threads']} thread of {where['processor']}" if where["device"] == "cpu" else where["device"]
-    if where.get("load") is not None and where["device"] == "cpu":
-        cores += f", {where['cores']} cores at a load of {where['load']:.1f}"
-    parts.append(f"{minutes:.1f} minutes a run on {cores}")
-    return f"`{run['command']}`: {'; '.join(parts)}."
-
-
-def _check_settings(path: Path, settings: dict) -> None:
-    if path.exists():
-        stored = json.loads(path.read_text())["settings"]
-        # What an older file does not know is new; what is unlike was run under other conditions.
-        unlike = [name for name in settings if name in stored and stored[name] != settings[name]]
-        if unlike:
-            found = ", ".join(f"{name} {stored[name]!r} and not {settings[name]!r}" for name in unlike)
-            sys.exit(f"{path}: has the result of other settings ({found}); use --force or another --output")
+def _check_settings(file: Path, run: dict | None, settings: dict) -> None:
+    stored = run["settings"] if run else {}
+    # What an older run does not know is new; what is unlike was run under other conditions.
+    unlike = [name for name in settings if name in stored and stored[name] != settings[name]]
+    if run and unlike:
+        found = ", ".join(f"{name} {stored[name]!r} and not {settings[name]!r}" for name in unlike)
+        name = f"{run['condition']} with seed {run['seed']}"
+        sys.exit(f"{file}: {name} has the result of other settings ({found}); use --force or another --output")
 
 
 def _shown(value: Any) -> Any:
@@ -372,25 +223,3 @@ def _shown(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)  # as JSON gives it back
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
-
-
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("summarise", help=f"write the tables into {PAGE.name}, and the picture")
-    command.add_argument("--output", default="docs/results/tasks", help="folder of the results")
-    command.add_argument("--print", action="store_true", help="print the tables and write nothing")
-    args = parser.parse_args(argv)
-    folder = Path(args.output)
-    if not load_runs(folder):
-        parser.error(f"{folder} has no results; run the research/tasks/*.py first")
-    if args.print:
-        print(summarise(folder))
-        return
-    text = summarise(folder) + f"\n\n![Resize against WaLLoC](pictures/{PICTURE.name})"
-    plot(folder, PICTURE)
-    write_atomically(PAGE, between(PAGE.read_text(), "tasks", text))
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 
     python -m research.corpora.multitracks --out multitracks         # or the folder of MUSDB18-HQ, as it is
     python -m research.tasks.separation --data multitracks
-    python -m research.tasks.runs summarise
+    python -m research.tasks.summary
 
 The network (`LatentSeparator`: dilated residual convolutions, masks and details) sees 172 frames a second in every
 condition. A frame holds the latents of 256 samples, or those samples themselves, of the full rate or resampled, so that

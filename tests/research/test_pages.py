@@ -6,7 +6,7 @@ import pytest
 
 from research import cards, pages, report
 from research.readers import documents, music, scores
-from research.tasks import runs
+from research.tasks import summary
 
 
 def test_results_and_readme():
@@ -26,9 +26,9 @@ def test_cards(name, tmp_path):
 
 
 def test_tasks():
-    page = runs.PAGE.read_text()
-    text = runs.summarise(pages.RESULTS / "tasks") + f"\n\n![Resize against WaLLoC](pictures/{runs.PICTURE.name})"
-    assert pages.between(page, "tasks", text) == page
+    page, folder = summary.PAGE.read_text(), pages.RESULTS / "tasks"
+    assert pages.between(page, "tasks", summary.summarise(folder)) == page
+    assert summary.answers_table(summary.answers(summary.load_runs(folder))) in page
 
 
 @pytest.mark.parametrize("study", [documents, music], ids=["documents", "music"])

@@ -38,8 +38,8 @@ def classes(tmp_path_factory):
     return folder
 
 
-def load(paths: list[Path]) -> dict[str, dict]:
-    return {run["condition"]: run for run in (json.loads(path.read_text()) for path in paths)}
+def load(records: list[dict]) -> dict[str, dict]:
+    return {run["condition"]: run for run in records}
 
 
 TINY = ["--steps=2", "--batch_size=2", "--width=32", "--layers=1", "--seeds", "0"]
@@ -48,8 +48,8 @@ TINY = ["--steps=2", "--batch_size=2", "--width=32", "--layers=1", "--seeds", "0
 # What all tasks share
 
 
-def write_run(folder: Path, condition: str, seed: int, accuracy: float, order: int) -> None:
-    run = {
+def run_of(condition: str, seed: int, accuracy: float, order: int) -> dict:
+    return {
         "task": "classification",
         "condition": condition,
         "title": condition,
@@ -62,43 +62,51 @@ def write_run(folder: Path, condition: str, seed: int, accuracy: float, order: i
         "command": "python -m research.tasks.classification",
         "machine": {"threads": 1, "cores": 2, "processor": "P", "device": "cpu", "load": 1.0},
     }
-    (folder / f"classification_{condition}_{seed}.json").write_text(json.dumps(run))
 
 
 def test_summary_and_picture(tmp_path, monkeypatch):
-    from research.tasks import runs as task_runs
+    from research.tasks import summary
+    from research.tasks.runs import store_run
 
     # Sample standard deviations of (1, 2, 3) and (2, 4, 9) are 1 and sqrt(13).
+    file = tmp_path / "classification.json"
     for seed, (first, second) in enumerate(((1, 2), (2, 4), (3, 9))):
-        write_run(tmp_path, "walloc-16x", seed, second, 1)
-        write_run(tmp_path, "resize-64", seed, first, 0)
+        store_run(file, run_of("walloc-16x-klt", seed, second, 1))
+        store_run(file, run_of("resize-64", seed, 0, 0))
+        store_run(file, run_of("resize-64", seed, first, 0))  # a later run takes the place of an earlier one
+    store_run(file, run_of("walloc-4x", 0, 5, 2))
+    assert len(json.loads(file.read_text())) == 7 and len(file.read_text().splitlines()) == 9
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- tasks:begin -->\nold\n<!-- tasks:end -->\nafter\n")
-    monkeypatch.setattr(task_runs, "PAGE", page)
-    monkeypatch.setattr(task_runs, "PICTURE", tmp_path / "pictures" / "tasks.png")
-    task_runs.main(["summarise", "--output", str(tmp_path)])
+    marked = "<!-- answers:begin -->\nold\n<!-- answers:end -->\n<!-- tasks:begin -->\nold\n<!-- tasks:end -->\n"
+    page.write_text(f"before\n{marked}after\n")
+    monkeypatch.setattr(summary, "PAGE", page)
+    monkeypatch.setattr(summary, "PICTURE", tmp_path / "pictures" / "tasks.png")
+    summary.main(["--output", str(tmp_path)])
     lines = page.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
-    rows = [line for line in lines if line.startswith("| ") and "12,288" in line]
+    rows = [line for line in lines if line.startswith("| ") and ("12,288" in line or "64 px" in line)]
     assert rows == [
-        "| resize-64 | 12,288 | 2.0 ± 1.0 | 1.000 ± 0.000 |  | 3 |",
         # Pairs differ by 1, 2 and 6: a mean of 3, and Student's t of 4.303 times sqrt(7 / 3) around it.
-        "| walloc-16x | 12,288 | 5.0 ± 3.6 | 1.000 ± 0.000 | +3.0 (-3.6 to +9.6) | 3 |",
+        "| ViT from random weights, 64 px | top-1 accuracy % | 2.0 | 5.0 | +3.0 (-3.6 to +9.6) | 3 |",
+        "| resize-64 | 12,288 | 2.0 ± 1.0 | 1.000 ± 0.000 |  | 3 |",
+        "| walloc-16x-klt | 12,288 | 5.0 ± 3.6 | 1.000 ± 0.000 | +3.0 (-3.6 to +9.6) | 3 |",
+        "| walloc-4x | 12,288 | 5.0 | 1.000 | +4.0 | 1 |",
     ]
     assert Image.open(tmp_path / "pictures" / "tasks.png").width > 100
 
 
 def test_nothing_to_summarise(tmp_path, capsys):
-    from research.tasks import runs as task_runs
+    from research.tasks import summary
 
     with pytest.raises(SystemExit):
-        task_runs.main(["summarise", "--output", str(tmp_path)])
+        summary.main(["--output", str(tmp_path)])
     assert "has no results" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
 def test_configs_name_settings_that_exist(config):
-    from research.tasks.runs import TASKS, parse_arguments
+    from research.tasks.runs import parse_arguments
+    from research.tasks.summary import TASKS
 
     task = config.stem.partition("_")[0]
     assert task in TASKS
@@ -149,8 +157,8 @@ def test_classification(classes, tmp_path, capsys):
 
     options = ["--data", str(classes), "--output", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     options += ["--tokens=4", "--views=2", *TINY]
-    paths = main(options)
-    runs = load(paths)
+    records = main(options)
+    runs = load(records)
     for resize, walloc in PAIRS.items():
         assert runs[resize]["model_inputs"] == runs[walloc]["model_inputs"]
         assert runs[resize]["parameters"] == runs[walloc]["parameters"]
@@ -162,8 +170,9 @@ def test_classification(classes, tmp_path, capsys):
         assert run["metrics"]["accuracy"] in (0.0, 50.0, 100.0)
         assert run["settings"]["data"] == classes.name  # and not where it lies
     # What is there is not run again; what was run with other settings is not taken for these.
-    before = [path.stat().st_mtime_ns for path in paths]
-    assert main(options) == paths and [path.stat().st_mtime_ns for path in paths] == before
+    file = tmp_path / "out" / "classification.json"
+    before = file.stat().st_mtime_ns
+    assert main(options) == records == json.loads(file.read_text()) and file.stat().st_mtime_ns == before
     with pytest.raises(SystemExit, match=r"result of other settings \(steps 2 and not 3\)"):
         main([*options, "--steps=3"])
 
@@ -349,74 +358,6 @@ def test_bad_data_and_settings(tmp_path):
         Settings(tokens=5)
 
 
-# Colourisation
-
-
-def test_colourisation(tmp_path):
-    from research.tasks.colourisation import main
-
-    for name, picture in (("train", skimage.data.coffee()), ("test", skimage.data.astronaut())):
-        (tmp_path / name).mkdir()
-        Image.fromarray(picture[:300, :400]).save(tmp_path / name / "a.png")
-    options = ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "test"), "--output", str(tmp_path / "out")]
-    runs = load(main([*options, "--crops=3", "--local_width=8", *TINY]))
-    for resize, walloc in PAIRS.items():
-        assert runs[resize]["model_inputs"] == runs[walloc]["model_inputs"]
-        assert runs[resize]["parameters"] == runs[walloc]["parameters"]
-    assert runs["resize-64"]["model_inputs"] == 64 * 64 * 3 and runs["resize-128"]["model_inputs"] == 128 * 128 * 3
-    # The energy of the chroma of the test crops, as PIL converts them.
-    picture = Image.fromarray(skimage.data.astronaut()[:300, :400])
-    crops = [picture.resize((256, 256), Image.Resampling.BICUBIC, box=(x, 0, x + 300, 300)) for x in (0, 100)]
-    planes = np.stack([np.asarray(crop.convert("YCbCr"))[..., 1:].astype(float) - 128 for crop in crops])
-    expected = -10 * np.log10((planes**2).mean() / 255**2)
-    for run in runs.values():
-        assert run["examples"] == {"training": 3, "test": 2}
-        assert run["metrics"]["grey_chroma_psnr"] == pytest.approx(expected, abs=0.05)
-        assert run["metrics"]["oracle_chroma_psnr"] > run["metrics"]["chroma_psnr"] + 3
-
-
-def test_chroma_is_that_of_jpeg():
-    from research.tasks.colourisation import chroma, with_luma
-
-    pixels = skimage.data.chelsea()[:64, :96]
-    x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255 - 0.5
-    expected = np.asarray(Image.fromarray(pixels).convert("YCbCr"))[..., 1:].astype(float) - 128
-    assert np.abs(chroma(x)[0].permute(1, 2, 0).numpy() - expected).max() < 1.01  # PIL rounds
-    torch.testing.assert_close(with_luma(chroma(x), x), x)
-    torch.testing.assert_close(
-        chroma(with_luma(torch.zeros(1, 2, 64, 96), x)), torch.zeros(1, 2, 64, 96), atol=1e-4, rtol=0
-    )
-
-
-def test_colourfulness():
-    from research.tasks.colourisation import colourfulness
-
-    assert colourfulness(np.full((4, 4, 3), 77)) == 0
-    # Half red, half green at 255: rg is +-255, yb 127.5 everywhere, so sigma = (255, 0) and mu = (0, 127.5).
-    image = np.zeros((2, 2, 3))
-    image[0, :, 0] = image[1, :, 1] = 255
-    assert colourfulness(image) == pytest.approx(255 + 0.3 * 127.5)
-
-
-@pytest.mark.parametrize("condition", ["resize-64", "resize-128", "walloc-16x", "walloc-4x"])
-def test_an_untrained_model_leaves_grey(condition):
-    from research.tasks.colourisation import Colouriser, Pairs, Settings, chroma, evaluate, grey_of, view_of
-
-    settings = Settings(width=32, layers=1, local_width=8)
-    crops = torch.from_numpy(skimage.data.astronaut()[None, 100:356, 100:356].copy()).permute(0, 3, 1, 2)
-    view = view_of(condition, settings, "cpu")
-    pairs = Pairs(view, crops, "cpu")
-    model = Colouriser(pairs.grey.shape[1], settings, pairs.scale())
-    metrics = evaluate(model, view, crops, "cpu")
-    # What a codec decodes of a grey image is grey but for its own error.
-    assert metrics["chroma_psnr"] == pytest.approx(metrics["grey_chroma_psnr"], abs=0.3)
-    with torch.no_grad():
-        x = crops / 255 - 0.5
-        decoded = view.decode(view.encode(grey_of(x)))
-        assert chroma(decoded).abs().mean() < 2
-        assert psnr((x + 0.5).numpy(), (view.decode(view.encode(x)) + 0.5).numpy()) > 24
-
-
 # Source separation
 
 RATE = 44100
@@ -596,7 +537,7 @@ def test_multitracks_are_written(tmp_path, monkeypatch):
     assert multitracks.main(argv) == 0 and len(calls) == 6
 
 
-# Documents
+# Receipts
 
 
 @pytest.fixture(scope="module")
@@ -614,59 +555,27 @@ def receipts(tmp_path_factory):
 
 def test_anls():
     """Textbook distances: kitten -> sitting is 3, flaw -> lawn 2; similarity below 0.5 counts as 0."""
-    from research.tasks import documents as task_documents
+    from research.tasks import receipts as task_receipts
 
-    assert task_documents.levenshtein("kitten", "sitting") == 3
-    assert task_documents.levenshtein("flaw", "lawn") == 2
-    assert task_documents.levenshtein("", "abc") == task_documents.levenshtein("abc", "") == 3
-    assert task_documents.anls("Sitting", " kitten") == pytest.approx(1 - 3 / 7)
-    assert task_documents.anls("flaw", "lawn") == 0.0  # 2 of 4 is not below 0.5
-    assert task_documents.anls("9.00", "9.00") == 1.0 and task_documents.anls("9.00", "") == 0.0
-
-
-def test_tokens_of_answers():
-    from research.tasks import documents as task_documents
-
-    tokens = task_documents.to_tokens(["Ab & c", "01/02/2018", "9.00"])
-    assert task_documents.to_answers(tokens, 3) == ["AB & C", "01/02/2018", "9.00"]
-    assert task_documents.to_answers(tokens[:3], 3) == ["AB ", "", ""]
-    assert task_documents.to_answers([task_documents.END, *tokens], 2) == ["", ""]
-
-
-def test_documents(receipts, tmp_path):
-    from research.tasks import documents as task_documents
-
-    argv = ["--data", str(receipts), "--output", str(tmp_path), "--cache", str(tmp_path / "cache"), "--test=1"]
-    argv += [*TINY, "--decoder_layers=1", "--rendered=2", "--rendered_steps=1"]
-    paths = task_documents.main(argv)
-    runs = load(paths)
-    assert list(runs) == list(task_documents.CONDITIONS)
-    times = [path.stat().st_mtime_ns for path in paths]
-    assert task_documents.main(argv) == paths and [path.stat().st_mtime_ns for path in paths] == times
-    inputs = {name: run["model_inputs"] for name, run in runs.items()}
-    assert inputs["resize-224"] == inputs["walloc-16x"] == 3 * 224 * 112 == 12 * 112 * 56
-    assert inputs["resize-448"] == inputs["walloc-4x"] == 3 * 448 * 224 == 48 * 112 * 56
-    for resize, walloc in (("resize-224", "walloc-16x"), ("resize-448", "walloc-4x")):
-        assert runs[resize]["parameters"] == runs[walloc]["parameters"]
-        assert runs[resize]["tokens"] == runs[walloc]["tokens"] == 98
-        assert runs[resize]["examples"] == {"rendered": 2, "train": 5, "test": 1}
-    # Kitten for sitting, a date that differs in one of ten characters (each of five occurs once), the right total.
-    prior = runs["prior"]
-    assert prior["fields"] == {"company": pytest.approx(400 / 7), "date": pytest.approx(90), "total": 100}
-    assert prior["metrics"]["exact_match"] == pytest.approx(100 / 3)
+    assert task_receipts.levenshtein("kitten", "sitting") == 3
+    assert task_receipts.levenshtein("flaw", "lawn") == 2
+    assert task_receipts.levenshtein("", "abc") == task_receipts.levenshtein("abc", "") == 3
+    assert task_receipts.anls("Sitting", " kitten") == pytest.approx(1 - 3 / 7)
+    assert task_receipts.anls("flaw", "lawn") == 0.0  # 2 of 4 is not below 0.5
+    assert task_receipts.anls("9.00", "9.00") == 1.0 and task_receipts.anls("9.00", "") == 0.0
 
 
 def test_rendered_receipts():
     """The same for the same seed; what is to be read can be spelled; the total is that of the cents."""
-    from research.tasks import documents as task_documents
+    from research.tasks import receipts as task_receipts
 
     for seed in range(3):
-        receipt = task_documents.Receipt([], seed)
-        again = task_documents.Receipt([], seed)
+        receipt = task_receipts.Receipt([], seed)
+        again = task_receipts.Receipt([], seed)
         assert receipt.facts == again.facts and receipt.image.tobytes() == again.image.tobytes()
         assert receipt.image.size == (448, 896)
         facts = list(receipt.facts.values())
-        assert task_documents.to_answers(task_documents.to_tokens(facts), 3) == facts
+        assert set("".join(facts)) <= set(task_receipts.CHARACTERS)
         assert float(receipt.facts["total"]) > 0 and len(receipt.facts["date"]) == 10
 
 

@@ -1,6 +1,5 @@
 """Random pieces, the trainer and `train_codec.py`, on photographs of scikit-image and runs of a few steps."""
 
-import argparse
 import copy
 import json
 import math
@@ -29,7 +28,7 @@ from transformers_walloc.codec.image_processing_walloc import WallocImageProcess
 from transformers_walloc.media.paths import list_files
 from transformers_walloc.training.data import AudioSegments, DeviceCrops, ImageCrops, MediaCache
 from transformers_walloc.training.growing import grow_from, revive
-from transformers_walloc.training.klt import SubbandStatistics, fit_klt, fit_linear_synthesis
+from transformers_walloc.training.klt import SubbandStatistics, fit_klt
 from transformers_walloc.training.recipe import main, parse_recipe, train_codec, training_arguments
 from transformers_walloc.training.start import make_model
 from transformers_walloc.training.trainer import CodecTrainer, estimated_bits, last_checkpoint
@@ -634,76 +633,6 @@ def test_silent_units_start_anew_without_a_change_of_the_decoder(photos):
         assert revive(decoder, z) == 0
     decoder(z).square().mean().backward()
     assert (second.weight.grad[:, [2, 7, 11]].abs().amax(dim=(0, 2, 3)) > 0).all()
-
-
-def test_sweep_trains_every_shape_once_from_the_closed_form(photos, tmp_path, capsys, monkeypatch):
-    from research import sweep_decoders
-
-    # The sweep sets the shape and the folder itself, after the options that are common to all.
-    training = script_arguments(
-        photos, tmp_path / "unused", "--latent_channels", "4", "--step", "0.1", "--max_steps", "1"
-    )
-    shapes = ["8x1", "8x2x5", "8x1@2"]
-    arguments = [*shapes, "--statistics", str(tmp_path / "statistics"), *training, "--output", str(tmp_path)]
-    first = sweep_decoders.main(arguments)
-    assert [row["shape"] for row in first] == shapes
-    out = capsys.readouterr().out
-    assert out.count("closed form:") == 3
-    assert "| `8x2x5` |" in out
-    for row, name in zip(first, shapes, strict=True):
-        decoder = WallocImageModel.from_pretrained(tmp_path / name / "model").decoder
-        assert row["parameters"] == sum(p.numel() for p in decoder.parameters())
-        network = decoder.network if name.endswith("@2") else decoder
-        assert network.stem.kernel_size == ((5, 5) if name.endswith("x5") else (3, 3))
-        assert row["psnr"] > 15
-        assert row["decode"] > 0
-    # The stem and the head of 12 x 8, the block of 8 x 8 and 3 x 3 each, at a quarter of the positions; the synthesis.
-    assert first[2]["multiplications"] > 9 * (2 * 12 * 8 + 2 * 8 * 8) / 4
-    again = sweep_decoders.main(arguments)
-    assert "closed form:" not in capsys.readouterr().out
-    assert [row["psnr"] for row in again] == [row["psnr"] for row in first]
-
-
-def test_sweep_of_options(photos, tmp_path):
-    """Random rows are orthogonal, as long as those of the closed form, and behind them is the best synthesis."""
-    from research import sweep_decoders
-
-    training = script_arguments(photos, tmp_path / "no", "--latent_channels", "4", "--step", "0.1", "--max_steps", "1")
-    statistics = tmp_path / "statistics"
-    shapes = ["8x1", "8x1:--random_rows"]
-    rows = sweep_decoders.main([*shapes, "--statistics", str(statistics), *training, "--output", str(tmp_path)])
-    assert [row["shape"] for row in rows] == shapes and rows[0]["psnr"] > rows[1]["psnr"] + 3
-    models = [WallocImageModel.from_pretrained(tmp_path / name / "model") for name in ("8x1", "8x1_--random_rows")]
-    gram, expected = (m.encoder.projection.weight.flatten(1) @ m.encoder.projection.weight.flatten(1).T for m in models)
-    torch.testing.assert_close(gram, expected, atol=1e-3, rtol=1e-3)
-    synthesis = models[1].decoder.linear.weight.flatten(1).clone()
-    fit_linear_synthesis(models[1], SubbandStatistics.load(statistics, models[1].config))
-    torch.testing.assert_close(synthesis, models[1].decoder.linear.weight.flatten(1), atol=1e-3, rtol=1e-3)
-
-
-def test_learning_curves_of_a_run(photos, tmp_path, monkeypatch, capsys):
-    from research import learning_curves
-
-    run = tmp_path / "tiny"
-    common = ["--latent_channels", "4", "--step", "0.1"]
-    main(script_arguments(photos, run, *common, "--max_steps", "4", "--eval_steps", "2", "--save_steps", "4"))
-    monkeypatch.setattr(learning_curves, "RESULTS", tmp_path)
-    learning_curves.main([str(run)])
-    stored = json.loads((tmp_path / "learning_tiny.json").read_text())
-    assert [point["step"] for point in stored["points"]] == [2, 4]
-    assert all(point["psnr"] > 15 and point["order0_cr"] > 1 for point in stored["points"])
-    assert f"{stored['points'][1]['psnr']:.2f} at" in capsys.readouterr().out
-    assert (tmp_path / "learning_curves.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(ValueError, match="no run of walloc train"):
-        learning_curves.main([str(tmp_path)])
-
-
-@pytest.mark.parametrize("text", ["64", "64x", "0x8", "64x4x0", "64x4x3x1", "axb"])
-def test_shapes_that_are_none_are_refused(text, monkeypatch):
-    from research.sweep_decoders import parse_shape
-
-    with pytest.raises(argparse.ArgumentTypeError, match="valid: WIDTHxBLOCKS"):
-        parse_shape(text)
 
 
 def test_a_run_of_the_script_continues_when_the_command_is_given_again(photos, tmp_path, capsys):
