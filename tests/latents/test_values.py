@@ -1,17 +1,29 @@
 """The view that a model has of latents: scale, windows, halo, and the way back."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import skimage.data
+import soundfile
 import torch
 from codec_fixtures import image_model
 from pixel_models import latents_with_halo, photograph, vision_options
 from transformers import AutoModelForImageClassification, ViTConfig
 
-from transformers_walloc import LatentView, WallocImageConfig, WallocImageEncoder, latent_values, latents_to_pixels
+from transformers_walloc import (
+    LatentView,
+    WallocAudioEncoder,
+    WallocImageConfig,
+    WallocImageEncoder,
+    latent_values,
+    latents_to_pixels,
+)
 from transformers_walloc.codec.bottleneck import compand, companding_scale
 from transformers_walloc.latents.picture import picture_rotation, pixels_to_latents
 from transformers_walloc.latents.values import ROUNDING_STD, latent_windows, reflect, value_std
 
+NOTES = Path(__file__).parents[1] / "data" / "notes.flac"
 CORPUS = {"latents_mean": [40.0, *[0.0] * 11], "latents_std": [60.0, 30.0, *[4.0] * 9, 0.01]}
 
 
@@ -145,3 +157,26 @@ def test_orthogonal_picture(scale):
     others = [torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64))[0] for _ in range(5)]
     near = [torch.matrix_exp(0.3 * (a - a.T)) @ rotation for a in others]
     assert similarity(rotation) > max(map(similarity, [*others, *near, torch.eye(12)]))
+
+
+@pytest.mark.parametrize("name", ["stereo-5x", "stereo-20x", "rgb-4x", "rgb-16x"])
+def test_mixing_values_is_encoding_the_mix(name):
+    """Stems of music, or layers of a picture: values add up with their gains, companded latents do not."""
+    gains = (0.3, 0.7) if name.startswith("rgb") else (0.3, 0.6)  # projections of pictures may have a bias
+    if name.startswith("rgb"):
+        encoder = WallocImageEncoder.from_pretrained(f"walloc/{name}")
+        pictures = np.stack([skimage.data.astronaut()[:256, :256], skimage.data.coffee()[100:356, 200:456]])
+        first, second = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - 0.5
+    else:
+        encoder = WallocAudioEncoder.from_pretrained(f"walloc/{name}")
+        samples, _ = soundfile.read(NOTES, dtype="float32", frames=2 * 4864)
+        stereo = 0.5 * torch.from_numpy(samples).T / np.abs(samples).max()
+        first, second = stereo[:, :4864], stereo[:, 4864:] * torch.tensor([[1.0], [-0.5]])
+    with torch.no_grad():
+        values = latent_values(encoder(torch.stack([first, second])).latents, encoder.config)
+        mix = encoder((gains[0] * first + gains[1] * second)[None]).latents
+    expected = gains[0] * values[0] + gains[1] * values[1]
+    found = latent_values(mix, encoder.config)[0]
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    companded = gains[0] * compand(values[0], 8) + gains[1] * compand(values[1], 8)
+    assert (mix[0] - companded).abs().max() > 1  # a whole code and more
