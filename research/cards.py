@@ -8,6 +8,18 @@ from research.corpora.sources import AUDIO, FONTS, IMAGES
 from transformers_walloc.bundled import BUNDLED_NAMES, NAMESPACE
 from transformers_walloc.publishing import cards
 
+# What to take each codec for, in README.md and on its card.
+PURPOSES = {
+    "rgb-16x": "documents, screenshots, aerial images; the default",
+    "rgb-4x": "fine texture; in place of shrinking by half",
+    "rgb-16x-klt": "smaller files and a faster decoder than those of rgb-16x, less sharp",
+    "rgb-4x-klt": "ordered channels, of which the first few are a codec of their own",
+    "rgb-f16c48": "flips, crops and exact folds on stored latents",
+    "rgb-f16c192": "flips, crops and exact folds on stored latents, with fine texture",
+    "rgb-f16c12": "flips, crops and exact folds on stored latents, in very few numbers",
+    "stereo-20x": "music in the fewest numbers; the default",
+    "stereo-5x": "music at a higher quality",
+}
 PREPARATION = "python -m research.corpora.prepare images audio documents --out corpus"
 
 
@@ -28,6 +40,7 @@ def write_card(folder: Path) -> None:
         preparation=[PREPARATION],
         validation=validation_line(image),
         bundled=True,
+        purpose=PURPOSES.get(name, ""),
     )
 
 

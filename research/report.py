@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from research import pages
-from research.cards import write_card
+from research.cards import PURPOSES, write_card
 from transformers_walloc.atomic import write_atomically
 from transformers_walloc.evaluation.rivals import AUDIO_FORMATS, IMAGE_FORMATS
 from transformers_walloc.evaluation.tables import (
@@ -32,16 +32,6 @@ SECTIONS = {
     "curves_audio": "Rate and distortion, stereo audio",
 }
 FORMATS = IMAGE_FORMATS | AUDIO_FORMATS
-# The codecs of README.md, and when to take each.
-CHECKPOINTS = {
-    "rgb-16x": "documents, screenshots, aerial images; the default",
-    "rgb-4x": "fine texture; in place of shrinking by half",
-    "rgb-f16c48": "flips, crops and exact folds on stored latents",
-    "rgb-f16c192": "the same with fine texture",
-    "rgb-f16c12": "the same, and very few numbers",
-    "stereo-20x": "music in the fewest numbers; the default",
-    "stereo-5x": "music at a higher quality",
-}
 
 
 def write_docs() -> None:
@@ -76,10 +66,10 @@ def readme_table() -> str:
     """The codecs that a reader chooses from, each beside what it stands in for at as many numbers or bytes."""
     header = ["name", "DR", "one latent", "PSNR dB", "resized, same DR", "format, same size", "files", "take it for"]
     lines = []
-    for name, use in CHECKPOINTS.items():
+    for name, use in PURPOSES.items():
         result = pages.load("table1" if name.startswith("rgb") else "table2")
         rows = {row["codec"]: row for row in result["rows"]} if result else {}
-        if name not in rows:
+        if name not in rows or name.endswith("-klt"):  # their numbers are in docs/results.md
             continue
         config = json.loads((pages.ROOT / "model_cards" / name / "config.json").read_text())
         side, channels = 2 ** config["num_levels"], config["latent_channels"]

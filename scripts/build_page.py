@@ -31,7 +31,9 @@ from transformers_walloc.codec.bitstream import tables_id
 from transformers_walloc.export import export_codec
 
 PAGE = Path(__file__).resolve().parents[1] / "page"
-RUNTIME = "onnxruntime-web@1.30.0"
+NOT_BUILT = ("package*.json", "eslint.config.js", "node_modules", ".*")
+PACKAGES = json.loads((PAGE / "package.json").read_text(encoding="utf-8"))["optionalDependencies"]
+RUNTIME = f"onnxruntime-web@{PACKAGES['onnxruntime-web']}"
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 # What the Hub reads in a Space's README.
 CARD = "---\ntitle: WaLLoC\nsdk: static\nlicense: apache-2.0\n---\n\nWaLLoC codecs in the browser.\n"
@@ -52,7 +54,7 @@ def main() -> None:
 
 
 def build(output: Path, codecs: list[str], runtime: Path | None = None) -> None:
-    shutil.copytree(PAGE, output, dirs_exist_ok=True)
+    shutil.copytree(PAGE, output, ignore=shutil.ignore_patterns(*NOT_BUILT), dirs_exist_ok=True)
     (output / "README.md").write_text(CARD, encoding="utf-8")
     copy_runtime(output / "vendor", runtime)
     catalogue = [add_codec(output / "models", codec) for codec in codecs]

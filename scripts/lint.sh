@@ -6,7 +6,7 @@ source "$(dirname "$0")/setup.sh" dev
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
 if command -v npm > /dev/null; then
-  [ -d page/node_modules ] || npm --prefix page ci --no-audit --no-fund
+  [ -d page/node_modules ] || npm --prefix page ci --omit=optional
   npm --prefix page run --silent lint
 else
   echo "no npm: the page is not linted"

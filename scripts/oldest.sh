@@ -10,8 +10,8 @@ VENV="${WALLOC_VENV:-build/oldest}"
 # The lower bounds of the dependencies, as they stand in pyproject.toml.
 sed -nE '/^dependencies = \[/,/^\]/s/^ *"([A-Za-z0-9_.-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml > "$VENV/oldest.txt"
 cat "$VENV/oldest.txt"
-"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c "$VENV/oldest.txt" -e '.[audio]' \
-    pytest hypothesis scikit-image PyWavelets datasets
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: -c "$VENV/oldest.txt" -e '.[audio]' \
+    pytest hypothesis scikit-image PyWavelets
 "$VENV/bin/python" -m research.smoke
 "$VENV/bin/python" -m pytest -q tests/codec tests/latents/test_values.py tests/latents/test_folding.py \
     tests/latents/test_symmetries.py

@@ -11,6 +11,7 @@ def test_a_card_of_ones_own_codec(tmp_path):
     folder = tmp_path / "my-codec"
     image_model().save_pretrained(folder)
     recipe = {"train": ["/data/photos"], "sources": ["my photographs"], "machine": "my machine", "minutes": 2.5}
+    recipe["continue_from"] = "walloc/rgb-16x"
     (folder / "recipe.json").write_text(json.dumps(recipe))
     row = {"codec": "my-codec", "dimensionality_reduction": 16.0, "psnr": 30.123, "bpp": 0.5, "files": 2}
     other = {"codec": "jpeg@quality=50", "dimensionality_reduction": 1.0, "psnr": 31.0, "bpp": 0.6}
@@ -29,9 +30,12 @@ def test_a_card_of_ones_own_codec(tmp_path):
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "transformers"
     (value,) = [entry for entry in card.data.eval_results if entry.metric_type == "psnr"]
     assert value.metric_value == 30.12 and value.dataset_name == "My pictures"
+    assert card.data.base_model == "walloc/rgb-16x"
     text = card.text
+    order = [text.index(part) for part in ("latents", "```python", "## Limits", "## Results", "## Training")]
+    assert order == sorted(order)
     assert 'from_pretrained("me/my-codec")' in text and "* my photographs\n" in text and "Apache" not in text
-    assert "walloc train --train photos --minutes 2.5" in text and "2.5 minutes in all, on my machine." in text
+    assert "walloc train --train photos --minutes 2.5 --continue_from rgb-16x" in text and "2.5 minutes in all, on my machine." in text
     assert "\n\n\n" not in text and json.loads((folder / "results.json").read_text())["rows"] == [row]
 
 

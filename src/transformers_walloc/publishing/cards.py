@@ -46,6 +46,7 @@ def model_card(
     preparation: Sequence[str] = (),
     validation: str = "",
     bundled: bool = False,
+    purpose: str = "",
 ) -> ModelCard:
     """The card of a checkpoint.
 
@@ -59,6 +60,7 @@ def model_card(
         preparation: commands before those of recipe.json.
         validation: a sentence on the files that training did not see.
         bundled: whether it travels with the package.
+        purpose: what to take it for, as the end of a sentence.
     """
     folder = Path(folder)
     name, config = folder.resolve().name, AutoConfig.from_pretrained(folder)
@@ -70,7 +72,7 @@ def model_card(
     channels = {1: "grey" if image else "mono", 2: "stereo", 3: "RGB"}.get(config.num_channels)
     kind = "images" if image else f"audio at {rate}"
     text = _TEMPLATES.get_template("card.md.jinja").render(
-        card_data=card_data(name, image, result, licence).to_yaml(),
+        card_data=card_data(name, image, result, licence, base_model_of(runs)).to_yaml(),
         name=name,
         repo_id=repo_id or name,
         image=image,
@@ -79,11 +81,13 @@ def model_card(
         grid=f"height/{patch} x width/{patch}" if image else f"length/{patch}",
         reduction=f"{config.dimensionality_reduction:.3g}",
         bundled=bundled,
+        purpose=purpose,
+        patch=patch,
         rows=result_table(name, result) if result is not None else "",
         speed_size=f"{MAIN_SIZE[result['kind']][0]} ({shape_of(result['kind'])})" if result is not None else "",
         described=described(result) if result is not None else "",
         command=result.get("command", "") if result is not None else "",
-        pictures={stem: (folder / f"{stem}.png").exists() for stem in ("reconstruction", "atlas")},
+        pictures={stem: _suffix(folder, stem) for stem in ("reconstruction", "atlas")},
         learned_projection=any(run.get("train_encoder") for run in runs),
         data=data if data is not None else next((run["sources"] for run in runs if run.get("sources")), []),
         commands=[*preparation, *commands_of(runs, name)] if runs else [],
@@ -97,7 +101,9 @@ def model_card(
     return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
 
 
-def card_data(name: str, image: bool, result: dict | None, licence: str | None) -> ModelCardData:
+def card_data(
+    name: str, image: bool, result: dict | None, licence: str | None, base_model: str | None = None
+) -> ModelCardData:
     """The header that the Hub reads, with the measured values of the codec's own row."""
     # Pipelines that transformers has, and that give latents.
     task, kind = ("image-feature-extraction", "image") if image else ("feature-extraction", "audio")
@@ -119,6 +125,7 @@ def card_data(name: str, image: bool, result: dict | None, licence: str | None) 
     return ModelCardData(
         model_name=name,
         license=licence,
+        base_model=base_model,
         library_name="transformers",
         pipeline_tag=task,
         tags=["walloc", "compression", "codec", "wavelets", "feature-extraction", kind],
@@ -166,6 +173,13 @@ def runs_of(recipe: dict) -> list[dict]:
     return runs
 
 
+def base_model_of(runs: Sequence[dict]) -> str | None:
+    """The Hub id of the codec that the first run started from, which the Hub shows as the parent."""
+    first = runs[-1] if runs else {}
+    origin = first.get("continue_from") or first.get("encoder_from") or ""
+    return origin if re.fullmatch(r"[\w.-]+/[\w.-]+", origin) else None
+
+
 def commands_of(runs: Sequence[dict], name: str) -> list[str]:
     """The command lines that runs stand for, oldest first, folders by their last name."""
     lines = []
@@ -189,6 +203,11 @@ def _command(command: str, options: dict) -> str:
         ]
         words.append(f"--{option}" + ("" if value is True else " " + " ".join(shown)))
     return " ".join(words)
+
+
+def _suffix(folder: Path, stem: str) -> str:
+    """Of a picture in a folder, or nothing."""
+    return next((suffix for suffix in ("jpg", "png") if (folder / f"{stem}.{suffix}").exists()), "")
 
 
 def _stored_as(path: Path) -> str:
