@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_walloc import WallocConfig
 from .layers import pointwise, pointwise_layer
+from .network_kernel import restore_details
 
 
 def make_decoder(config: WallocConfig) -> nn.Module:
@@ -92,11 +93,15 @@ class RestorationNetwork(nn.Module):
         # Scales bring pixels, latents and what is added close to unit variance.
         pixels = F.pixel_unshuffle((4.0 * picture).to(dtype), self.downsampling)
         latents = torch.asinh(0.1 * z.float()).to(dtype).contiguous(memory_format=torch.channels_last)
-        hidden = self.stem(pixels.contiguous(memory_format=torch.channels_last))
-        hidden = F.relu(hidden + self.latent_join(F.pixel_shuffle(self.latent_stem(latents), self.magnification)))
-        for block in self.blocks:
-            hidden = block(hidden)
-        return picture + 0.1 * F.pixel_shuffle(self.head(hidden), self.downsampling).to(picture.dtype)
+        latents = F.pixel_shuffle(self.latent_stem(latents), self.magnification)
+        detail = restore_details(self, pixels, latents)
+        if detail is None:
+            hidden = self.stem(pixels.contiguous(memory_format=torch.channels_last))
+            hidden = F.relu(hidden + self.latent_join(latents))
+            for block in self.blocks:
+                hidden = block(hidden)
+            detail = self.head(hidden)
+        return picture + 0.1 * F.pixel_shuffle(detail, self.downsampling).to(picture.dtype)
 
 
 class ResidualDecoder(nn.Module):

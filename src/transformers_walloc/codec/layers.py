@@ -121,7 +121,7 @@ def pointwise(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _is_own(module: nn.Module) -> bool:
     kind = type(module)
-    return kind in _CONVOLUTIONS.values() or f"{kind.__module__}.".startswith(_OWN_MODULES)
+    return kind in (*_CONVOLUTIONS.values(), nn.ModuleList) or f"{kind.__module__}.".startswith(_OWN_MODULES)
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -21,19 +21,6 @@ namespace {
 constexpr int kBlock = 16, kHalf = 8, kPart = kHalf * kHalf;  // pixels of a block along an axis, numbers of a part
 constexpr int kGroup = 24;                                    // blocks at a time: their numbers stay in the second cache
 
-#if defined(__AVX512F__)
-constexpr int kWide = 16, kRows = 12;  // lanes, and blocks whose sums stay in registers
-#else
-constexpr int kWide = 8, kRows = 6;
-#endif
-typedef float Wide __attribute__((vector_size(4 * kWide)));
-
-inline Wide load_wide(const float* p) {
-    Wide v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-
 struct Pair {
     Vector even, odd;
 };

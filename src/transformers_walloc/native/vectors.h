@@ -63,6 +63,21 @@ inline bool is_zero(Vector v) {
     return zero;
 }
 
+// Vectors of matrix products, and rows whose sums stay in registers beside two of them.
+#if defined(__AVX512F__)
+constexpr int kWide = 16, kRows = 12;
+#else
+constexpr int kWide = 8, kRows = 6;
+#endif
+typedef float Wide __attribute__((vector_size(4 * kWide)));
+
+inline Wide load_wide(const float* p) {
+    Wide v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store_wide(float* p, Wide v) { std::memcpy(p, &v, sizeof v); }
+
 // Memory whose start is aligned for vectors.
 class Buffer {
 public:

@@ -1,0 +1,101 @@
+"""The compiled convolutions of restoration networks against torch's."""
+
+import pytest
+import torch
+
+from transformers_walloc import WallocImageConfig, WallocImageModel, native
+from transformers_walloc.codec import kernels
+from transformers_walloc.codec.network_kernel import restore_details
+from transformers_walloc.native.build import levels
+
+pytestmark = pytest.mark.skipif(kernels.library() is None, reason=native.describe())
+
+
+def codec(**options) -> WallocImageModel:
+    """A codec whose network adds something: all its weights are random."""
+    torch.manual_seed(0)
+    fields = {"decoder_hidden_size": 16, "decoder_num_layers": 1, "latent_channels": 12, **options}
+    model = WallocImageModel(WallocImageConfig(decoder_type="restoration", **fields)).eval().requires_grad_(False)
+    torch.nn.init.kaiming_uniform_(model.decoder.network.head.weight)
+    for name, parameter in model.decoder.network.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_(0, 0.1)
+    return model
+
+
+def both_ways(model, codes, **options):
+    with kernels.switched_off():
+        slow = model.decode(codes, **options).pixel_values
+    return slow, model.decode(codes, **options).pixel_values
+
+
+def random_codes(model, height, width, batch=1):
+    return torch.randint(-1, 2, (batch, model.config.latent_channels, height, width), dtype=torch.int8)
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"decoder_hidden_size": 40, "decoder_num_layers": 2},
+        {"decoder_downsampling": 4, "decoder_hidden_size": 64},
+        {"decoder_downsampling": 1, "num_levels": 1, "latent_channels": 5, "num_channels": 2},
+        {"wavelet": "haar", "boundary": "periodization", "num_levels": 4, "latent_channels": 48},
+    ],
+)
+def test_pixels_are_those_of_torch(monkeypatch, level, options):
+    monkeypatch.setattr(native, "levels", lambda: (level,))
+    native.load.cache_clear()
+    try:
+        if kernels.library() is None:
+            pytest.skip(native.describe())
+        model = codec(**options)
+        for height, width, batch in ((1, 1, 1), (3, 7, 2), (9, 31, 1)):
+            slow, fast = both_ways(model, random_codes(model, height, width, batch))
+            assert fast.shape == slow.shape
+            assert 0 < (slow - fast).abs().max() < 1e-5  # not equal: the kernel was used
+    finally:
+        monkeypatch.undo()
+        native.load.cache_clear()
+
+
+def test_parts_and_threads_give_the_same_bits():
+    """Parts that start at multiples of four, with the surroundings that their results depend on."""
+    network = codec().decoder.network
+    pixels, latents = torch.randn(1, 12, 60, 92), torch.randn(1, 4, 60, 92)
+    whole = restore_details(network, pixels, latents)
+    part = restore_details(network, pixels[..., 8:40, 24:72], latents[..., 8:40, 24:72])
+    assert torch.equal(part[..., 8:-8, 8:-8], whole[..., 16:32, 32:64])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(restore_details(network, pixels, latents), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_new_weights_are_used():
+    model = codec()
+    codes = random_codes(model, 4, 4)
+    before = model.decode(codes).pixel_values
+    model.decoder.network.blocks[0].conv1.weight.mul_(-1)
+    slow, fast = both_ways(model, codes)
+    assert (before - fast).abs().max() > 1e-3 and (slow - fast).abs().max() < 1e-5
+
+
+def test_what_torch_has_to_see_goes_through_torch():
+    """Hooks, gradients, autocast, half precision and other sizes of filters."""
+    model, called = codec(), []
+    codes = random_codes(model, 4, 4)
+    handle = model.decoder.network.blocks[0].conv2.register_forward_hook(lambda *_: called.append(1))
+    assert torch.equal(*both_ways(model, codes)) and len(called) == 2
+    handle.remove()
+    latents = codes.float().requires_grad_(True)
+    model.decode(latents).pixel_values.sum().backward()
+    assert latents.grad is not None and latents.grad.abs().sum() > 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(*both_ways(model, codes))
+    assert torch.equal(*both_ways(codec(decoder_kernel_size=5), codes))
+    slow, fast = both_ways(codec(dtype="bfloat16").to(torch.bfloat16), codes)
+    assert torch.equal(slow, fast)
