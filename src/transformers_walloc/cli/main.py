@@ -15,6 +15,7 @@ help text and `walloc info` need no torch.
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")  # of libraries: what matters to the user is an error, or a note of ours
         warnings.filterwarnings("always", module=__package__.partition(".")[0])
         warnings.showwarning = show_warning
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its errors come as exceptions, too
         try:
             return _run(*arguments)
         except KeyboardInterrupt as error:
