@@ -14,6 +14,11 @@ from codec_fixtures import sound
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "SKILL.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# One card of each template; the others differ in names and numbers.
+CARDS = [
+    ROOT / "model_cards" / name / "README.md"
+    for name in ("rgb-16x", "stereo-20x", "gray-16x", "mono-20x", "sentinel2-16x")
+]
 # A comment <!-- no-test --> in front of a block leaves it out.
 BLOCK = re.compile(r"^(?P<skip><!-- no-test -->\n+)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -23,6 +28,10 @@ def snippets(page: Path) -> list[tuple[int, str]]:
     text = page.read_text(encoding="utf-8")
     found = [match for match in BLOCK.finditer(text) if not match["skip"]]
     return [(text[: match.start("code")].count("\n") + 1, match["code"]) for match in found]
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT).with_suffix(""))
 
 
 @pytest.fixture
@@ -47,7 +56,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in (*PAGES, *CARDS) if snippets(page)], ids=_name)
 def test_snippets(page, folder):
     blocks = snippets(page)
     if page.name == "original.md":
@@ -88,7 +97,7 @@ def save_as_the_original_does(name: str) -> None:
     Path(f"{name}.json").write_text(json.dumps({**settings, "lightweight_encode": True, "learning_rate": 1e-3}))
 
 
-@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("[A-Z]*.md"))], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *CARDS, *sorted(ROOT.glob("[A-Z]*.md"))], ids=_name)
 def test_links(page):
     """Pages, pictures and sections that are named exist; the site's own build does not look at pictures."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

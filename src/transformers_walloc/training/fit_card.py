@@ -5,35 +5,70 @@ from typing import Any
 
 def model_card(facts: dict[str, Any]) -> str:
     """README.md of a fitted codec: what it is for and what was measured."""
-    name, image = facts["codec"], facts["kind"] != "audio"
-    auto = "AutoImageProcessor" if image else "AutoFeatureExtractor"
+    name, audio = facts["codec"], facts["kind"] == "audio"
     return f"""---
 library_name: transformers
-pipeline_tag: {"image-feature-extraction" if image else "feature-extraction"}
+pipeline_tag: {"feature-extraction" if audio else "image-feature-extraction"}
 tags:
 - walloc
 - compression
+- codec
 - {facts["kind"]}
 ---
 
 # {name}
 
-A WaLLoC codec (Wavelet Learned Lossy Compression), fitted in closed form to {described(facts)}
+{name} turns signals like those that it was fitted to into {facts["dimensionality_reduction"]:g} times fewer numbers,
+called latents. A model learns on them, and files hold them.
+
+It is a WaLLoC codec (Wavelet Learned Lossy Compression) in closed form, fitted to {described(facts)}.
 
 ```python
-from transformers import AutoModel, {auto}
-import transformers_walloc
-
-model = AutoModel.from_pretrained("{name}")
-processor = {auto}.from_pretrained("{name}")
+{_SNIPPETS["audio" if audio else "image"].format(name=name).strip()}
 ```
+
+`walloc compress FILE --model {name}` and `walloc decompress FILE --model {name}` do the same on the command line.
+
+## Limits
+
+* It fits the signals above. Others decode, but less faithfully.
+* Codes have 8 bits: above 45 to 50 dB, use a lossless format.
+* Fine detail that few channels cannot hold is blurred.
 
 ## Measured
 
 On crops of {"signals that it was not fitted to" if facts["measured_on"] == "held out" else "the data of the fit"}:
 
 {chr(10).join("* " + line for line in lines(facts))}
+
+The options of the fit are in `fit.json`; the same data and options give the same codec.
 """
+
+
+_SNIPPETS = {
+    "image": """
+import transformers_walloc  # registers the classes
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{name}")
+model = AutoModel.from_pretrained("{name}")
+inputs = processor(array, return_tensors="pt")  # an array of the shape and type that it was fitted to
+latents = model.encode(inputs["pixel_values"]).latents
+blob = model.compress(**inputs)[0]  # bytes of a .walloc file
+(restored,) = processor.post_process(model.decompress([blob]))
+""",
+    "audio": """
+import transformers_walloc  # registers the classes
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained("{name}")
+model = AutoModel.from_pretrained("{name}")
+inputs = extractor(array, sampling_rate=sampling_rate, return_tensors="pt")  # (channels, length)
+latents = model.encode(inputs["input_values"]).latents
+blob = model.compress(**inputs)[0]  # bytes of a .walloc file
+(restored,) = model.decompress([blob])
+""",
+}
 
 
 def described(facts: dict[str, Any]) -> str:
