@@ -69,7 +69,7 @@ def readme_table() -> str:
     for name, use in PURPOSES.items():
         result = pages.load("table1" if name.startswith("rgb") else "table2")
         rows = {row["codec"]: row for row in result["rows"]} if result else {}
-        if name not in rows or name.endswith("-klt"):  # their numbers are in docs/results.md
+        if result is None or name not in rows or name.endswith("-klt"):  # their numbers are in docs/results.md
             continue
         config = json.loads((pages.ROOT / "model_cards" / name / "config.json").read_text())
         side, channels = 2 ** config["num_levels"], config["latent_channels"]

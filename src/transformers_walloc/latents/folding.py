@@ -12,9 +12,10 @@ overlap are laid out side by side (`latent_windows`), so that the model still ha
 its stride and its own config describes it in full: saving, loading, `Trainer` and `generate` work unchanged.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -110,6 +111,64 @@ def fold_patch_embedding(
     level = torch.einsum("pc,cyx->pyx", mixing, level) - _of_channels(image_mean, len(mixing))
     shift = torch.einsum("dpyx,pyx->d", scaled, level)
     return folded, shift if bias is None else shift + bias.detach().double().cpu()
+
+
+@torch.no_grad()
+def fold_convolution(
+    convolution: nn.Conv2d,
+    codec: WallocImageModel,
+    pixels_per_latent: int,
+    halo: int | None = None,
+    image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+    image_std: Sequence[float] = (0.5, 0.5, 0.5),
+    padding: int | None = None,
+    **options: Any,
+) -> nn.Sequential:
+    """The first convolution of a network as a module on latents, where a latent covers several of its outputs.
+
+    A convolution over latents computes all outputs of a latent at once, as channels, and a pixel shuffle puts them in
+    their places: (B, latent_channels, h, w) -> (B, D, h n, w n) with n = pixels_per_latent / stride.
+
+    Args:
+        convolution: with a square kernel, stride and padding, without groups or dilation.
+        codec: as for `fold_patch_embedding`.
+        pixels_per_latent: pixels of the network that a side of a latent stands for, after the resize from
+            `2**num_levels`; a multiple of the stride.
+        padding: of the convolution, in pixels, at the top and at the left; None for its own. The rest goes to the
+            bottom and right, as in networks of TensorFlow, whose padding is 0 here for a kernel of 3 and a stride of 2.
+        halo, image_mean, image_std, options: as for `fold_patch_embedding`.
+
+    Returns:
+        A module for `latent_values`, which it continues by reflection.
+
+    Raises:
+        ValueError: a convolution of another kind, or numbers that do not fit.
+    """
+    kernel, strides = convolution.kernel_size, convolution.stride
+    if len({*kernel}) > 1 or len({*strides}) > 1 or convolution.groups > 1 or {*convolution.dilation} != {1}:
+        raise ValueError(f"{convolution} cannot be folded; valid: a square kernel and stride, no groups, no dilation")
+    stride, side = strides[0], kernel[0]
+    if pixels_per_latent < stride or pixels_per_latent % stride:
+        raise ValueError(f"pixels_per_latent is {pixels_per_latent}; valid: a multiple of the stride, {stride}")
+    if padding is None:
+        if isinstance(convolution.padding, str) or len({*convolution.padding}) > 1:
+            raise ValueError(f"the padding of {convolution} is not one number of pixels: say `padding`")
+        padding = convolution.padding[0]
+    n, outputs = pixels_per_latent // stride, convolution.out_channels
+    window = side + (n - 1) * stride  # of the pixels that the outputs of a latent see
+    weight = torch.zeros(outputs, n, n, convolution.in_channels, window, window, dtype=torch.float64)
+    for i, j in itertools.product(range(n), repeat=2):
+        top, left = i * stride, j * stride
+        weight[:, i, j, :, top : top + side, left : left + side] = convolution.weight.detach().double().cpu()
+    bias = None if convolution.bias is None else convolution.bias.detach().repeat_interleave(n * n)
+    options = {"image_mean": image_mean, "image_std": image_std, "stride": pixels_per_latent, **options}
+    folded, shift = fold_patch_embedding(weight.flatten(0, 2), bias, codec, 1, halo, padding=padding, **options)
+    reach = folded.shape[-1] // 2
+    module = nn.Conv2d(folded.shape[1], len(folded), folded.shape[-1], padding=reach, padding_mode="reflect")
+    like = convolution.weight
+    module.weight = nn.Parameter(folded.to(like.device, like.dtype))
+    module.bias = nn.Parameter(shift.to(like.device, like.dtype))
+    return nn.Sequential(module, nn.PixelShuffle(n))
 
 
 def colour_matrix(
