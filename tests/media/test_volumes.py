@@ -255,7 +255,7 @@ def test_bad_volumes_are_named():
         WallocVolumeImageProcessor(num_channels=2)(np.zeros((4, 4, 4), np.uint8))
     with pytest.raises(ValueError, match="num_levels is 6"):
         WallocVolumeConfig(num_levels=6)
-    with pytest.raises(ValueError, match="3 dimensions"):
+    with pytest.raises(ValueError, match="not for volume codecs"):
         WallocVolumeConfig(decoder_type="restoration")
     with pytest.raises(ValueError, match="fewer than"):
         fit_codec([stack(8, 12)], kind="volume", **QUICK)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .kinds import KINDS
 from .raster_format import RasterFormat
 from .side_data import SideData, split_records
 from .varints import Reader, WallocFormatError, varint
@@ -26,8 +27,6 @@ from .varints import Reader, WallocFormatError, varint
 MAGIC = b"\x89WLC"
 VERSION = 1
 CODERS = {1: "range"}  # entropy_coding.py
-KINDS = {1: "image", 2: "audio", 3: "volume"}
-NUM_DIMS = {"image": 2, "audio": 1, "volume": 3}
 # What the samples of a source were where it is not the usual three colours of 8 bits, or 16 bits of audio.
 SAMPLE_FORMATS: dict[str, dict[int, str]] = {
     "image": {1: "gray", 2: "16-bit", 3: "16-bit gray"},
@@ -115,8 +114,8 @@ class Header:
             object.__setattr__(self, name, _float32(name, getattr(self, name)))
         if not self.coded_channels:
             object.__setattr__(self, "coded_channels", self.latent_channels)
-        if self.kind not in KINDS.values():
-            raise WallocFormatError(f"unknown kind of signal {self.kind!r}; valid: {', '.join(KINDS.values())}")
+        if self.kind not in KINDS:
+            raise WallocFormatError(f"unknown kind of signal {self.kind!r}; valid: {', '.join(KINDS)}")
         if self.coder not in CODERS.values():
             raise WallocFormatError(f"unknown entropy coder {self.coder!r}; valid: {', '.join(CODERS.values())}")
         if len(self.sizes) != self.num_dims:
@@ -184,7 +183,7 @@ class Header:
 
     @property
     def num_dims(self) -> int:
-        return NUM_DIMS[self.kind]
+        return KINDS[self.kind].num_dims
 
     @property
     def patch_size(self) -> int:
@@ -214,7 +213,7 @@ class Header:
 
 def pack(header: Header, payload: bytes) -> bytes:
     """Header and payload as one file. The same arguments give the same bytes."""
-    coder, kind = _key(CODERS, header.coder), _key(KINDS, header.kind)
+    coder, kind = _key(CODERS, header.coder), KINDS[header.kind].code
     partial = header.coded_channels != header.latent_channels
     flags = _HAS_STEP * (header.step != 1) | _HAS_CODED_CHANNELS * partial | _HAS_SOURCE * bool(header.source)
     flags |= _HAS_SAMPLE_FORMAT * bool(header.sample_format)
@@ -300,7 +299,7 @@ def peek_kind(start: bytes) -> str | None:
     """Kind of signal by the first 7 bytes of a file, "raster" for an image with a raster format; None if foreign."""
     if start[:4] != MAGIC or len(start) < 7:
         return None
-    kind = KINDS.get(start[5] & 15)
+    kind = _kind_of(start[5] & 15)
     return "raster" if kind == "image" and start[6] & _HAS_RASTER else kind
 
 
@@ -317,7 +316,7 @@ def tables_id(arrays: Mapping[str, np.ndarray]) -> str:
 def _read_header(data: bytes) -> tuple[Header, int]:
     """The checked header, and where the payload starts."""
     _, _, identity, flags, fingerprint, tables, transform, latent_bits = _FIXED.unpack_from(data)
-    kind, coder = KINDS.get(identity & 15), CODERS.get(identity >> 4)
+    kind, coder = _kind_of(identity & 15), CODERS.get(identity >> 4)
     if kind is None or coder is None:
         raise WallocFormatError(f"unknown kind of signal {identity & 15} or entropy coder {identity >> 4}")
     valid = _HAS_STEP | _HAS_CODED_CHANNELS | _HAS_SAMPLE_FORMAT
@@ -326,7 +325,7 @@ def _read_header(data: bytes) -> tuple[Header, int]:
         raise WallocFormatError(f"unknown flags {flags:#04x} in the header")
     reader = Reader(data, _FIXED.size, len(data) - 4)
     fields: dict[str, Any] = {
-        "sizes": tuple(reader.varint() for _ in range(NUM_DIMS[kind])),
+        "sizes": tuple(reader.varint() for _ in range(KINDS[kind].num_dims)),
         "num_channels": reader.varint(),
         "latent_channels": reader.varint(),
     }
@@ -375,6 +374,10 @@ def _read_header(data: bytes) -> tuple[Header, int]:
         **fields,
     )
     return header, reader.position
+
+
+def _kind_of(code: int) -> str | None:
+    return next((kind.name for kind in KINDS.values() if kind.code == code), None)
 
 
 def _key(table: dict[int, str], value: str) -> int:

@@ -11,15 +11,14 @@ decompress: file -> entropy coder -> codes -> signal, cropped to its original si
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from .bitstream import (
-    NUM_DIMS,
     Header,
     WallocCodecMismatchError,
     WallocFormatError,
@@ -34,18 +33,18 @@ from .pixels import scale_pixels, to_8_bits
 from .rate_control import RateControl
 from .refinement import refine_latents
 
-if TYPE_CHECKING:
-    from .encoders import EncodingModel
+Item = TypeVar("Item")
 
 
 @torch.no_grad()
 def compress(
-    model: "EncodingModel",
+    model: Any,
     signals: torch.Tensor,
     *,
     sizes: Sequence[tuple[int, ...]] | None = None,
     gains: Sequence[float] | None = None,
     offsets: Sequence[float] | None = None,
+    header_fields: Sequence[Mapping[str, Any]] | None = None,
     step: float = 1.0,
     num_channels: int | None = None,
     bpp: float | None = None,
@@ -62,6 +61,8 @@ def compress(
         sizes: of each signal without its padding, (height, width), (length,) or (depth, height, width); by default
             nothing is padding.
         gains, offsets: of each clip, stored so that `decompress` can return `gain * decoded + offset`; audio only.
+        header_fields: of each signal, what its file says beside that, see `bitstream.Header`: `source`,
+            `sample_format`, `raster`, `side_data`, `frame_rate`. A target of size counts them.
         step: width of a quantisation cell, at least 1; larger gives smaller files and coarser latents.
         num_channels: latent channels to keep, from the first; the others are decoded as zero. All by default.
         bpp, kbps: bits per pixel of an image or volume, or kilobits per second of audio, that the whole file must not
@@ -77,7 +78,7 @@ def compress(
     """
     model.check_signal(signals)
     config = model.config
-    audio = config.num_dims == 1
+    audio = config.kind == "audio"
     if (bpp if audio else kbps) is not None:
         raise ValueError("bpp is for images: use kbps" if audio else "kbps is for audio: use bpp")
     if not audio and (gains is not None or offsets is not None):
@@ -94,11 +95,12 @@ def compress(
     shared, tables = _shared_fields(model, num_channels)
     count, patch = len(signals), config.patch_size
     headers = [
-        Header(**shared, sizes=size, gain=gain, offset=offset)
-        for size, gain, offset in zip(
+        Header(**shared, sizes=size, gain=gain, offset=offset, **fields)
+        for size, gain, offset, fields in zip(
             _sizes(signals, sizes),
-            _levels("gain", gains, 1.0, count),
-            _levels("offset", offsets, 0.0, count),
+            _one_each("gain", gains, 1.0, count),
+            _one_each("offset", offsets, 0.0, count),
+            _one_each("header_fields", header_fields, {}, count),
             strict=True,
         )
     ]
@@ -109,14 +111,14 @@ def compress(
     return files
 
 
-def file_of_codes(model: "EncodingModel", codes: np.ndarray, num_channels: int | None = None, **fields: Any) -> bytes:
+def file_of_codes(model: Any, codes: np.ndarray, num_channels: int | None = None, **fields: Any) -> bytes:
     """The .walloc file of int8 codes (latent_channels, *grid); `fields` of its header: `sizes`, `step` and others."""
     shared, tables = _shared_fields(model, num_channels)
     header = Header(**shared, **fields)
     return pack(header, encode_codes(codes[: header.coded_channels], tables))
 
 
-def read_codes(model: "EncodingModel", blob: bytes, *limits: int | None) -> tuple[Header, np.ndarray]:
+def read_codes(model: Any, blob: bytes, *limits: int | None) -> tuple[Header, np.ndarray]:
     """Header and codes of one file; the limits are `max_memory`, `max_pixels`, `max_samples` of `decompress_codes`."""
     return next(_read(model, blob, False, *limits))
 
@@ -159,7 +161,7 @@ def decompress(
 
 @torch.no_grad()
 def decompress_codes(
-    model: "EncodingModel",
+    model: Any,
     blobs: bytes | Sequence[bytes],
     *,
     max_memory: int | None = MAX_MEMORY,
@@ -224,7 +226,7 @@ def as_floats(values: Any) -> list[float] | None:
     return None if values is None else torch.as_tensor(values, dtype=torch.float64).flatten().tolist()
 
 
-def _shared_fields(model: "EncodingModel", num_channels: int | None) -> tuple[dict[str, Any], EntropyTables]:
+def _shared_fields(model: Any, num_channels: int | None) -> tuple[dict[str, Any], EntropyTables]:
     """What the headers of all signals have in common, and the tables to code them with."""
     config = model.config
     if config.latent_bits > 8:
@@ -233,9 +235,8 @@ def _shared_fields(model: "EncodingModel", num_channels: int | None) -> tuple[di
     if not 1 <= kept <= config.latent_channels:
         raise ValueError(f"num_channels is {num_channels}; valid: 1 to {config.latent_channels}")
     tables, identity = tables_from_buffer(model.entropy_tables, config.latent_channels)
-    audio = config.num_dims == 1
     shared: dict[str, Any] = {
-        "kind": _kind(config),
+        "kind": config.kind,
         "num_channels": config.num_channels,
         "num_levels": config.num_levels,
         "latent_channels": config.latent_channels,
@@ -246,13 +247,13 @@ def _shared_fields(model: "EncodingModel", num_channels: int | None) -> tuple[di
         "tables": identity,
         "codec": codec_name(config._name_or_path),
     }
-    if audio:
+    if config.kind == "audio":
         shared["sampling_rate"] = getattr(config, "sampling_rate")  # noqa: B009 - of audio configurations only
     return shared, tables
 
 
 def _compress_one(
-    model: "EncodingModel",
+    model: Any,
     signal: torch.Tensor,
     header: Header,
     rate: RateControl,
@@ -316,7 +317,7 @@ def _psnr(model: Any, signal: torch.Tensor, codes: torch.Tensor, step: float, he
 
 
 def _read(
-    model: "EncodingModel",
+    model: Any,
     blobs: bytes | Sequence[bytes],
     decode: bool,
     max_memory: int | None,
@@ -347,10 +348,10 @@ def _read(
         yield header, codes
 
 
-def _check_codec(model: "EncodingModel", header: Header, reads: bool, tables: str) -> None:
+def _check_codec(model: Any, header: Header, reads: bool, tables: str) -> None:
     config = model.config
     own_name, name = codec_name(config._name_or_path), header.codec
-    kind = _kind(config)
+    kind = config.kind
     if header.kind != kind:
         raise WallocCodecMismatchError(
             f"the file holds {header.kind} of codec {name or header.fingerprint!r}; {own_name!r} is for {kind}: load "
@@ -373,10 +374,6 @@ def _check_codec(model: "EncodingModel", header: Header, reads: bool, tables: st
         )
 
 
-def _kind(config) -> str:
-    return next(kind for kind, num_dims in NUM_DIMS.items() if num_dims == config.num_dims)
-
-
 def _sizes(signals: torch.Tensor, sizes: Sequence[tuple[int, ...]] | None) -> list[tuple[int, ...]]:
     available = tuple(signals.shape[2:])
     if sizes is None:
@@ -389,9 +386,9 @@ def _sizes(signals: torch.Tensor, sizes: Sequence[tuple[int, ...]] | None) -> li
     return list(sizes)
 
 
-def _levels(name: str, values: Sequence[float] | None, default: float, count: int) -> Sequence[float]:
+def _one_each(name: str, values: Sequence[Item] | None, default: Item, count: int) -> Sequence[Item]:
     if values is None:
         return [default] * count
     if len(values) != count:
-        raise ValueError(f"{name} must have one value for each of the {count} clips, got {len(values)}")
+        raise ValueError(f"{name} must have one value for each of the {count} signals, got {len(values)}")
     return values

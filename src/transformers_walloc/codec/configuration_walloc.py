@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+from .kinds import kind_of_dims
 from .raster_format import RasterFormat
 from .symmetries import check_symmetry
 from .wavelets import check_wavelet
@@ -95,6 +96,11 @@ class WallocConfig(PreTrainedConfig):
     latent_symmetry: dict | None = None
 
     @property
+    def kind(self) -> str:
+        """What the codec is for: "image", "audio" or "volume", see `kinds.KINDS`."""
+        return kind_of_dims(self.num_dims).name
+
+    @property
     def patch_size(self) -> int:
         """Samples per axis that one latent stands for."""
         return 2**self.num_levels
@@ -160,7 +166,7 @@ class WallocConfig(PreTrainedConfig):
             raise ValueError(f"decoder_kernel_size is {self.decoder_kernel_size}; it must be odd")
         if self.post_filter_size and self.post_filter_size % 2 == 0:
             raise ValueError(f"post_filter_size is {self.post_filter_size}; it must be odd, or 0 for none")
-        if self.post_filter_size and self.num_dims != 1:
+        if self.post_filter_size and self.kind != "audio":
             raise ValueError(f"post_filter_size is {self.post_filter_size}; only audio codecs have one: valid: 0")
         self._check_decoder()
         if self._num_weights() > MAX_WEIGHTS:
@@ -190,9 +196,9 @@ class WallocConfig(PreTrainedConfig):
             raise ValueError(
                 f"unknown decoder_type {reprlib.repr(self.decoder_type)}; valid: {', '.join(DECODER_TYPES)}"
             )
-        foreign = {1: ("kl", "restoration"), 2: ("oobleck",), 3: ("kl", "oobleck", "restoration")}[self.num_dims]
-        if self.decoder_type in foreign:
-            raise ValueError(f"decoder_type {self.decoder_type!r} is not for signals of {self.num_dims} dimensions")
+        foreign = {"audio": ("kl", "restoration"), "image": ("oobleck",), "volume": ("kl", "oobleck", "restoration")}
+        if self.decoder_type in foreign[self.kind]:
+            raise ValueError(f"decoder_type {self.decoder_type!r} is not for {self.kind} codecs")
         if self.patch_size % self.decoder_downsampling:
             raise ValueError(
                 f"decoder_downsampling is {self.decoder_downsampling}; it must divide 2**num_levels, {self.patch_size}"

@@ -2,7 +2,7 @@
 
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageCo
 from .decoders import LinearDecoder, PostFilter, ResidualDecoder, RestorationNetwork
 from .entropy_coding import EntropyTables
 from .identity import IdentityMixin, tables_from_buffer, tables_to_bytes
+from .kinds import KINDS
 from .layers import is_pointwise, pointwise, pointwise_layer
 from .limits import MAX_MEMORY
 from .outputs import WallocEncoderOutput
@@ -58,7 +59,7 @@ class WallocEncoder(nn.Module):
             else:
                 z = pointwise(projection, wavelet_packet_analysis(x, *transform))
             # Before companding, which makes infinite values finite.
-            check_finite(z, "input_values" if config.num_dims == 1 else "pixel_values")
+            check_finite(z, KINDS[config.kind].input_name)
             return compand(z, config.latent_bits)
 
     def from_subbands(self, subbands: torch.Tensor) -> torch.Tensor:
@@ -228,10 +229,10 @@ class EncodingModel(IdentityMixin, WallocPreTrainedModel):
         name, config = self.main_input_name, self.config
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}; use the processor")
-        if not (x.is_floating_point() or (x.dtype == torch.uint8 and config.num_dims == 2)):
+        if not (x.is_floating_point() or (x.dtype == torch.uint8 and config.kind == "image")):
             raise TypeError(f"{name} must be floating point in [-0.5, 0.5], got {x.dtype}; use the processor")
         if x.ndim != config.num_dims + 2 or x.shape[1] != config.num_channels or 0 in x.shape:
-            sizes = {1: "length", 2: "height, width", 3: "depth, height, width"}[config.num_dims]
+            sizes = ", ".join(KINDS[config.kind].axes)
             raise ValueError(f"{name} must be (batch, {config.num_channels}, {sizes}), got {tuple(x.shape)}")
         if any(size % config.patch_size for size in x.shape[2:]):
             raise ValueError(
@@ -279,18 +280,19 @@ class EncodingModel(IdentityMixin, WallocPreTrainedModel):
         return self.encoder(x).to(torch.float32 if x.dtype == torch.uint8 else x.dtype)
 
 
-class ImageEncodingModel(EncodingModel):
-    """`encode` and `compress` of image codecs."""
+class PixelEncodingModel(EncodingModel):
+    """`encode` and `compress` of codecs for images and volumes.
 
-    config: WallocImageConfig
-    config_class = WallocImageConfig
+    *sizes are height and width, or depth, height and width.
+    """
+
     main_input_name = "pixel_values"
 
     @can_return_tuple
     def encode(self, pixel_values: torch.Tensor) -> WallocEncoderOutput:
         """
         Args:
-            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5] or uint8, sizes multiples of
+            pixel_values: (batch, num_channels, *sizes) in [-0.5, 0.5], images uint8 as well, sizes multiples of
                 `config.patch_size`.
         """
         return WallocEncoderOutput(latents=self._encode(pixel_values))
@@ -304,31 +306,41 @@ class ImageEncodingModel(EncodingModel):
         bpp: float | None = None,
         psnr: float | None = None,
         refine: int = 0,
+        header_fields: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[bytes]:
         """
         Args:
-            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5], or uint8 (`do_rescale=False`), as the
-                processor returns them.
-            original_sizes: (batch, 2), heights and widths before padding, to which `decompress` crops; by default
-                nothing is padding.
+            pixel_values: (batch, num_channels, *sizes) in [-0.5, 0.5], images uint8 as well (`do_rescale=False`), as
+                the processor returns them.
+            original_sizes: (batch, 2 or 3), sizes before padding, to which `decompress` crops; by default nothing is
+                padding.
             step: width of a quantisation cell, at least 1; larger gives smaller files and coarser latents.
             num_channels: latent channels to keep, from the first; the others are decoded as zero. All by default.
-            bpp: bits per pixel of the whole file that must not be exceeded; the finest step that keeps to it is chosen.
-            psnr: peak signal-to-noise ratio in dB of the 8-bit result that must be reached; the coarsest step that
-                does is chosen. Needs a model with a decoder.
-            refine: steps of a search for codes that decode to something nearer to the image; 5 to 20 are worth their
+            bpp: bits per pixel or voxel of the whole file that must not be exceeded; the finest step that keeps to it
+                is chosen.
+            psnr: peak signal-to-noise ratio in dB that must be reached, of the 8-bit image or over the range of a
+                volume's samples; the coarsest step that does is chosen. Needs a model with a decoder.
+            refine: steps of a search for codes that decode to something nearer to the signal; 5 to 20 are worth their
                 time. Slow, about three decodings a step; needs a model with a decoder. What reads the file is as fast.
+            header_fields: what each file says beside that, see `compression.compress`.
 
         Returns:
-            A .walloc file for each image.
+            A .walloc file for each image or volume.
 
         Raises:
             ValueError: NaN or infinite values, sizes that do not fit, more than 8 `latent_bits`, a target out of reach.
         """
         self.check_signal(pixel_values)
-        sizes = image_sizes(original_sizes, len(pixel_values))
+        sizes = image_sizes(original_sizes, len(pixel_values), self.config.num_dims)
         options: dict[str, Any] = {"step": step, "num_channels": num_channels, "bpp": bpp, "psnr": psnr}
-        return compress(self, pixel_values, sizes=sizes, refine=refine, **options)
+        return compress(self, pixel_values, sizes=sizes, refine=refine, header_fields=header_fields, **options)
+
+
+class ImageEncodingModel(PixelEncodingModel):
+    """`encode` and `compress` of image codecs."""
+
+    config: WallocImageConfig
+    config_class = WallocImageConfig
 
 
 class AudioEncodingModel(EncodingModel):
@@ -357,6 +369,7 @@ class AudioEncodingModel(EncodingModel):
         kbps: float | None = None,
         psnr: float | None = None,
         refine: int = 0,
+        header_fields: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[bytes]:
         """
         Args:
@@ -371,6 +384,7 @@ class AudioEncodingModel(EncodingModel):
             psnr: peak signal-to-noise ratio in dB of the normalised clip, mapped to [0, 1], that must be reached; the
                 coarsest step that does is chosen. Needs a model with a decoder.
             refine: steps of a search for codes that decode to something nearer to the clip; needs a decoder.
+            header_fields: what each file says beside that, see `compression.compress`.
 
         Returns:
             A .walloc file for each clip.
@@ -381,7 +395,7 @@ class AudioEncodingModel(EncodingModel):
         """
         self.check_signal(input_values)
         options: dict[str, Any] = {"step": step, "num_channels": num_channels, "kbps": kbps, "psnr": psnr}
-        options["refine"] = refine
+        options |= {"refine": refine, "header_fields": header_fields}
         sizes = audio_sizes(padding_mask, input_values)
         return compress(self, input_values, sizes=sizes, gains=as_floats(gain), offsets=as_floats(offset), **options)
 

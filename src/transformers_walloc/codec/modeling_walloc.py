@@ -16,6 +16,7 @@ from .encoders import (
     AudioEncodingModel,
     EncodingModel,
     ImageEncodingModel,
+    PixelEncodingModel,
     WallocPreTrainedModel,
     check_finite,
     check_step,
@@ -62,11 +63,8 @@ def encode_each(model: Any, signals: Sequence[Any] | None) -> WallocEncoderOutpu
     return WallocEncoderOutput(latents=latents)
 
 
-class WallocImageEncoder(ImageEncodingModel):
-    r"""
-    The encoder of a WaLLoC image codec alone: a linear map with fewer than 100,000 parameters. It loads the same
-    checkpoints as [`WallocImageModel`] and leaves the decoder's weights unread.
-    """
+class PixelEncoder(PixelEncodingModel):
+    """The encoder of a codec for images or volumes alone."""
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^post_filter\."]  # noqa: RUF012 - the type transformers asks for
 
@@ -80,6 +78,13 @@ class WallocImageEncoder(ImageEncodingModel):
         if isinstance(pixel_values, list):
             return encode_each(self, pixel_values)
         return WallocEncoderOutput(latents=self._encode(pixel_values))
+
+
+class WallocImageEncoder(ImageEncodingModel, PixelEncoder):
+    r"""
+    The encoder of a WaLLoC image codec alone: a linear map with fewer than 100,000 parameters. It loads the same
+    checkpoints as [`WallocImageModel`] and leaves the decoder's weights unread.
+    """
 
 
 class WallocAudioEncoder(AudioEncodingModel):
@@ -243,28 +248,17 @@ class CodecModel(EncodingModel):
         return WallocImageModelOutput(loss=loss, latents=latents, pixel_values=decoded)
 
 
-class WallocImageModel(ImageEncodingModel, CodecModel):
-    r"""
-    WaLLoC image codec: encoder, bottleneck and decoder.
-
-    ```python
-    >>> from transformers import AutoImageProcessor, AutoModel
-    >>> import transformers_walloc
-
-    >>> processor = AutoImageProcessor.from_pretrained("walloc/rgb-16x")
-    >>> model = AutoModel.from_pretrained("walloc/rgb-16x")
-    >>> inputs = processor(image, return_tensors="pt")
-    >>> latents = model.encode(inputs["pixel_values"]).latents  # (1, 12, H/8, W/8)
-    ```"""
+class PixelCodecModel(PixelEncodingModel, CodecModel):
+    """What codecs for images and volumes share: *sizes are height and width, or depth, height and width."""
 
     @can_return_tuple
     def decode(self, codes: torch.Tensor, step: float = 1.0, tile_size: int | None = None) -> WallocImageDecoderOutput:
         """
         Args:
-            codes: integer codes or floating-point latents (batch, latent_channels, height/patch, width/patch).
+            codes: integer codes or floating-point latents (batch, latent_channels, *(sizes / patch_size)).
             step: the one that `quantize` was given; only integer codes are multiplied by it.
-            tile_size: latents per side of the tiles that the decoder runs on; chosen by itself if None. Tiles give the
-                same pixels as the whole image, in bounded memory.
+            tile_size: latents per axis of the tiles that the decoder runs on; chosen by itself if None. Tiles give the
+                same pixels as the whole image or volume, in bounded memory.
         """
         return WallocImageDecoderOutput(pixel_values=self._decode(codes, step, tile_size).clamp(-0.5, 0.5))
 
@@ -275,9 +269,9 @@ class WallocImageModel(ImageEncodingModel, CodecModel):
         """Encode, quantise (uniform noise in training, rounding in evaluation) and decode.
 
         Args:
-            pixel_values: (batch, num_channels, height, width) in [-0.5, 0.5], sizes multiples of `config.patch_size`;
-                of a list of images, as pipelines give them, latents are returned alone, see `encode_each`.
-            original_sizes: (batch, 2), height and width before padding; the loss leaves the padding out.
+            pixel_values: (batch, num_channels, *sizes) in [-0.5, 0.5], sizes multiples of `config.patch_size`; of
+                a list of images, as pipelines give them, latents are returned alone, see `encode_each`.
+            original_sizes: (batch, 2 or 3), sizes before padding; the loss leaves the padding out.
             return_loss: whether to compute the loss.
         """
         if isinstance(pixel_values, list):
@@ -292,16 +286,31 @@ class WallocImageModel(ImageEncodingModel, CodecModel):
             blobs: one or more .walloc files.
             max_memory: refuse files that would take more bytes of memory before anything is decoded; None for no
                 limit. The default is 2 GiB, about 60 megapixels.
-            max_pixels: refuse images of more pixels (after padding to whole patches), too.
+            max_pixels: refuse images of more pixels or volumes of more voxels (after padding to whole patches), too.
 
         Returns:
-            A list of (num_channels, height, width) tensors in [-0.5, 0.5] on the model's device, cropped to the
-            original sizes.
+            A list of (num_channels, *sizes) tensors in [-0.5, 0.5] on the model's device, cropped to the original
+            sizes.
 
         Raises:
             WallocFormatError: a `ValueError`: damaged, truncated, foreign or too large, or written by another codec.
         """
         return decompress(self, blobs, max_memory=max_memory, max_pixels=max_pixels)
+
+
+class WallocImageModel(ImageEncodingModel, PixelCodecModel):
+    r"""
+    WaLLoC image codec: encoder, bottleneck and decoder.
+
+    ```python
+    >>> from transformers import AutoImageProcessor, AutoModel
+    >>> import transformers_walloc
+
+    >>> processor = AutoImageProcessor.from_pretrained("walloc/rgb-16x")
+    >>> model = AutoModel.from_pretrained("walloc/rgb-16x")
+    >>> inputs = processor(image, return_tensors="pt")
+    >>> latents = model.encode(inputs["pixel_values"]).latents  # (1, 12, H/8, W/8)
+    ```"""
 
 
 class WallocAudioModel(AudioEncodingModel, CodecModel, PreTrainedAudioTokenizerBase):

@@ -10,7 +10,7 @@ from typing import Any
 
 import PIL.Image
 
-from ..codec.bitstream import Header, pack, unpack
+from ..codec.bitstream import Header
 from ..codec.image_colours import to_gray
 from ..codec.image_decoding import open_image
 from ..codec.limits import MAX_MEMORY
@@ -87,7 +87,7 @@ class FileCodec:
 
     def __init__(self, name: str, model: Any, processor: Any):
         self.name, self.model, self.processor = name, model, processor
-        self.kind = {1: "audio", 2: "image", 3: "volume"}[model.config.num_dims]
+        self.kind = model.config.kind
 
     def inputs(
         self,
@@ -170,19 +170,9 @@ class FileCodec:
             return compress_raster(self.model, array, raster, frame_rate, step=step, bpp=bpp, num_channels=channels)
         limits = {"max_pixels": max_pixels, "max_samples": max_samples}
         inputs, fields = self.inputs(source, data, downmix=downmix, do_rescale=False, **limits)
-        target = targets[unit]
-        if target is not None:
-            target -= self._rate_of(fields, inputs)  # it counts the whole file
-            if target <= 0:
-                raise ValueError(
-                    f"{unit} {targets[unit]:g} is out of reach: what is kept beside the latents takes more"
-                )
-        rate = {"step": step, "psnr": psnr, unit: target, "num_channels": channels}
-        (blob,) = self.model.compress(**inputs, refine=refine, **rate)
-        if not any(fields.values()):
-            return blob
-        header, payload = unpack(blob, None, None)
-        return pack(dataclasses.replace(header, **fields), payload)
+        rate = {"step": step, "psnr": psnr, unit: targets[unit], "num_channels": channels}
+        (blob,) = self.model.compress(**inputs, refine=refine, header_fields=[fields], **rate)
+        return blob
 
     def decompress(
         self,
@@ -250,14 +240,6 @@ class FileCodec:
         side_data = SideData(alpha=picture.alpha, profile=profile, tags=picture.tags)
         fields = {"sample_format": picture.sample_format, "side_data": side_data.pack()}
         return self._to_device(batch), fields
-
-    def _rate_of(self, fields: dict[str, Any], inputs: dict[str, Any]) -> float:
-        """Bits per pixel, or kilobits per second, of header fields at most."""
-        size = 10 * sum(map(bool, fields.values())) + len(fields.get("side_data", b""))
-        if self.kind == "image":
-            height, width = inputs["original_sizes"][0].tolist()
-            return 8 * size / (height * width)
-        return size * self.model.config.sampling_rate / inputs["padding_mask"][0].sum().item() / 125
 
     def _picture(self, data: bytes, header: Header, max_memory: int | None, window: Any = None) -> Any:
         """(height, width) or (height, width, 3) uint8 or uint16, as the file says of its source."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..codec.bitstream import pack, unpack
+from ..codec.bitstream import unpack
 from ..codec.image_decoding import MAX_PIXELS
 from ..codec.limits import MAX_MEMORY
 from ..codec.raster_format import DTYPES, RasterFormat, can_hold, limits
@@ -196,17 +196,15 @@ def compress_raster(
     sizes, patch = planes.shape[1:], model.config.patch_size
     unit = np.pad(raster.to_unit(planes), ((0, 0), *((0, -size % patch) for size in sizes)), "reflect")
     pixels = torch.from_numpy(unit)[None].to(model.device)
-    (blob,) = model.compress(pixels, torch.tensor([sizes]), **rate)
-    header, payload = unpack(blob, None, None)
     mask = raster.missing(planes)
     if mask is not None and (lost := int((~raster.marked(planes)[:, mask]).sum())):
         text = (
             f"{lost} samples are taken for missing: at their positions other bands are, and files mark all bands alike"
         )
         warnings.warn(MediaWarning(text), stacklevel=2)
-    facts: dict[str, Any] = {"raster": raster.pack(mask), "frame_rate": frame_rate}
-    facts["side_data"] = SideData(tags=raster.tags).pack()
-    return pack(dataclasses.replace(header, **facts), payload)
+    fields = {"raster": raster.pack(mask), "frame_rate": frame_rate, "side_data": SideData(tags=raster.tags).pack()}
+    (blob,) = model.compress(pixels, torch.tensor([sizes]), header_fields=[fields], **rate)
+    return blob
 
 
 def decompress_raster(model, blob: bytes, max_memory: int | None = MAX_MEMORY) -> tuple[np.ndarray, RasterFormat]:
