@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codec", default="walloc/rgb-16x")
     parser.add_argument("--images", help="folder")
-    parser.add_argument("--max_images", type=int, default=24)
+    parser.add_argument("--max-images", type=int, default=24)
     parser.add_argument("--out", help="PNG of the first image: resized, plain layout, orthogonal picture")
     args = parser.parse_args()
     codec = WallocImageModel.from_pretrained(args.codec).eval()

@@ -6,7 +6,7 @@ python scripts/convert_original_checkpoint.py CKPT.pth CONFIG.json OUT_DIR
 
 import sys
 
-from transformers_walloc.training.conversion import main
+from transformers_walloc.cli.convert import main
 
 if __name__ == "__main__":
     sys.exit(main())

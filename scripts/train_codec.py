@@ -3,7 +3,7 @@
 
 import sys
 
-from transformers_walloc.training.recipe import main
+from transformers_walloc.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

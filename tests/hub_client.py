@@ -72,7 +72,7 @@ def offline(folder: str) -> dict:
 def never_online(folder: str) -> dict:
     """A cache that has never seen a network. Also writes the codecs that the other steps use."""
     import transformers_walloc
-    from transformers_walloc.publishing.upload import main
+    from transformers_walloc.cli.publish import main
 
     folders = {name: digest(auto_model(transformers_walloc.bundled_path(name))) for name in BUNDLED}
     main([str(transformers_walloc.bundled_path("rgb-16x")), "walloc/published", "--dry_run", f"{folder}/dry"])

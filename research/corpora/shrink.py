@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Copies of pictures that are small enough to travel to a machine without a network.
 
-    python -m research.corpora.shrink /data/corpus/images --out /data/small/images --short_side 720 --quality 80
+    python -m research.corpora.shrink /data/corpus/images --out /data/small/images --short-side 720 --quality 80
 
 Each picture is made smaller, where it is larger, and stored as AVIF with chroma at full resolution; crops for training
 are taken at half to all of that size, so little of what the format loses is left. Run it again to go on where it was
@@ -25,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of pictures, with what is below it")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the copies, made if need be")
-    parser.add_argument("--short_side", type=int, default=720, help="pixels at most (default: %(default)s)")
+    parser.add_argument("--short-side", type=int, default=720, help="pixels at most (default: %(default)s)")
     parser.add_argument("--quality", type=int, default=80, help="of AVIF, 0 to 100 (default: %(default)s)")
     parser.add_argument("--every", type=int, default=1, help="only every so many files (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.short_side < 8 or not 0 <= args.quality <= 100 or args.every < 1:
-        parser.error("--short_side must be at least 8, --quality 0 to 100, --every at least 1")
+        parser.error("--short-side must be at least 8, --quality 0 to 100, --every at least 1")
     try:
         files = list_files(args.folder, IMAGE_SUFFIXES)[:: args.every]
     except ValueError as error:

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
         WallocPreTrainedModel,
     )
     from .codec.modeling_walloc_volume import WallocVolumeEncoder, WallocVolumeModel
+    from .codec.outputs import (
+        WallocAudioDecoderOutput,
+        WallocEncoderOutput,
+        WallocImageDecoderOutput,
+        WallocModelOutput,
+    )
+    from .codec.varints import WallocFormatError
+    from .export import export_codec
     from .latents.augmentation import LatentAugmentation
     from .latents.datasets import latent_transform
     from .latents.image_processing import WallocLatentImageProcessor
@@ -32,26 +40,36 @@ if TYPE_CHECKING:
     from .latents.separation import WallocForAudioSourceSeparation, WallocSeparationConfig
     from .latents.symmetries import transform_latents
     from .latents.values import LatentView, latent_values, latent_windows
-    from .latents.writing import write_latent_dataset
+    from .latents.writing import compress_dataset, write_latent_dataset
+    from .loading import load_codec
+    from .media.file_codec import FileCodec
+    from .publishing.upload import publish
+    from .training.fit import fit_codec
 
 __version__ = "0.2.0"  # the one place; CHANGELOG.md names it first
 
 __all__ = [
+    "FileCodec",
     "LatentAugmentation",
     "LatentView",
     "WallocAudioConfig",
+    "WallocAudioDecoderOutput",
     "WallocAudioEncoder",
     "WallocAudioFeatureExtractor",
     "WallocAudioModel",
     "WallocConfig",
+    "WallocEncoderOutput",
     "WallocForAudioSourceSeparation",
+    "WallocFormatError",
     "WallocImageConfig",
+    "WallocImageDecoderOutput",
     "WallocImageEncoder",
     "WallocImageModel",
     "WallocImageProcessor",
     "WallocLatentConfig",
     "WallocLatentImageProcessor",
     "WallocLatentModel",
+    "WallocModelOutput",
     "WallocPreTrainedModel",
     "WallocSeparationConfig",
     "WallocVolumeConfig",
@@ -59,12 +77,17 @@ __all__ = [
     "WallocVolumeImageProcessor",
     "WallocVolumeModel",
     "bundled_path",
+    "compress_dataset",
+    "export_codec",
+    "fit_codec",
     "latent_transform",
     "latent_values",
     "latent_windows",
     "latents_to_pixels",
+    "load_codec",
     "load_on_latents",
     "load_processor_on_latents",
+    "publish",
     "transform_latents",
     "write_latent_dataset",
 ]
@@ -93,7 +116,19 @@ _MODULES = {
     "latents.separation": ("WallocForAudioSourceSeparation", "WallocSeparationConfig"),
     "latents.symmetries": ("transform_latents",),
     "latents.values": ("LatentView", "latent_values", "latent_windows"),
-    "latents.writing": ("write_latent_dataset",),
+    "latents.writing": ("compress_dataset", "write_latent_dataset"),
+    "codec.outputs": (
+        "WallocAudioDecoderOutput",
+        "WallocEncoderOutput",
+        "WallocImageDecoderOutput",
+        "WallocModelOutput",
+    ),
+    "codec.varints": ("WallocFormatError",),
+    "export": ("export_codec",),
+    "loading": ("load_codec",),
+    "media.file_codec": ("FileCodec",),
+    "publishing.upload": ("publish",),
+    "training.fit": ("fit_codec",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

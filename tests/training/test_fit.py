@@ -18,6 +18,7 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 from transformers_walloc import WallocImageConfig, WallocImageModel
 from transformers_walloc.cli.fit import main
 from transformers_walloc.cli.main import main as command
+from transformers_walloc.cli.train import parse_recipe
 from transformers_walloc.codec.bitstream import WallocFormatError, pack, unpack
 from transformers_walloc.codec.raster_format import RasterFormat
 from transformers_walloc.media.paths import list_files
@@ -26,7 +27,7 @@ from transformers_walloc.training.data import ImageCrops, MediaCache
 from transformers_walloc.training.fit import fit_codec
 from transformers_walloc.training.fit_statistics import _rescaled
 from transformers_walloc.training.klt import SubbandStatistics, fit_klt
-from transformers_walloc.training.recipe import parse_recipe, train_codec
+from transformers_walloc.training.recipe import train_codec
 
 QUICK = {"table_steps": 0, "progress": False, "num_levels": 2}
 

@@ -9,9 +9,10 @@ from transformers import AutoImageProcessor, AutoModel
 
 from transformers_walloc import WallocImageModel, transform_latents
 from transformers_walloc.cli.fit import main as fit_main
+from transformers_walloc.cli.train import parse_recipe
 from transformers_walloc.training.fit import fit_codec
 from transformers_walloc.training.growing import transfer_network
-from transformers_walloc.training.recipe import parse_recipe, train_codec
+from transformers_walloc.training.recipe import train_codec
 
 BLOCKS = ["--wavelet", "haar", "--boundary", "periodization", "--num_levels", "3", "--symmetric"]
 

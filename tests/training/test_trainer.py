@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
 
 from transformers_walloc import WallocImageConfig, WallocImageModel, bundled_path
+from transformers_walloc.cli.train import main, parse_recipe
 from transformers_walloc.codec.bottleneck import decompand
 from transformers_walloc.codec.decoders import LinearDecoder
 from transformers_walloc.codec.image_processing_walloc import WallocImageProcessor
@@ -29,7 +30,7 @@ from transformers_walloc.media.paths import list_files
 from transformers_walloc.training.data import AudioSegments, DeviceCrops, ImageCrops, MediaCache
 from transformers_walloc.training.growing import grow_from, revive
 from transformers_walloc.training.klt import SubbandStatistics, fit_klt
-from transformers_walloc.training.recipe import main, parse_recipe, train_codec, training_arguments
+from transformers_walloc.training.recipe import train_codec, training_arguments
 from transformers_walloc.training.start import make_model
 from transformers_walloc.training.trainer import CodecTrainer, estimated_bits, last_checkpoint
 

@@ -99,7 +99,7 @@ def run(
                 raise ValueError(f"--window of {header.kind} takes {2 * len(header.sizes)} numbers, got {len(part)}")
             if target != STANDARD_STREAM and decompress_stream(codec, data, header, target, part, memory):
                 return
-            encoded = codec.decompress(data, header, name, memory, part)
+            encoded = codec.decompress(data, name, header, memory, part)
         write_bytes(target, encoded)
 
     return run_jobs(plan, decompress, jobs, "decompress")

@@ -7,7 +7,7 @@
 
 Every file that a codec was measured on is a line of OUT/files.jsonl, so that a run that was stopped goes on where it
 was. The result is OUT/results.json with OUT/results.md and OUT/results.csv (and figures for `curves`).
-With --speed_only the neural codecs of others have random weights and are timed only.
+With --speed-only the neural codecs of others have random weights and are timed only.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from ..evaluation.signals import Signals
 from ..evaluation.specs import parse_spec
 from ..evaluation.speed import Timing
 from ..evaluation.tables import to_markdown
+from .options import in_kebab_case
 
 DESCRIPTION = f"{__doc__}\n{_specs.__doc__}"
 COMMANDS = ("tables", "curves", "speed")
@@ -43,16 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--codecs", nargs="*", metavar="SPEC", help="exactly these rows instead of the default ones")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these; default: all that can be had")
-    parser.add_argument("--data_name", metavar="TEXT", help="what results call the data; default: the folder's name")
+    parser.add_argument("--data-name", metavar="TEXT", help="what results call the data; default: the folder's name")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--store", metavar="NAME", help="keep the result as docs/results/NAME.json, too")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; default: %(default)s")
-    parser.add_argument("--no_speed", action="store_true", help="leave out the timing")
-    parser.add_argument("--speed_only", action="store_true", help="time neural codecs of others with random weights")
-    parser.add_argument("--speed_sizes", nargs="+", metavar="BxHxW|BxS", help="signals to time on")
+    parser.add_argument("--no-speed", action="store_true", help="leave out the timing")
+    parser.add_argument("--speed-only", action="store_true", help="time neural codecs of others with random weights")
+    parser.add_argument("--speed-sizes", nargs="+", metavar="BxHxW|BxS", help="signals to time on")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs, of which the median counts")
     parser.add_argument(
-        "--cpu_time", action="store_true", help="count processor seconds of one thread: for busy machines"
+        "--cpu-time", action="store_true", help="count processor seconds of one thread: for busy machines"
     )
     parser.add_argument("--budget", type=float, default=20.0, help="seconds per codec and size before repeats stop")
 
@@ -93,8 +94,8 @@ def _curve_of(row: dict) -> str | None:
 def main(argv: Sequence[str] | None = None, program: str = "walloc evaluate") -> dict:
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(in_kebab_case(argv))
     try:
-        return run(args, shown_command(program, argv))
+        return run(args, shown_command(program, in_kebab_case(argv)))
     except ValueError as error:
         parser.error(str(error))

@@ -35,12 +35,12 @@ COMMANDS = {
     "inspect": ("cli.inspect", "pictures of a file's latents, and of what each channel stands for"),
     "evaluate": ("cli.evaluate:main", "quality, rate and speed of codecs on your own data"),
     "fit": ("cli.fit:main", "a codec for your own signals, any bands, bits and channels, in one pass"),
-    "train": ("training.recipe:main", "a codec for your own images or audio, from a closed-form start"),
-    "fit-tables": ("training.fit_tables:main", "entropy tables of a codec, for smaller files"),
+    "train": ("cli.train:main", "a codec for your own images or audio, from a closed-form start"),
+    "fit-tables": ("cli.fit_tables:main", "entropy tables of a codec, for smaller files"),
     "dataset": ("cli.dataset", "a data set as latents, for learning"),
-    "convert": ("training.conversion:main", "a checkpoint of the original package to a model folder"),
+    "convert": ("cli.convert:main", "a checkpoint of the original package to a model folder"),
     "export": ("cli.export", "a codec as ONNX graphs, for other runtimes"),
-    "publish": ("publishing.upload:main", "a model folder to the Hub"),
+    "publish": ("cli.publish:main", "a model folder to the Hub"),
     "unlink": ("cli.unlink", "take the bundled codecs out of the Hub cache, before this package is removed"),
 }
 

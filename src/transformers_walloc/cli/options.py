@@ -1,6 +1,8 @@
 """Options that several commands share."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 
 MODEL_HELP = (
     "Hub id, local folder, or bundled name (rgb-4x, rgb-4x-klt, rgb-16x, rgb-16x-klt, gray-16x, sentinel2-16x, "
@@ -57,3 +59,13 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return value
+
+
+def in_kebab_case(arguments: Sequence[str] | None) -> list[str]:
+    """A command line (default: this process's) with `--an-option` for `--an_option`, as it was once spelt."""
+
+    def spelt(word: str) -> str:
+        name, equals, value = word.partition("=")
+        return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+    return [spelt(word) for word in (sys.argv[1:] if arguments is None else arguments)]

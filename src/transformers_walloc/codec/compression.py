@@ -283,14 +283,18 @@ def _compress_one(
         better = refine_latents(model, values, latents, header.sizes, trial[1], refine)
         return model.quantize(better, trial[1]), trial[1]
 
+    # Bytes in the unit of the rate: bits per pixel, or kilobits per second.
+    unit = header.sizes[0] / header.sampling_rate * 125 if header.sampling_rate else math.prod(header.sizes) / 8
+    beside = len(header.raster) + len(header.side_data)
+    if rate.name in ("bpp", "kbps") and beside / unit >= rate.target:
+        raise ValueError(
+            f"{rate.name} {rate.target:g} is out of reach: what is kept beside the latents takes {beside / unit:.4g}"
+        )
+
     def measure(trial: tuple[torch.Tensor, float]) -> float:
         if rate.name == "psnr":
             return _psnr(model, signal, *trial, header)
-        # The unit of the rate: bits per pixel, or kilobits per second.
-        scale = math.prod(header.sizes) / 8
-        if header.sampling_rate:
-            scale = header.sizes[0] / header.sampling_rate * 125
-        return len(write(*trial)) / scale
+        return len(write(*trial)) / unit
 
     last = 2.0**header.latent_bits  # all codes are zero there
     if rate.name is None:

@@ -63,7 +63,7 @@ class NeuralCodec(Codec):
         except OSError as error:  # the Hub cannot be reached, or asks for a login
             reason = str(error).splitlines()[0]
             raise CodecUnavailableError(
-                f"no weights ({reason}); its speed can be measured with --speed_only"
+                f"no weights ({reason}); its speed can be measured with --speed-only"
             ) from error
         network.module.eval()
         self.name, self.kind, self.network = name, kind, network

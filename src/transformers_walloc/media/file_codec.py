@@ -10,7 +10,7 @@ from typing import Any
 
 import PIL.Image
 
-from ..codec.bitstream import Header
+from ..codec.bitstream import Header, unpack
 from ..codec.image_colours import to_gray
 from ..codec.image_decoding import open_image
 from ..codec.limits import MAX_MEMORY
@@ -18,8 +18,9 @@ from ..codec.raster_format import RasterFormat
 from ..codec.side_data import SideData
 from .audio import MAX_SAMPLES as MAX_ENCODED_SAMPLES
 from .audio import encode_audio, read_recording
+from .kinds import kind_of
 from .messages import noting, warn
-from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES
+from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES, read_bytes
 from .pictures import MAX_PIXELS as MAX_ENCODED_PIXELS
 from .pictures import encode_picture, read_opaque, read_picture
 from .rasters import compress_raster, decompress_raster, describe, encode_raster, read_raster
@@ -83,11 +84,25 @@ def _threads_at_first() -> int:
 
 
 class FileCodec:
-    """A model with its processor, between the bytes of media files and those of .walloc files."""
+    """A model with its processor, between the bytes of media files and those of .walloc files.
+
+    ```python
+    >>> codec = FileCodec.from_pretrained("rgb-16x")
+    >>> blob = codec.compress("photo.png", bpp=0.4)
+    >>> picture = codec.decompress(blob, "photo.png")  # the bytes of a PNG
+    ```
+    """
 
     def __init__(self, name: str, model: Any, processor: Any):
         self.name, self.model, self.processor = name, model, processor
         self.kind = model.config.kind
+
+    @classmethod
+    def from_pretrained(cls, name: str, device: str | None = None, encoder_only: bool = False) -> "FileCodec":
+        """The codec of a bundled name, a Hub id or a folder; arguments and errors are those of `load_codec`."""
+        from ..loading import load_codec
+
+        return cls(name, *load_codec(name, encoder_only, device=device))
 
     def inputs(
         self,
@@ -132,8 +147,8 @@ class FileCodec:
     def compress(
         self,
         source: str,
-        data: bytes,
-        kind: str,
+        data: bytes | None = None,
+        kind: str | None = None,
         *,
         step: float = 1.0,
         bpp: float | None = None,
@@ -145,8 +160,19 @@ class FileCodec:
         max_pixels: int | None = MAX_ENCODED_PIXELS,
         max_samples: int | None = MAX_ENCODED_SAMPLES,
     ) -> bytes:
-        """A .walloc file of an image or audio file. `kind` is what the file is; the other arguments as in `inputs` and
-        in the model's `compress`. ValueError for what does not fit the codec."""
+        """A .walloc file of a media file.
+
+        Args:
+            source: its path, or its name for messages where `data` are its bytes.
+            kind: what it is, where that is known; by default `kind_of` tells.
+            step, bpp, kbps, psnr, channels, refine: see the model's `compress`.
+            downmix, max_pixels, max_samples: see `inputs`.
+
+        Raises:
+            ValueError: the file cannot be read, or does not fit the codec.
+        """
+        data = read_bytes(source) if data is None else data
+        kind = kind_of(source, data) if kind is None else kind
         if self.kind == "volume" and Path(source).suffix.lower() in RASTER_SUFFIXES:
             kind = "volume"
         if kind != self.kind:
@@ -177,17 +203,20 @@ class FileCodec:
     def decompress(
         self,
         data: bytes,
-        header: Header,
         target: str,
+        header: Header | None = None,
         max_memory: int | None = MAX_MEMORY,
         window: tuple[int, ...] | None = None,
     ) -> bytes:
-        """The bytes of an image or audio file; the suffix of `target` names the format.
+        """The bytes of a media file; the suffix of `target` names the format.
 
         Args:
+            data: a .walloc file.
+            header: its header, where it was read already.
             max_memory: refuse a file that would take more bytes of memory before it is decoded; None for no limit.
             window: (top, left, height, width) in pixels or (start, length) in samples, for a part alone.
         """
+        header = unpack(data)[0] if header is None else header
         name = target if Path(target).suffix else STANDARD_STREAM
         if window and (header.kind == "volume" or header.raster):
             raise ValueError("--window is for pictures of 8 bits and audio")

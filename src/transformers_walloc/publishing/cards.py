@@ -201,7 +201,7 @@ def _command(command: str, options: dict) -> str:
             Path(v).name if isinstance(v, str) and "/" in v else f"{v:g}" if isinstance(v, float) else str(v)
             for v in values
         ]
-        words.append(f"--{option}" + ("" if value is True else " " + " ".join(shown)))
+        words.append(f"--{option.replace('_', '-')}" + ("" if value is True else " " + " ".join(shown)))
     return " ".join(words)
 
 

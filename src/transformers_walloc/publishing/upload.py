@@ -1,21 +1,10 @@
-"""Publish a checkpoint folder, or the page for browsers, on the Hub.
+"""A checkpoint folder, or the page for browsers, on the Hub: `publish`, the command `walloc publish`."""
 
-    walloc publish model_cards/rgb-16x walloc/rgb-16x [--private] [--dry_run DIR] [--eval_dataset USER/kodak]
-    walloc publish build/page walloc/demo
-
-Of a checkpoint, weights, card and measured results are uploaded as they are. Configuration and processor get an
-`auto_map`, and the package's modules are put beside them, so that `AutoModel.from_pretrained(...,
-trust_remote_code=True)` works with transformers alone; with the package imported, its own classes are used. The page
-(`scripts/build_page.py`) becomes a static Space. Log in with `hf auth login` or `HF_TOKEN`.
-"""
-
-import argparse
 import contextlib
 import json
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,26 +113,3 @@ def write_eval_results(folder: Path, dataset: str) -> None:
     results.mkdir()
     name = dataset.rsplit("/", 1)[-1]
     (results / f"{name}.yaml").write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `walloc publish`."""
-    parser = argparse.ArgumentParser(
-        prog="walloc publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="a checkpoint folder, such as model_cards/rgb-16x, or a page")
-    parser.add_argument("repository", help="Hub id, such as walloc/rgb-16x; created if it does not exist")
-    parser.add_argument("--private", action="store_true", help="create a private repository")
-    parser.add_argument("--dry_run", type=Path, metavar="DIR", help="write the files into DIR and upload nothing")
-    parser.add_argument("--eval_dataset", metavar="ID", help="Hub id of what the card's values were measured on")
-    arguments = parser.parse_args(argv)
-    try:
-        result = publish(**vars(arguments))
-    except ValueError as error:
-        parser.error(str(error))
-    print(f"wrote {result}" if arguments.dry_run else f"published {arguments.repository}: {result}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

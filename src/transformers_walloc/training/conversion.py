@@ -16,12 +16,10 @@ input: no pickled code runs, and a weight that is missing, left over, of another
 | `wt.*`, `iwt.*`         | -                     | filters of CDF 9/7: compared with ours, then dropped        |
 """
 
-import argparse
 import json
 import os
 import pickle
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
@@ -312,46 +310,3 @@ def _listing(names: list[str], limit: int = 10) -> str:
 def _first_sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `walloc convert`."""
-    parser = argparse.ArgumentParser(
-        prog="walloc convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", metavar="CKPT.pth")
-    parser.add_argument("config", metavar="CONFIG.json")
-    parser.add_argument("folder", metavar="OUT_DIR")
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "float16", "bfloat16"],
-        default="float32",
-        help="what the decoder is stored in (default: float32); the encoder is always stored in float32",
-    )
-    parser.add_argument("--sampling-rate", type=int, default=44100, help="of audio codecs, in Hz (default: 44100)")
-    parser.add_argument("--force", action="store_true", help="replace OUT_DIR if it exists")
-    options = parser.parse_args(argv)
-    try:
-        model, ignored = convert_files(
-            options.checkpoint,
-            options.config,
-            options.folder,
-            dtype=getattr(torch, options.dtype),
-            sampling_rate=options.sampling_rate,
-            overwrite=options.force,
-        )
-    except FileExistsError as error:
-        print(f"error: {error}; replace it with --force", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if ignored:
-        print(f"not part of a model, left out: {', '.join(ignored)}")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{options.folder}: {type(model).__name__}, {parameters:,} parameters, fingerprint {model.fingerprint()}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

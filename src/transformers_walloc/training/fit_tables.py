@@ -1,16 +1,7 @@
-"""Fit the entropy coder's tables to a trained codec and store them in its checkpoint.
+"""Fit the entropy coder's tables to a trained codec and store them in its checkpoint: `walloc fit-tables`."""
 
-    walloc fit-tables runs/rgb-16x --data DIR  # images or audio that it was trained on
-    walloc fit-tables runs/rgb-16x --data DIR --steps 2000 --out runs/rgb-16x-coded
-
-Codes at the steps of --code_steps are mixed, so that the tables also suit files that rate control made coarser. Files
-that were written with other tables can no longer be read with the checkpoint: fit before publishing it.
-"""
-
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -121,27 +112,3 @@ def store_tables(model, source: str | Path, out: str | Path, settings: dict) -> 
             safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
         write_atomically(new / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_atomically(new / "recipe.json", json.dumps(recipe | {"entropy_tables": settings}, indent=2) + "\n")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `walloc fit-tables`."""
-    parser = argparse.ArgumentParser(
-        prog="walloc fit-tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("codec", metavar="DIR", help="checkpoint folder")
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder of training images or audio")
-    parser.add_argument("--files", type=int, help="how many files, evenly spread; default: all")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of every clip, from its middle; default: 30")
-    parser.add_argument("--code_steps", type=float, nargs="+", default=[1.0, 2.0], help="default: 1 2")
-    parser.add_argument("--steps", type=int, default=5000, help="optimisation steps per network; default: 5000")
-    parser.add_argument("--hidden", type=int, default=16, help="size of the networks; default: 16")
-    parser.add_argument("--device", default="cpu", help="where they are optimised; default: cpu")
-    parser.add_argument("--out", metavar="DIR", help="default: the checkpoint folder itself")
-    arguments = parser.parse_args(argv)
-    fit_tables(**vars(arguments), progress=print)
-    print(f"tables stored in {arguments.out or arguments.codec}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,41 +1,15 @@
-"""Train a WaLLoC codec on folders of images or audio: closed-form start, then the decoder.
+"""Training runs: the settings that `walloc train` takes, and what it does with them."""
 
-The projection and the linear synthesis come from one pass over the data (Karhunen-Loeve transform) and are the whole
-codec already; the network of the decoder starts at zero on top of them and is trained with uniform noise in place of
-rounding. The run can be stopped at any time and continues where it was when the same command is given again.
-
-    walloc train --kind image --latent_channels 12 --step 0.1 \\
-        --train /data/photos:0.93 /data/documents:0.07 --validation /data/kodak --output runs/rgb-16x --minutes 60
-
-A better decoder for a published codec, which keeps reading and writing the same files; one that is wider or deeper
-starts as the one that the codec has (`--encoder_from` starts a network from nothing in its place):
-
-    walloc train --kind image --continue_from walloc/rgb-16x \\
-        --train /data/photos --validation /data/kodak --output runs/rgb-16x-2 --minutes 600
-
-On a GPU the crops of the CPU are waited for; there they are cut on it, in large batches:
-
-    walloc train --kind image --continue_from walloc/rgb-16x --train_encoder \\
-        --train /data/photos --validation /data/kodak --output runs/rgb-16x-2 --minutes 10 \\
-        --on_device --compile --muon --batch_size 64 --learning_rate 1.5e-3 --log_floor 7e-4 --rate_weight 0.0145
-
-`scripts/train_codec.py` of the repository is the same. On several GPUs:
-`torchrun --nproc_per_node 8 scripts/train_codec.py ...`, where `--batch_size` is that of each.
-"""
-
-import argparse
 import functools
 import json
 import os
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from ..codec.clips import normalise_clip
 from ..codec.pixels import to_8_bits
@@ -180,25 +154,6 @@ class Recipe:
     @property
     def cache_folder(self) -> Path:
         return Path(self.cache) if self.cache else Path(self.output) / "cache"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `walloc train`."""
-    train_codec(parse_recipe(argv))
-    return 0
-
-
-def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
-    """The recipe that a command line stands for; exits with a message where it is none."""
-    recipe_class: Any = Recipe
-    parser = HfArgumentParser(
-        recipe_class, prog="walloc train", description=__doc__, formatter_class=_Formatter, allow_abbrev=False
-    )
-    try:
-        (recipe,) = parser.parse_args_into_dataclasses(None if argv is None else list(argv))
-    except ValueError as error:
-        parser.error(str(error))
-    return recipe
 
 
 def train_codec(recipe: Recipe) -> dict[str, float]:
@@ -357,10 +312,6 @@ def export(model, recipe: Recipe) -> None:
     )
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The text as it is, and the default of every option."""
-
-
 @torch.inference_mode()
 def validate(model, cache: MediaCache) -> dict[str, float]:
     """Mean PSNR in dB over 8-bit pixels (or normalised samples) and order-0 compression ratio over all files."""
@@ -385,7 +336,3 @@ def validate(model, cache: MediaCache) -> dict[str, float]:
         numbers += x.numel()
     bits_per_number = 8 if image else 16
     return {"psnr": round(float(np.mean(psnr)), 3), "order0_cr": round(bits_per_number * numbers / bits, 2)}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
