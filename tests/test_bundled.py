@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import _CACHED_NO_EXIST, constants, scan_cache_dir, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from transformers_walloc import bundled
+from transformers_walloc import bundled, cache_links
 
 HUB_COMMIT = "5" * 40
 
@@ -220,8 +220,8 @@ def test_what_a_read_only_cache_holds_is_found(unusable, package, monkeypatch):
             raise PermissionError(str(repository))
         return link(folder, repository)
 
-    link = bundled._link_repository
-    monkeypatch.setattr(bundled, "_link_repository", refuse)  # root may write everywhere
+    link = bundled.link_repository
+    monkeypatch.setattr(bundled, "link_repository", refuse)  # root may write everywhere
     with pytest.warns(UserWarning, match="cannot be written"):
         bundled.link_bundled_checkpoints()
     found = try_to_load_from_cache("someone/model", "config.json", cache_dir=constants.HF_HUB_CACHE)
@@ -299,7 +299,7 @@ def test_without_links_of_any_kind(package, monkeypatch):
 
 
 def test_killed_half_way_leaves_no_repository(package, monkeypatch):
-    write = bundled.write_atomically
+    write = cache_links.write_atomically
 
     def die(path, data):
         if path.name.endswith(".linked"):
@@ -307,7 +307,7 @@ def test_killed_half_way_leaves_no_repository(package, monkeypatch):
         write(path, data)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(bundled, "write_atomically", die)
+        patch.setattr(cache_links, "write_atomically", die)
         bundled.link_bundled_checkpoints()
     assert not repository("rgb-4x").exists()
     bundled.link_bundled_checkpoints()

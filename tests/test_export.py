@@ -22,8 +22,8 @@ from transformers_walloc import (
 )
 from transformers_walloc.codec.bottleneck import decompand
 from transformers_walloc.codec.wavelets import wavelet_packet_analysis, wavelet_packet_synthesis
-from transformers_walloc.export import (
-    PARTS,
+from transformers_walloc.export import PARTS, export_codec, export_program
+from transformers_walloc.export_modules import (
     ExportDecoder,
     ExportEncoder,
     ExportLatentDecoder,
@@ -31,8 +31,6 @@ from transformers_walloc.export import (
     PacketAnalysis,
     PacketSynthesis,
     decompand_by_polynomial,
-    export_codec,
-    export_program,
 )
 
 

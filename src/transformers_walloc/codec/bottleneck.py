@@ -66,3 +66,14 @@ def quantize(u: torch.Tensor, mode: QuantizationMode, step: float = 1.0) -> torc
     if mode == "none":
         return u
     raise ValueError(f"unknown quantisation mode {mode!r}; valid: {', '.join(QUANTIZATION_MODES)}")
+
+
+def check_finite(x: torch.Tensor, name: str) -> None:
+    """Only on the CPU: elsewhere the answer would have to wait for the device."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not x.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinite values")
+
+
+def check_step(step: float) -> None:
+    if not (math.isfinite(step) and step >= 1):
+        raise ValueError(f"step is {step}; it must be finite and at least 1")

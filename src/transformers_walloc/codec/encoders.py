@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .bottleneck import code_dtype, compand, latent_limit
+from .bottleneck import check_finite, check_step, code_dtype, compand, latent_limit
 from .checkpoint_checks import check_fit, check_weights
 from .compression import as_floats, audio_sizes, compress, decompress_codes, image_sizes
 from .configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
@@ -398,14 +398,3 @@ class AudioEncodingModel(EncodingModel):
         options |= {"refine": refine, "header_fields": header_fields}
         sizes = audio_sizes(padding_mask, input_values)
         return compress(self, input_values, sizes=sizes, gains=as_floats(gain), offsets=as_floats(offset), **options)
-
-
-def check_finite(x: torch.Tensor, name: str) -> None:
-    """Only on the CPU: elsewhere the answer would have to wait for the device."""
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not x.isfinite().all():
-        raise ValueError(f"{name} holds NaN or infinite values")
-
-
-def check_step(step: float) -> None:
-    if not (math.isfinite(step) and step >= 1):
-        raise ValueError(f"step is {step}; it must be finite and at least 1")

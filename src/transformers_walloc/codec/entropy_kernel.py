@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .entropy_context import MAGNITUDE, SHIFTED_CHANNELS, Plan, lattice
 from .kernels import address, check, library
-
-if TYPE_CHECKING:
-    from .entropy_tables import EntropyTables, Network
 
 PRECISION = 24  # bits of the range coder's probabilities
 _HALF, _LANES, _UNITS, _ROW_LENGTH = 4, 8, 16, 32
@@ -50,9 +47,9 @@ class _Tables(ctypes.Structure):
 
 
 class EntropyKernel:
-    """Tables in the kernel's layout."""
+    """`entropy_tables.EntropyTables` in the kernel's layout."""
 
-    def __init__(self, tables: EntropyTables, shifts: np.ndarray):
+    def __init__(self, tables: Any, shifts: np.ndarray):
         self._arrays: list[object] = []  # kept alive: the structures hold addresses
         groups, first = [], 0
         for group, (size, halvings) in enumerate(tables.plan):
@@ -120,7 +117,7 @@ class EntropyKernel:
             raise ValueError("damaged codes: data are left over")
         return codes
 
-    def _network(self, network: Network, size: int, pairs: np.ndarray) -> tuple[int, ...]:
+    def _network(self, network: Any, size: int, pairs: np.ndarray) -> tuple[int, ...]:
         """Sizes, padded, and addresses of the weights of a pass."""
         units = len(network.first) - size
         hidden, direct, outputs = _round_up(max(units, 1), _UNITS), _round_up(size, _HALF), _round_up(2 * size, _HALF)
@@ -155,7 +152,7 @@ class EntropyKernel:
         return ctypes.addressof(packed)
 
 
-def fits_kernel(tables: EntropyTables) -> bool:
+def fits_kernel(tables: Any) -> bool:
     """Whether all weights are of 16 bits; fitted tables are, but nothing forces them to be."""
     return all(
         np.abs(weights).max(initial=0) < 2**15

@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils.generic import can_return_tuple
 
-from .bottleneck import QuantizationMode, decompand, latent_limit, quantize
+from .bottleneck import QuantizationMode, check_finite, check_step, decompand, latent_limit, quantize
 from .compression import decompress
 from .configuration_walloc import WallocConfig
 from .decoders import PostFilter, make_decoder
@@ -18,8 +18,6 @@ from .encoders import (
     ImageEncodingModel,
     PixelEncodingModel,
     WallocPreTrainedModel,
-    check_finite,
-    check_step,
 )
 from .limits import MAX_MEMORY, MAX_TILE_POSITIONS
 from .outputs import (

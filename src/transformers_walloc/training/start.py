@@ -1,7 +1,7 @@
 """Where the training of a codec starts: at the closed form of its data, or at another codec."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -13,9 +13,6 @@ from ..loading import codec_path
 from .data import RandomPieces
 from .growing import grow_from, revive, transfer_network
 from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis, randomise_projection
-
-if TYPE_CHECKING:
-    from .recipe import Recipe
 
 # Settings of a recipe that are those of the configuration.
 _SHAPE = (
@@ -31,7 +28,7 @@ _SHAPE = (
 )
 
 
-def make_model(recipe: "Recipe", pieces: RandomPieces, fit: bool = True) -> WallocImageModel | WallocAudioModel:
+def make_model(recipe: Any, pieces: RandomPieces, fit: bool = True) -> WallocImageModel | WallocAudioModel:
     """A model that starts at the closed form of the training data, or at another model.
 
     Of the other model the encoder stays, unless it is trained, too.
@@ -94,13 +91,13 @@ def make_model(recipe: "Recipe", pieces: RandomPieces, fit: bool = True) -> Wall
     return model
 
 
-def _take_network(model: Any, recipe: "Recipe", model_class: Any) -> None:
+def _take_network(model: Any, recipe: Any, model_class: Any) -> None:
     if recipe.network_from:
         source = model_class.from_pretrained(codec_path(recipe.network_from), dtype=torch.float32)
         transfer_network(model.decoder, source.decoder)
 
 
-def collect_statistics(recipe: "Recipe", config: WallocConfig, pieces: RandomPieces) -> SubbandStatistics:
+def collect_statistics(recipe: Any, config: WallocConfig, pieces: RandomPieces) -> SubbandStatistics:
     """Of the file that `recipe.statistics` names, or of random pieces."""
     if recipe.statistics and Path(recipe.statistics).exists():
         return SubbandStatistics.load(recipe.statistics, config)
