@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformers_walloc.codec.bitstream import (
-    MAX_PIXELS,
+    MAX_DECODED_PIXELS,
     Header,
     WallocFormatError,
     pack,
@@ -182,7 +182,7 @@ def test_not_bytes():
     assert unpack(bytearray(pack(IMAGE, b"x")))[1] == b"x"
 
 
-@pytest.mark.parametrize("sizes", [(2**31, 2**31), (20_000, 10_000), (MAX_PIXELS, 1)])
+@pytest.mark.parametrize("sizes", [(2**31, 2**31), (20_000, 10_000), (MAX_DECODED_PIXELS, 1)])
 def test_bombs_are_refused_by_their_header(sizes):
     header = dataclasses.replace(IMAGE, sizes=sizes)
     with pytest.raises(WallocFormatError, match="max_pixels"):

@@ -4,15 +4,13 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from ..codec.size_limits import MAX_ENCODED_PIXELS, MAX_ENCODED_SAMPLES
 from ..media.messages import MediaError
 from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, VIDEO_SUFFIXES, WALLOC_SUFFIX, find_files
 from .jobs import plan_outputs, run_jobs
 from .options import add_files, add_limits, add_model, add_rate
 
 DEFAULT_CODECS = {"image": "rgb-16x", "audio": "stereo-20x"}
-# Those of media.pictures and media.audio, which need Pillow and numpy.
-_MAX_PIXELS = _MAX_SAMPLES = 2**26
-
 EXAMPLES = """\
   walloc compress photo.png                         photo.walloc, beside the photo
   walloc compress photo.png -o out.walloc --bpp 0.4 at most 0.4 bits per pixel
@@ -35,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_rate(parser)
     parser.add_argument("--downmix", action="store_true", help="audio of more channels than the codec to stereo")
-    add_limits(parser, _MAX_PIXELS, _MAX_SAMPLES)
+    add_limits(parser, MAX_ENCODED_PIXELS, MAX_ENCODED_SAMPLES)
 
 
 def run(
@@ -52,8 +50,8 @@ def run(
     channels: int | None = None,
     refine: int = 0,
     downmix: bool = False,
-    max_pixels: int | None = _MAX_PIXELS,
-    max_samples: int | None = _MAX_SAMPLES,
+    max_pixels: int | None = MAX_ENCODED_PIXELS,
+    max_samples: int | None = MAX_ENCODED_SAMPLES,
     force: bool = False,
     skip_existing: bool = False,
     jobs: int = 1,

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..codec.size_limits import MAX_DECODED_PIXELS, MAX_DECODED_SAMPLES
 from ..media.paths import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -18,8 +19,6 @@ from ..media.paths import (
 from .jobs import plan_outputs, run_jobs
 from .options import add_files, add_limits, add_model
 
-# Those of codec/bitstream.py, which needs numpy.
-_MAX_PIXELS, _MAX_SAMPLES = 178_956_970, 2**29
 _MAX_MEMORY = 2147  # MB
 
 EXAMPLES = """\
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", help="png, jpg, webp, wav, flac, mp3, ... where the output's name does not say")
     where = "only a part: of an image top left height width in pixels, of audio start and length in samples"
     parser.add_argument("--window", type=int, nargs="+", metavar="N", help=where)
-    add_limits(parser, _MAX_PIXELS, _MAX_SAMPLES)
+    add_limits(parser, MAX_DECODED_PIXELS, MAX_DECODED_SAMPLES)
     text = "megabytes that decoding may take; 0: any (%(default)s)"
     parser.add_argument("--max-memory", type=int, default=_MAX_MEMORY, metavar="MB", help=text)
 
@@ -53,8 +52,8 @@ def run(
     dtype: str = "float32",
     format: str | None = None,
     window: Sequence[int] | None = None,
-    max_pixels: int | None = _MAX_PIXELS,
-    max_samples: int | None = _MAX_SAMPLES,
+    max_pixels: int | None = MAX_DECODED_PIXELS,
+    max_samples: int | None = MAX_DECODED_SAMPLES,
     max_memory: int | None = _MAX_MEMORY,
     force: bool = False,
     skip_existing: bool = False,

@@ -22,6 +22,7 @@ import numpy as np
 from .kinds import KINDS
 from .raster_format import RasterFormat
 from .side_data import SideData, split_records
+from .size_limits import MAX_DECODED_PIXELS, MAX_DECODED_SAMPLES
 from .varints import Reader, WallocFormatError, varint
 
 MAGIC = b"\x89WLC"
@@ -33,11 +34,6 @@ SAMPLE_FORMATS: dict[str, dict[int, str]] = {
     "audio": {1: "8-bit", 2: "24-bit", 3: "32-bit", 4: "float", 5: "double"},
     "volume": {},
 }
-
-# Limits of what is decoded unless the caller says otherwise: positions after padding to whole patches. The first is
-# Pillow's against decompression bombs, the second three hours at 48 kHz.
-MAX_PIXELS = 178_956_970
-MAX_SAMPLES = 2**29
 
 MAX_CODEC_BYTES = 64
 _MAX_CHANNELS = 2**16
@@ -253,7 +249,7 @@ def pack(header: Header, payload: bytes) -> bytes:
 
 
 def unpack(
-    data: bytes, max_pixels: int | None = MAX_PIXELS, max_samples: int | None = MAX_SAMPLES
+    data: bytes, max_pixels: int | None = MAX_DECODED_PIXELS, max_samples: int | None = MAX_DECODED_SAMPLES
 ) -> tuple[Header, bytes]:
     """The inverse of `pack`.
 

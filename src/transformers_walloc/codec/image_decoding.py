@@ -22,10 +22,6 @@ import PIL.ImageCms
 from .image_colours import Note, as_type, profile_of, to_srgb
 from .tiff_tags import GEOREFERENCING, ORIENTATION, pack_tags
 
-# Larger pictures are refused before they are decoded unless the caller says otherwise: a few kilobytes can state any
-# size, and encoding takes up to 40 bytes of memory for a pixel, so about 2.5 GB for 67 megapixels.
-MAX_PIXELS = 2**26
-
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # How Pillow takes each byte of 16-bit samples in turn: it has no mode for more than one of them in a pixel.
 _HALVES = {

@@ -11,7 +11,8 @@ import PIL.Image
 from transformers.utils import logging
 
 from .image_colours import to_srgb
-from .image_decoding import MAX_PIXELS, Picture, decode_picture, is_deep, open_image, picture_of, upright
+from .image_decoding import Picture, decode_picture, is_deep, open_image, picture_of, upright
+from .size_limits import MAX_ENCODED_PIXELS
 
 logger = logging.get_logger(__name__)
 
@@ -23,18 +24,18 @@ def open_source(source: str | Path | bytes | Mapping) -> PIL.Image.Image | Pictu
         source: a path, an `http(s)` URL, base64, the bytes of a file, or a dict of `bytes` and `path`.
 
     Raises:
-        ValueError: no image that can be read, or more than `MAX_PIXELS`; the message names it.
+        ValueError: no image that can be read, or more than `MAX_ENCODED_PIXELS`; the message names it.
         TypeError: a dict of other things.
     """
     name, data = _read(source)
     notes = _Notes(name)
     try:
         try:
-            image = open_image(data, MAX_PIXELS, notes)
+            image = open_image(data, MAX_ENCODED_PIXELS, notes)
         except ValueError:
             if not data.startswith((b"II", b"MM")):  # of TIFF there are kinds that Pillow does not know
                 raise
-            return decode_picture(data, MAX_PIXELS, notes)
+            return decode_picture(data, MAX_ENCODED_PIXELS, notes)
         if is_deep(image, data):
             return picture_of(image, data, notes)
         return to_srgb(upright(image, notes), notes) if image.mode in ("L", "RGB", "RGBA") else image

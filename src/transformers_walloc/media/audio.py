@@ -9,12 +9,9 @@ import torch
 
 from ..codec.audio_decoding import decode_audio, import_soundfile
 from ..codec.clips import mix, resample
+from ..codec.size_limits import MAX_ENCODED_SAMPLES
 from .messages import MediaError, noting, warn
 from .paths import AUDIO_SUFFIXES, STANDARD_STREAM
-
-# Longer clips are refused before they are decoded unless the caller says otherwise: encoding takes up to 40 bytes of
-# memory for a sample of every channel, so about 2.5 GB for 25 minutes at 44.1 kHz.
-MAX_SAMPLES = 2**26
 
 _AUDIO_FORMATS = {".opus": ("OGG", "OPUS"), ".ogg": ("OGG", "VORBIS"), ".aif": ("AIFF", None)}
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
@@ -29,7 +26,7 @@ _SUBTYPES = {
 
 
 def read_audio(
-    path: str, data: bytes, seconds: float | None = None, max_samples: int | None = MAX_SAMPLES
+    path: str, data: bytes, seconds: float | None = None, max_samples: int | None = MAX_ENCODED_SAMPLES
 ) -> tuple[np.ndarray, int]:
     """(channels, length) float32 and the sampling rate in Hz.
 
@@ -50,7 +47,7 @@ def read_audio(
 
 
 def read_recording(
-    path: str, data: bytes, seconds: float | None = None, max_samples: int | None = MAX_SAMPLES
+    path: str, data: bytes, seconds: float | None = None, max_samples: int | None = MAX_ENCODED_SAMPLES
 ) -> tuple[np.ndarray, int, str]:
     """What `read_audio` gives, and what a .walloc file states about the samples, see `bitstream.SAMPLE_FORMATS`."""
 
@@ -77,7 +74,7 @@ def read_clip(
     sampling_rate: int,
     num_channels: int,
     seconds: float | None = None,
-    max_samples: int | None = MAX_SAMPLES,
+    max_samples: int | None = MAX_ENCODED_SAMPLES,
 ) -> np.ndarray:
     """(num_channels, length) float32 at a sampling rate: what learners and measurements hear of files of any kind.
 

@@ -16,12 +16,11 @@ from ..codec.image_decoding import open_image
 from ..codec.limits import MAX_MEMORY
 from ..codec.raster_format import RasterFormat
 from ..codec.side_data import SideData
-from .audio import MAX_SAMPLES as MAX_ENCODED_SAMPLES
+from ..codec.size_limits import MAX_ENCODED_PIXELS, MAX_ENCODED_SAMPLES
 from .audio import encode_audio, read_recording
 from .kinds import kind_of
 from .messages import noting, warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES, read_bytes
-from .pictures import MAX_PIXELS as MAX_ENCODED_PIXELS
 from .pictures import encode_picture, read_opaque, read_picture
 from .rasters import compress_raster, decompress_raster, describe, encode_raster, read_raster
 from .volumes import encode_volume, read_volume

@@ -18,8 +18,9 @@ import PIL.Image
 import PIL.TiffImagePlugin
 
 from ..codec.image_colours import as_type, to_gray, to_srgb
-from ..codec.image_decoding import MAX_PIXELS, Picture, decode_picture
+from ..codec.image_decoding import Picture, decode_picture
 from ..codec.side_data import MAX_PROFILE, SideData
+from ..codec.size_limits import MAX_ENCODED_PIXELS
 from ..codec.tiff_tags import MAX_BYTES, unpack_tags
 from .messages import MediaError, noting, warn
 from .paths import IMAGE_SUFFIXES, STANDARD_STREAM
@@ -38,7 +39,7 @@ _WITH_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF")
 _WITH_PROFILE = ("PNG", "WEBP", "TIFF", "AVIF", "JPEG")
 
 
-def read_picture(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> Picture:
+def read_picture(path: str, data: bytes, max_pixels: int | None = MAX_ENCODED_PIXELS) -> Picture:
     """An image file with all that it says of itself, upright; white where it is transparent throughout.
 
     Args:
@@ -69,7 +70,7 @@ def read_picture(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) ->
     return picture
 
 
-def read_opaque(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> Picture:
+def read_opaque(path: str, data: bytes, max_pixels: int | None = MAX_ENCODED_PIXELS) -> Picture:
     """What is seen of an image file: upright, in sRGB, transparent parts on white, with all its bits.
 
     Arguments and errors are those of `read_picture`.
@@ -83,7 +84,9 @@ def read_opaque(path: str, data: bytes, max_pixels: int | None = MAX_PIXELS) -> 
     return Picture(pixels=picture.on_white(noting(path)))
 
 
-def read_pixels(path: str, data: bytes, num_channels: int = 3, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+def read_pixels(
+    path: str, data: bytes, num_channels: int = 3, max_pixels: int | None = MAX_ENCODED_PIXELS
+) -> np.ndarray:
     """An image file as learners and metrics take it: what `read_opaque` gives, with 8 bits.
 
     Arguments and errors are those of `read_picture`.

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from ..codec.bitstream import unpack
-from ..codec.image_decoding import MAX_PIXELS
 from ..codec.limits import MAX_MEMORY
 from ..codec.raster_format import DTYPES, RasterFormat, can_hold, limits
 from ..codec.side_data import SideData
+from ..codec.size_limits import MAX_ENCODED_PIXELS
 from ..codec.tiff_tags import unpack_tags
 from .messages import MediaError, MediaWarning, warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM
@@ -32,7 +32,7 @@ from .tiff_rasters import NODATA, load_array, read_tiff, tiff_options
 
 
 def read_raster(
-    path: str | Path, data: bytes | None = None, max_pixels: int | None = MAX_PIXELS
+    path: str | Path, data: bytes | None = None, max_pixels: int | None = MAX_ENCODED_PIXELS
 ) -> tuple[np.ndarray, RasterFormat]:
     """A raster as it is stored, and what its numbers mean.
 
