@@ -42,7 +42,7 @@ from transformers import (
 
 from research.tasks.preparation import Preparation, scales
 from research.tasks.runs import RunArguments, run_task, training_arguments
-from transformers_walloc.latents.values import reflect
+from transformers_walloc.codec.reflection import extend
 from transformers_walloc.media.paths import IMAGE_SUFFIXES
 
 CONDITIONS = {
@@ -211,7 +211,7 @@ def prepare(
             generators = [np.random.default_rng((settings.split_seed, i, view)) for view in range(settings.views)]
         pixels = np.stack([view_of(image, generator, settings.min_scale) for generator in generators])
         x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
-        x = reflect(x, *[margin * LATENT] * 4)
+        x = extend(x, [(margin * LATENT, margin * LATENT)] * 2)
         if prepared.condition in CODED:
             coded = x.shape[-1] * CODED[prepared.condition] // SIZE
             x = F.interpolate(x, (coded, coded), mode="bicubic", antialias=True).clamp(0, 255)

@@ -20,8 +20,9 @@ from transformers_walloc import (
     latents_to_pixels,
 )
 from transformers_walloc.codec.bottleneck import compand, companding_scale
+from transformers_walloc.codec.reflection import extend
 from transformers_walloc.latents.picture import picture_rotation, pixels_to_latents
-from transformers_walloc.latents.values import ROUNDING_STD, latent_windows, reflect, value_std
+from transformers_walloc.latents.values import ROUNDING_STD, latent_windows, value_std
 
 NOTES = Path(__file__).parents[1] / "data" / "notes.flac"
 CORPUS = {"latents_mean": [40.0, *[0.0] * 11], "latents_std": [60.0, 30.0, *[4.0] * 9, 0.01]}
@@ -42,7 +43,7 @@ def test_reflect(size, margins):
     x = torch.arange(2.0 * size[0] * size[1]).reshape(2, *size)
     top, bottom, left, right = margins
     expected = np.pad(x.numpy(), ((0, 0), (top, bottom), (left, right)), mode="reflect")
-    assert reflect(x, *margins).numpy().tobytes() == expected.tobytes()
+    assert extend(x, ((top, bottom), (left, right))).numpy().tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("scale", ["none", "partial", "corpus"])

@@ -30,7 +30,7 @@ from .identity import codec_name, tables_from_buffer
 from .kernels import library
 from .limits import MAX_MEMORY, check_memory, check_payload
 from .pixels import scale_pixels, to_8_bits
-from .rate_control import RateControl
+from .rate_control import RateControl, decibels
 from .refinement import refine_latents
 
 Item = TypeVar("Item")
@@ -317,7 +317,7 @@ def _psnr(model: Any, signal: torch.Tensor, codes: torch.Tensor, step: float, he
     if header.kind == "image":
         signal, decoded = (to_8_bits(x).float() / 255 for x in (signal, decoded))
     error = torch.mean((signal - decoded).double() ** 2).item()
-    return math.inf if error == 0 else -10 * math.log10(error)
+    return decibels(error)
 
 
 def _read(

@@ -17,6 +17,7 @@ from transformers import BatchFeature
 from .image_processing_walloc import WallocImageProcessor, check_options
 from .pixels import find_channels, native, write_pixels
 from .raster_format import RasterFormat
+from .reflection import extend
 
 
 class WallocVolumeImageProcessor(WallocImageProcessor):
@@ -71,15 +72,13 @@ class WallocVolumeImageProcessor(WallocImageProcessor):
         patch = options["patch_size"]
         whole = [-(-max(lengths) // patch) * patch for lengths in zip(*sizes, strict=True)]
         padded = [
-            np.pad(
-                volume, [(0, 0), *((0, n - size) for n, size in zip(whole, volume.shape[1:], strict=True))], "reflect"
-            )
+            extend(torch.from_numpy(volume), [(0, n - size) for n, size in zip(whole, volume.shape[1:], strict=True)])
             for volume in volumes
         ]
         wanted = options["return_tensors"]
         if str(getattr(wanted, "value", wanted)) == "np":
-            return BatchFeature({"pixel_values": np.stack(padded), "original_sizes": np.array(sizes)})
-        tensors = [torch.from_numpy(volume).to(options["device"] or "cpu") for volume in padded]
+            return BatchFeature({"pixel_values": torch.stack(padded).numpy(), "original_sizes": np.array(sizes)})
+        tensors = [volume.to(options["device"] or "cpu") for volume in padded]
         if wanted is None:
             return BatchFeature({"pixel_values": tensors, "original_sizes": [tuple(size) for size in sizes]})
         return BatchFeature({"pixel_values": torch.stack(tensors), "original_sizes": torch.tensor(sizes)})

@@ -15,6 +15,7 @@ import torch
 from .bottleneck import code_dtype, latent_limit
 from .encoder_kernel import PictureEncoder, fits_kernel
 from .layers import from_weights, is_pointwise
+from .reflection import extend, mirrored
 
 KERNEL_DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -156,25 +157,14 @@ def write_pixels(target: torch.Tensor, image: torch.Tensor) -> None:
 def reflect(padded: torch.Tensor, height: int, width: int) -> None:
     """Fills everything right of `width` and below `height` in (C, H, W) by reflection, in place."""
     if width < padded.shape[2]:
-        padded[:, :height, width:] = padded[:, :height, _mirror(width, padded.shape[2], padded.device)]
+        padded[:, :height, width:] = padded[:, :height, mirrored(width, padded.shape[2], width, padded.device)]
     if height < padded.shape[1]:
-        padded[:, height:] = padded[:, _mirror(height, padded.shape[1], padded.device)]
-
-
-def _mirror(length: int, end: int, device: torch.device) -> torch.Tensor:
-    """Where positions `length..end-1` of a signal of `length` samples are mirrored to: a triangle wave."""
-    last = length - 1
-    position = torch.arange(length, end, device=device) % max(2 * last, 1)
-    return last - (position - last).abs()
+        padded[:, height:] = padded[:, mirrored(height, padded.shape[1], height, padded.device)]
 
 
 def _padded(pixels: torch.Tensor, block: int, margin: int) -> torch.Tensor:
     bottom, right = (-size % block + margin for size in pixels.shape[2:])
-    if not (margin or bottom or right):
-        return pixels
-    # Through numpy, whose reflection may be longer than the picture.
-    widths = ((0, 0), (0, 0), (margin, bottom), (margin, right))
-    return torch.from_numpy(np.pad(pixels.cpu().numpy(), widths, mode="reflect")).to(pixels.device)
+    return extend(pixels, ((margin, bottom), (margin, right)))
 
 
 def unbatch(pixels) -> list[torch.Tensor]:

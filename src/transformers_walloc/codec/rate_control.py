@@ -12,6 +12,13 @@ _MAX_TRIALS = 8
 _MAX_REFINED = 3
 
 
+def decibels(distance: float) -> float:
+    """A distance in which 0 is perfect as `-10 log10(d)`, so that higher is better; infinite for 0."""
+    if distance < 0 or math.isnan(distance):
+        raise ValueError(f"a distance must not be negative, got {distance}")
+    return math.inf if distance == 0 else -10.0 * math.log10(distance)
+
+
 class RateControl:
     """Either a step, or a target and the search for the step that meets it.
 

@@ -14,6 +14,7 @@ import torch
 
 from ..codec.clips import normalise_clip
 from ..codec.pixels import to_8_bits
+from ..codec.rate_control import decibels
 
 # SSDR and SRDR of frames without any error, which would be infinite, count as this many dB.
 MAX_RATIO_DB = 100.0
@@ -26,13 +27,6 @@ class MetricUnavailableError(RuntimeError):
 def to_images(pixel_values: torch.Tensor) -> np.ndarray:
     """Tensors (..., C, H, W) in [-0.5, 0.5] as uint8 images (..., H, W, C)."""
     return np.ascontiguousarray(to_8_bits(pixel_values).movedim(-3, -1).cpu().numpy())
-
-
-def decibels(distance: float) -> float:
-    """A distance in which 0 is perfect as `-10 log10(d)`, so that higher is better; infinite for 0."""
-    if distance < 0 or math.isnan(distance):
-        raise ValueError(f"a distance must not be negative, got {distance}")
-    return math.inf if distance == 0 else -10.0 * math.log10(distance)
 
 
 def psnr(reference, estimate, data_range: float | None = None) -> float:

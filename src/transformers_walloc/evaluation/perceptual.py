@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .metrics import MetricUnavailableError, decibels, image_pair, pair
+from ..codec.rate_control import decibels
+from .metrics import MetricUnavailableError, image_pair, pair
 from .stand_ins import stand_ins
 
 PIQ_METRICS = ("gmsd", "vsi", "fsim", "haarpsi")

@@ -20,6 +20,7 @@ from einops import rearrange
 from ..codec.bottleneck import compand, companding_scale, decompand, latent_limit
 from ..codec.configuration_walloc import WallocImageConfig
 from ..codec.modeling_walloc import WallocImageEncoder, WallocImageModel
+from ..codec.reflection import extend
 
 Scale = Literal["none", "partial", "corpus"]
 # Standard deviation of what rounding to whole codes adds. A channel that moves less than this holds noise.
@@ -132,7 +133,7 @@ class LatentView:
         """Images (..., height, width) reflected up to whole latents, and by the halo on all sides."""
         block, margin = self.codec.patch_size, self.halo * self.codec.patch_size
         bottom, right = (margin + -size % block for size in pixels.shape[-2:])
-        return reflect(pixels, margin, bottom, margin, right)
+        return extend(pixels, ((margin, bottom), (margin, right)))
 
     def from_pixels(self, pixels: torch.Tensor, encoder: WallocImageEncoder | WallocImageModel) -> torch.Tensor:
         """What the model takes, `from_latents(encode(pixels, encoder))`."""
@@ -239,16 +240,3 @@ def resize_pixels(pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         return pixels
     resized = F.interpolate(pixels, tuple(size), mode="bicubic", antialias=True)
     return resized if pixels.dtype == torch.uint8 else resized.clamp(-0.5, 0.5)
-
-
-def reflect(x: torch.Tensor, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
-    """Extend images (..., height, width) by reflection, as often as it takes where they are smaller than the margin.
-
-    As `numpy.pad(mode="reflect")`, on any device.
-    """
-    for axis, (before, after) in ((-2, (top, bottom)), (-1, (left, right))):
-        if before or after:
-            last = x.shape[axis] - 1
-            position = torch.arange(-before, x.shape[axis] + after, device=x.device) % max(2 * last, 1)
-            x = x.index_select(axis, last - (position - last).abs())
-    return x

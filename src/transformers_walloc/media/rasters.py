@@ -23,6 +23,7 @@ import torch
 from ..codec.bitstream import unpack
 from ..codec.limits import MAX_MEMORY
 from ..codec.raster_format import DTYPES, RasterFormat, can_hold, limits
+from ..codec.reflection import extend
 from ..codec.side_data import SideData
 from ..codec.size_limits import MAX_ENCODED_PIXELS
 from ..codec.tiff_tags import unpack_tags
@@ -194,8 +195,8 @@ def compress_raster(
     if len(planes) != model.config.num_channels:
         raise ValueError(f"the raster has {len(planes)} bands; the codec is for {model.config.num_channels}")
     sizes, patch = planes.shape[1:], model.config.patch_size
-    unit = np.pad(raster.to_unit(planes), ((0, 0), *((0, -size % patch) for size in sizes)), "reflect")
-    pixels = torch.from_numpy(unit)[None].to(model.device)
+    unit = torch.from_numpy(raster.to_unit(planes)).to(model.device)
+    pixels = extend(unit[None], [(0, -size % patch) for size in sizes])
     mask = raster.missing(planes)
     if mask is not None and (lost := int((~raster.marked(planes)[:, mask]).sum())):
         text = (

@@ -22,6 +22,7 @@ from ..codec.bottleneck import companding_scale
 from ..codec.configuration_walloc import WallocConfig
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..codec.modeling_walloc_volume import WallocVolumeModel
+from ..codec.rate_control import decibels
 from ..loading import make_processor
 from .conversion import save_model_folder
 from .entropy_fitting import fit_entropy_tables
@@ -301,7 +302,7 @@ def _fit_tables(model, units, steps: int) -> None:
 def _psnr(model, units) -> float:
     """Mean over signals, in dB, of samples in [-0.5, 0.5]."""
     errors = [(model.decode(model.quantize(model.encode(x[None]).latents))[0][0] - x).square().mean() for x in units]
-    return float(np.mean([-10 * math.log10(max(error.item(), 1e-12)) for error in errors]))
+    return float(np.mean([min(decibels(error.item()), 120.0) for error in errors]))
 
 
 def _rate(model, units) -> float:

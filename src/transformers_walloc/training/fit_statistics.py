@@ -10,6 +10,7 @@ import torch
 
 from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig, WallocVolumeConfig
 from ..codec.raster_format import RasterFormat
+from ..codec.reflection import extend
 from .fit_signals import Signal
 from .klt import SubbandStatistics
 
@@ -156,10 +157,7 @@ class Gathered:
         """(channels, *sizes) in [-0.5, 0.5], sizes multiples of the patch."""
         unit = self._unit(signal, self.limits())
         patch = self.config.patch_size
-        short = [(0, max(0, patch - n)) for n in unit.shape[1:]]
-        if any(after for _, after in short):
-            unit = torch.from_numpy(np.pad(unit.numpy(), [(0, 0), *short], "reflect"))
-        return _cropped(unit, patch)
+        return _cropped(extend(unit, [(0, max(0, patch - n)) for n in unit.shape[1:]]), patch)
 
     def facts(self) -> dict[str, Any]:
         first = self.first

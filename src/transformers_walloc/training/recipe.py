@@ -13,6 +13,7 @@ from transformers import TrainingArguments, set_seed
 
 from ..codec.clips import normalise_clip
 from ..codec.pixels import to_8_bits
+from ..codec.rate_control import decibels
 from ..loading import codec_path
 from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files
 from .conversion import save_model_folder
@@ -329,7 +330,7 @@ def validate(model, cache: MediaCache) -> dict[str, float]:
         codes = model.quantize(model.encode(x)[0])
         y = model.decode(codes)[0]
         error = (to_8_bits(y).float() - to_8_bits(x).float()) / 255 if image else y - x
-        psnr.append(-10 * torch.log10(error.square().mean()).item())
+        psnr.append(decibels(error.square().mean().item()))
         for channel in codes[0].flatten(1).cpu().numpy():
             counts = np.unique(channel, return_counts=True)[1]
             bits += float(-(counts * np.log2(counts / counts.sum())).sum())
