@@ -1,5 +1,7 @@
 """A size that was asked for is that of the finished file: facts, masks and side planes are inside rate control."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,12 @@ def test_bits_per_voxel_and_refined_codes_of_volumes():
     plain, refined = (codec.compress(pixels, step=4.0, refine=steps)[0] for steps in (0, 5))
     errors = [(codec.decompress(blob)[0] - pixels[0]).square().mean().item() for blob in (plain, refined)]
     assert len(refined) < 0.75 * len(plain) and errors[1] < 1.03 * errors[0]
+
+    file = io.BytesIO()
+    np.save(file, clip)
+    blob = FileCodec("tiny", codec, make_processor(codec.config)).compress("clip.npy", file.getvalue(), psnr=30.0)
+    back, _ = decompress_raster(codec, blob)
+    assert 29.9 < 10 * np.log10(255**2 / np.mean((back.astype(float) - clip) ** 2)) < 30.6
 
 
 def test_bits_per_pixel_of_pictures_with_a_plane_of_transparency():

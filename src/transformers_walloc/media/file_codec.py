@@ -179,24 +179,22 @@ class FileCodec:
                 f"the codec {self.name!r} is for {self.kind} and the file is {kind}: choose another --model"
             )
         targets = {"bpp": bpp, "kbps": kbps}
+        rate: dict[str, Any]
         unit, other = ("kbps", "bpp") if kind == "audio" else ("bpp", "kbps")
         if targets[other] is not None:
             raise ValueError(f"--{other} is not for {kind}; use --{unit}")
         if kind == "image" and (found := self._raster(source, data, max_pixels)) is not None:
             if psnr is not None:
                 raise ValueError("--psnr counts pixels of 8 bits: choose --step or --bpp for rasters")
-            if refine:
-                raise ValueError("--refine is for pictures of 8 bits and audio")
-            return compress_raster(self.model, *found, step=step, bpp=bpp, num_channels=channels)
+            rate = {"step": step, "bpp": bpp, "num_channels": channels, "refine": refine}
+            return compress_raster(self.model, *found, **rate)
         if kind == "volume":
-            if psnr is not None or refine:
-                raise ValueError("--psnr and --refine are for images of 8 bits and audio: volumes have --step or --bpp")
-            array, raster, frame_rate = read_volume(source, data, max_pixels)
-            return compress_raster(self.model, array, raster, frame_rate, step=step, bpp=bpp, num_channels=channels)
+            rate = {"step": step, "bpp": bpp, "psnr": psnr, "num_channels": channels, "refine": refine}
+            return compress_raster(self.model, *read_volume(source, data, max_pixels), **rate)
         limits = {"max_pixels": max_pixels, "max_samples": max_samples}
         inputs, fields = self.inputs(source, data, downmix=downmix, do_rescale=False, **limits)
-        rate = {"step": step, "psnr": psnr, unit: targets[unit], "num_channels": channels}
-        (blob,) = self.model.compress(**inputs, refine=refine, header_fields=[fields], **rate)
+        rate = {"step": step, "psnr": psnr, unit: targets[unit], "num_channels": channels, "refine": refine}
+        (blob,) = self.model.compress(**inputs, header_fields=[fields], **rate)
         return blob
 
     def decompress(

@@ -179,7 +179,7 @@ def compress_raster(
         raster: as `read_raster` or `describe` gives it; `describe(array)` if None. Its range is replaced by the codec's
             where the codec states one.
         frame_rate: of a clip, in frames per second.
-        **rate: `step`, `bpp` or `num_channels` of the model's `compress`.
+        **rate: `step`, `bpp`, `psnr`, `refine` and `num_channels` of the model's `compress`.
 
     Raises:
         ValueError: another number of bands, values outside of the codec's range.
