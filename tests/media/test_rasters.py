@@ -119,22 +119,11 @@ def test_tags_of_hostile_files_are_refused():
             unpack_tags(damaged)
 
 
-def sparse_tiff(width: int, height: int, bands: int = 1) -> bytes:
+def sparse_tiff(width: int, height: int) -> bytes:
     """A TIFF of one strip that holds less than it states, made by hand."""
     strip = zlib.compress(bytes(64))
-    bits = 16
-    entries = [
-        (256, 4, width),
-        (257, 4, height),
-        (258, 3, bits),
-        (259, 3, 8),
-        (262, 3, 1),
-        (273, 4, 8),
-        (277, 3, bands),
-    ]
+    entries = [(256, 4, width), (257, 4, height), (258, 3, 16), (259, 3, 8), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
     entries += [(278, 4, height), (279, 4, len(strip))]
-    if bands > 1:
-        entries[2] = (258, 3, bits)
     directory = struct.pack("<H", len(entries))
     for number, kind, value in entries:
         directory += struct.pack("<HHII", number, kind, 1, value)
@@ -152,12 +141,10 @@ def test_large_rasters_are_refused_before_anything_is_allocated(tmp_path, monkey
         read_raster(path)
     path = tmp_path / "bomb.npy"
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (224, 2000, 3000)})
-    with pytest.raises(
-        MediaError, match=r"3000 x 2000 pixels of 224 bands, which count as 448000000, more than the limit"
-    ):
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (224, 1000, 1500)})
+    with pytest.raises(MediaError, match=r"1500 x 1000 pixels of 224 bands, which count as 112000000, more"):
         read_raster(path)
-    with pytest.raises(MediaError, match=r"224 x 3000 x 2000 pixels, more than the limit of 1000000"):
+    with pytest.raises(MediaError, match=r"224 x 1500 x 1000 pixels, more than the limit of 1000000"):
         read_volume(path, max_voxels=10**6)
 
 

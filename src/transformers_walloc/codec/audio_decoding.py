@@ -56,14 +56,17 @@ def decode_audio(
         ValueError: not audio that can be read, or empty.
         ImportError: soundfile is not installed.
     """
-    parts = [_decode(part, seconds, check, note) for part in split_audio(data, note)]
+    parts, total = [], 0
+    for part in split_audio(data, note):
+        parts.append(_decode(part, seconds, check, note))
+        total += parts[-1][0].shape[1]
+        if check is not None and len(parts) > 1:
+            check(total, parts[-1][1], len(parts[-1][0]))
     clip, rate, subtype = parts[0]
     if len(parts) > 1:
         if any((len(other), r) != (len(clip), rate) for other, r, _ in parts[1:]):
             kinds = ", ".join(f"{len(other)} channels at {r} Hz" for other, r, _ in parts)
             raise ValueError(f"its parts differ: {kinds}; convert it to one recording")
-        if check is not None:
-            check(sum(other.shape[1] for other, _, _ in parts), rate, len(clip))
         clip = np.concatenate([other for other, _, _ in parts], axis=1)
     if seconds is not None:
         wanted = min(clip.shape[1], round(seconds * rate))

@@ -108,10 +108,8 @@ def open_image(data: bytes, max_pixels: int | None, note: Note) -> PIL.Image.Ima
         raise ValueError(_text(error)) from error
     if frames > 1 and image.format != "MPO":  # a photograph with its preview
         note(f"only the first of {frames} frames is kept")
-    if image.format == "TIFF" and not is_deep(image, data):
-        stored: int = getattr(image, "tag_v2").get(277, 1)  # noqa: B009 - of TIFF only: SamplesPerPixel
-        if (lost := stored - len(image.getbands())) > 0:
-            note(_LOST_BANDS.format(lost))
+    if not is_deep(image, data):
+        _note_lost_bands(image, note)
     return image
 
 
@@ -149,8 +147,9 @@ def picture_of(image: PIL.Image.Image, data: bytes, note: Note) -> Picture:
     if bands is None:
         if is_deep(image, data):
             if image.format == "TIFF" and getattr(image, "tag_v2").get(284, 1) == 2:  # noqa: B009 - of TIFF only
-                raise ValueError("planes of 16 bits need tifffile: pip install 'transformers-walloc[rasters]'")
+                raise ValueError("planes of 16 bits need tifffile, and imagecodecs where they are compressed")
             note("samples of more than 8 bits are kept with 8 bits")
+            _note_lost_bands(image, note)
         gray = is_gray(image)
         alpha = transparency(image)
         colours, profile = _colours(image, gray, note)
@@ -174,7 +173,7 @@ def check_pixels(width: int, height: int, max_pixels: int | None, bands: int = 1
     """ValueError for a picture that is too large; more than three bands count as so many more pixels."""
     pixels = width * height * max(3, bands) // 3
     if max_pixels is not None and pixels > max_pixels:
-        of = f" of {bands} bands, which count as {pixels}" if bands > 3 else ""
+        of = f" of {bands} bands, which count as {pixels}" if width * height <= max_pixels else ""
         raise ValueError(
             f"{width} x {height} pixels{of}, more than the limit of {max_pixels}; raise max_pixels if there are "
             f"{40 * pixels / 1e9:.1f} GB of memory"
@@ -222,6 +221,14 @@ def upright(image: PIL.Image.Image, note: Note) -> PIL.Image.Image:
         name: value for name, value in image.info.items() if name not in ("exif", "xmp", "XML:com.adobe.xmp")
     }
     return turned
+
+
+def _note_lost_bands(image: PIL.Image.Image, note: Note) -> None:
+    """Of a TIFF: samples of a pixel that Pillow passes over."""
+    if image.format == "TIFF":
+        stored: int = getattr(image, "tag_v2").get(277, 1)  # noqa: B009 - of TIFF only: SamplesPerPixel
+        if (lost := stored - len(image.getbands())) > 0:
+            note(_LOST_BANDS.format(lost))
 
 
 def _text(error: Any) -> str:

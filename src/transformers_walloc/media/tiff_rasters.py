@@ -146,5 +146,6 @@ def check_size(shape: tuple[int, ...], layout: str, max_pixels: int | None) -> N
     if max_pixels is not None and pixels > max_pixels:
         # Width first, as of pictures.
         shown = " x ".join(map(str, (*sizes[:-2], sizes[-1], sizes[-2])))
-        of = f" of {bands} bands, which count as {pixels}" if bands > 3 else ""
+        # Of what is too large in any case the bands do not matter.
+        of = f" of {bands} bands, which count as {pixels}" if math.prod(sizes) <= max_pixels else ""
         raise MediaError(f"{shown} pixels{of}, more than the limit of {max_pixels}; raise max_pixels for it")
