@@ -7,12 +7,16 @@ Figures 5 to 11 of the paper, for our codecs, on the images and clips that are n
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from research.pages import ROOT
+from transformers_walloc.atomic import atomic_file
 from transformers_walloc.evaluation import metrics, plots
 from transformers_walloc.evaluation.codecs import CodecUnavailableError
 from transformers_walloc.evaluation.measure import MODELS
@@ -53,10 +57,10 @@ def main(argv=None) -> None:
             for model in models:
                 name = shown_spec(model)
                 figure = compare(kind, signal.array, [model, *rivals(kind, model)])
-                plots.save(figure, args.out / f"{name}_{stem}", ["png"])
+                save_small(figure, args.out / f"{name}_{stem}.jpg")
                 card = args.cards / name
                 if card.is_dir() and signal is chosen[0]:
-                    plots.save(figure, card / "reconstruction", ["png"], dpi=CARD_DPI)
+                    save_small(figure, card / "reconstruction.jpg", CARD_DPI)
         for model in models:
             draw_latents(kind, model, chosen[0].array, args.out, args.cards)
 
@@ -103,12 +107,25 @@ def draw_latents(kind: str, spec: str, array: np.ndarray, out: Path, cards: Path
     with torch.inference_mode():
         codes = model.decompress_codes(make_codec(spec, kind).write(array))[0].numpy()
     atlas = plots.latent_atlas(model)
-    plots.save(atlas, out / f"atlas_{name}", ["png"])
+    save_small(atlas, out / f"atlas_{name}.png")
     if (cards / name).is_dir():
-        plots.save(atlas, cards / name / "atlas", ["png"], dpi=CARD_DPI)
+        save_small(atlas, cards / name / "atlas.png", CARD_DPI)
     seconds = array.shape[-1] / SAMPLING_RATE if kind == "audio" else None
-    plots.save(plots.channel_maps(codes, seconds), out / f"channels_{name}", ["png"])
-    plots.save(plots.latent_histograms(codes), out / f"histograms_{name}", ["png"])
+    save_small(plots.channel_maps(codes, seconds), out / f"channels_{name}.png")
+    save_small(plots.latent_histograms(codes), out / f"histograms_{name}.png")
+
+
+def save_small(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """Photographs as JPEG, drawings as PNG of 256 colours: both stay in the repository's history for good."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (drawn,) = plots.save(figure, Path(scratch, "figure"), ["png"], dpi)
+        with Image.open(drawn) as opened:
+            picture = opened.convert("RGB")
+    with atomic_file(path) as file:
+        if path.suffix == ".jpg":
+            picture.save(file, "JPEG", quality=80, optimize=True)
+        else:
+            picture.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def results_page() -> str:
     field = pages.load("field")
     if field is not None:
         field |= {"table": field_table(field, pages.load("table1"))}
-    drawn = sorted((pages.ROOT / "docs" / "pictures").glob("*.png"))
+    drawn = sorted((pages.ROOT / "docs" / "pictures").glob("*_*.*g"))
     return pages.render(
         "results.md.jinja",
         sections=sections,
