@@ -11,6 +11,8 @@ from typing import Literal, get_args
 
 import torch
 
+from .runtime import is_traced
+
 QuantizationMode = Literal["noise", "round", "none"]
 QUANTIZATION_MODES: tuple[str, ...] = get_args(QuantizationMode)
 
@@ -70,7 +72,7 @@ def quantize(u: torch.Tensor, mode: QuantizationMode, step: float = 1.0) -> torc
 
 def check_finite(x: torch.Tensor, name: str) -> None:
     """Only on the CPU: elsewhere the answer would have to wait for the device."""
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not x.isfinite().all():
+    if x.device.type == "cpu" and not is_traced(x) and not x.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinite values")
 
 

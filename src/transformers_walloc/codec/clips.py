@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from . import runtime  # noqa: F401 - makes forked processes safe
 from .audio_decoding import decode_audio
 
 logger = logging.get_logger(__name__)

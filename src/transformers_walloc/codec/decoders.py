@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_walloc import WallocConfig
 from .layers import pointwise, pointwise_layer
 from .network_kernel import restore_details
+from .runtime import channels_last
 
 
 def make_decoder(config: WallocConfig) -> nn.Module:
@@ -92,11 +93,11 @@ class RestorationNetwork(nn.Module):
         dtype = self.stem.weight.dtype
         # Scales bring pixels, latents and what is added close to unit variance.
         pixels = F.pixel_unshuffle((4.0 * picture).to(dtype), self.downsampling)
-        latents = torch.asinh(0.1 * z.float()).to(dtype).contiguous(memory_format=torch.channels_last)
+        latents = channels_last(torch.asinh(0.1 * z.float()).to(dtype))
         latents = F.pixel_shuffle(self.latent_stem(latents), self.magnification)
         detail = restore_details(self, pixels, latents)
         if detail is None:
-            hidden = self.stem(pixels.contiguous(memory_format=torch.channels_last))
+            hidden = self.stem(channels_last(pixels))
             hidden = F.relu(hidden + self.latent_join(latents))
             for block in self.blocks:
                 hidden = block(hidden)
@@ -140,8 +141,7 @@ class ResidualDecoder(nn.Module):
         hidden = torch.asinh(3.0 * z.float() / self.latent_std.float().view(per_channel)).to(self.stem.weight.dtype)
         if z.ndim == 3:
             hidden = hidden[:, :, None]
-        memory_format = torch.channels_last if hidden.ndim == 4 else torch.channels_last_3d
-        hidden = self.stem(hidden.contiguous(memory_format=memory_format))
+        hidden = self.stem(channels_last(hidden))
         for block in self.blocks:
             hidden = block(hidden)
         # Subbands span more than eight bits of precision, so the sum is formed in float32 whatever the network runs in.

@@ -14,7 +14,8 @@ from typing import Any, TypedDict
 import numpy as np
 import PIL.Image
 import torch
-from transformers import BaseImageProcessor, BatchFeature
+from transformers import BatchFeature
+from transformers.image_processing_backends import PilBackend
 from transformers.utils import logging
 
 from .image_colours import to_gray, to_srgb
@@ -44,7 +45,7 @@ class WallocImageProcessorKwargs(TypedDict, total=False):
     raster_format: dict | None
 
 
-class WallocImageProcessor(BaseImageProcessor):
+class WallocImageProcessor(PilBackend):
     r"""
     Prepares images for a WaLLoC codec and turns decoded pixels back into images.
 
@@ -102,7 +103,6 @@ class WallocImageProcessor(BaseImageProcessor):
     def __init__(self, **kwargs):
         check_options(kwargs, also=BOOKKEEPING_KEYS)
         super().__init__(**kwargs)
-        self._set_attributes(**kwargs)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -138,7 +138,7 @@ class WallocImageProcessor(BaseImageProcessor):
             return open_source(image_url_or_urls)
         return image_url_or_urls
 
-    def process_image(
+    def process_image(  # type: ignore[override]
         self, image, num_channels: int, input_data_format=None, device=None, do_rescale: bool = True, **kwargs
     ) -> torch.Tensor:
         """One image of any kind -> (num_channels, h, w) tensor, values and dtype untouched."""
@@ -207,7 +207,7 @@ class WallocImageProcessor(BaseImageProcessor):
             raise ValueError("empty batch: there is no image to process")
         return flat
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]
         self,
         images: list[torch.Tensor],
         patch_size: int,
@@ -224,7 +224,8 @@ class WallocImageProcessor(BaseImageProcessor):
         height, width = (-(-max(lengths) // patch_size) * patch_size for lengths in zip(*sizes, strict=True))
         channels = images[0].shape[0]
         if do_rescale or any(image.dtype != torch.uint8 for image in images):
-            batch = torch.empty((len(images), channels, height, width), device=images[0].device)
+            shape = len(images), channels, height, width
+            batch = torch.empty(shape, dtype=torch.float32, device=images[0].device)
         else:
             batch = torch.empty((len(images), height, width, channels), dtype=torch.uint8, device=images[0].device)
             batch = batch.permute(0, 3, 1, 2)

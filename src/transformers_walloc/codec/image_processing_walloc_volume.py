@@ -59,6 +59,8 @@ class WallocVolumeImageProcessor(WallocImageProcessor):
         """
         check_options(kwargs)
         names = ("num_channels", "patch_size", "input_data_format", "raster_format", "device", "return_tensors")
+        if not kwargs.get("do_rescale", self.do_rescale):
+            raise ValueError("do_rescale is False; valid for volumes: True, since their codecs take floats alone")
         options: dict[str, Any] = {name: kwargs.get(name, getattr(self, name, None)) for name in names}
         stated = options["raster_format"]
         raster = RasterFormat.from_dict(stated) if stated else None
@@ -161,6 +163,6 @@ def _channels_first(volume: Any, num_channels: int, input_data_format: str | Non
 def _to_unit(planes: np.ndarray, raster: RasterFormat | None) -> np.ndarray:
     if raster is not None:
         return raster.to_unit(planes)
-    unit = torch.empty(planes.shape)
+    unit = torch.empty(planes.shape, dtype=torch.float32)
     write_pixels(unit, torch.from_numpy(np.ascontiguousarray(planes)))
     return unit.numpy()

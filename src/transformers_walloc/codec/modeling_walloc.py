@@ -28,6 +28,7 @@ from .outputs import (
     WallocImageModelOutput,
 )
 from .pixels import scale_pixels
+from .runtime import is_traced
 from .tiles import run_in_tiles
 from .wavelets import wavelet_packet_synthesis
 
@@ -185,7 +186,7 @@ class CodecModel(EncodingModel):
     def _check_codes(self, codes: torch.Tensor) -> None:
         if codes.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
             raise TypeError(f"codes must be signed integers and latents real floats, got {codes.dtype}")
-        if codes.device.type == "cpu" and not torch.compiler.is_compiling():
+        if codes.device.type == "cpu" and not is_traced(codes):
             limit = int(latent_limit(self.config.latent_bits))
             low, high = (value.item() for value in codes.aminmax())
             if low < -limit or high > limit:

@@ -16,6 +16,7 @@ from .bottleneck import code_dtype, latent_limit
 from .encoder_kernel import PictureEncoder, fits_kernel
 from .layers import from_weights, is_pointwise
 from .reflection import extend, mirrored
+from .runtime import is_traced
 
 KERNEL_DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -73,9 +74,9 @@ def picture_encoder(encoder: Any, pixels: torch.Tensor) -> PictureEncoder | None
     """The kernel with the weights that an encoder has now, or None where it does not serve."""
     if pixels.dtype not in KERNEL_DTYPES or pixels.device.type != "cpu":
         return None
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
     weights = list(encoder.parameters())
+    if is_traced(pixels, *weights):
+        return None
     if torch.is_grad_enabled() and any(x.requires_grad for x in (pixels, *weights)):
         return None
     if not all(_is_plain(x) for x in (pixels, *weights)):
@@ -96,12 +97,7 @@ def picture_encoder(encoder: Any, pixels: torch.Tensor) -> PictureEncoder | None
 
 def _is_plain(x: torch.Tensor) -> bool:
     """Whether the values of a tensor are in its memory, and nobody counts or transforms what is done to it."""
-    kinds = (torch.Tensor, torch.nn.Parameter)
-    return (
-        type(x) in kinds
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
+    return type(x) in (torch.Tensor, torch.nn.Parameter) and torch._C._len_torch_dispatch_stack() == 0
 
 
 def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:

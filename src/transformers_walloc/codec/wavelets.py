@@ -18,6 +18,7 @@ import torch
 
 from .fast_wavelets import analyse_tiles, filter_and_project, filter_bank, fits_tiles, put_groups, synthesise_tiles
 from .filter_banks import BOUNDARIES, Boundary, check_wavelet, stages, wavelet_filters
+from .runtime import is_traced
 from .wavelet_convolutions import analysis_bands, band_order, synthesis_bands, wide_dtype
 
 __all__ = [
@@ -109,7 +110,7 @@ def analyse_and_project(
         (batch, outputs, *(sizes / 2**num_levels)) in at least float32. Unless a gradient of
         `x` is needed this is several times faster than the two steps, and equal up to rounding.
     """
-    if _is_plain_inference(x):
+    if _is_plain_inference(x) and not is_traced(weight, bias):
         grid = _grid(x, num_levels)
         if fits_tiles(grid, num_levels, wavelet, boundary, "analysis"):
             return _FastProjection.apply(x, weight, bias, _project_by_tiles, num_levels, wavelet, boundary, num_dims)
@@ -222,7 +223,7 @@ def _project_by_filter_bank(
 
 def _is_plain_inference(*tensors: torch.Tensor | None) -> bool:
     """Whether nothing records the operations: no gradient, no graph capture by the compiler."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_traced(*tensors):
         return False
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
 

@@ -169,6 +169,7 @@ class RowReader:
 
     def __init__(self, codec: str | WallocImageEncoder | WallocImageModel):
         self._source = codec
+        self._loaded: Any = None if isinstance(codec, str) else codec
         if isinstance(codec, str):
             self.config = WallocImageConfig.from_pretrained(codec)
             self._read = {self.config.latent_fingerprint}
@@ -217,10 +218,16 @@ class RowReader:
         _check_storage(row["storage"])
 
     def _encoder(self) -> WallocImageEncoder | WallocImageModel:
-        if isinstance(self._source, str):
-            self._source = WallocImageEncoder.from_pretrained(self._source, dtype=torch.float32)
-        encoder: Any = self._source
-        return encoder
+        if self._loaded is None:
+            self._loaded = WallocImageEncoder.from_pretrained(str(self._source), dtype=torch.float32)
+        loaded: WallocImageEncoder | WallocImageModel = self._loaded
+        return loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what use brings: the hash that `datasets` takes of it stays the same."""
+        if not isinstance(self._source, str):
+            return self.__dict__
+        return {**self.__dict__, "_loaded": None, "_read": {self.config.latent_fingerprint}}
 
 
 def _check_storage(storage: str) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
-from transformers import BaseImageProcessor, BatchFeature, PreTrainedConfig
+from transformers import BatchFeature, PreTrainedConfig
+from transformers.image_processing_backends import PilBackend
 
 from ..codec.identity import codec_name
 from ..codec.image_processing_walloc import WallocImageProcessor
@@ -79,7 +80,7 @@ class WallocLatentImageProcessorKwargs(TypedDict, total=False):
     input_data_format: str | None
 
 
-class WallocLatentImageProcessor(BaseImageProcessor):
+class WallocLatentImageProcessor(PilBackend):
     r"""
     Turns images into the input of a model made by [`load_on_latents`]: resize, encode, undo the companding, scale, lay
     out the windows of the patches. `for_model` reads all options but the codec from the model's config.
@@ -157,7 +158,6 @@ class WallocLatentImageProcessor(BaseImageProcessor):
             for name in {"min_pixels", "max_pixels"} & chosen.keys():
                 del kwargs[name]  # which are in the size now
         super().__init__(**kwargs)
-        self._set_attributes(**kwargs)
         self.model_input_names = [self.output_name, *COMPANIONS.get(self.layout, [])]
         self._encoder: WallocImageEncoder | None = None
         self._readers: dict[bool, RowReader] = {}
