@@ -141,7 +141,7 @@ def summarise_ways(
     measures: dict[str, str],
     ratios: Sequence[float],
     ways: dict[str, str],
-    compared: Sequence[str],
+    best: str,
 ) -> None:
     """As `summarise`, for more ways than stand side by side with their intervals: a row for each of them.
 
@@ -149,13 +149,15 @@ def summarise_ways(
 
     Args:
         measures: as for `summarise`; "bpp" is no share but bits per pixel of the files.
-        compared: of the ways, those whose difference stands in the short table, which the README has too.
+        best: of the ways, the one whose difference stands in the short table. The README has that, without what is
+            "linear", in whole percent.
     """
     study = load_study(path, "")
     title = json.loads(path.read_text())["title"]
     main, against = next(iter(measures)), next(iter(ways))
     shares = [measure for measure in measures if measure != "bpp"]
     short, rows, counts = [], [], {}
+    readme, chosen = [], [way for way in ways if "linear" not in way]
     for ratio in ratios:
         found = [way for way in ways if f"{way}-{ratio:g}" in study.scores]
         signals = study.common(["original", *(f"{way}-{ratio:g}" for way in found)])
@@ -163,11 +165,10 @@ def summarise_ways(
         values = {
             (way, measure): study.values(f"{way}-{ratio:g}", measure, signals) for way in found for measure in shares
         }
-        means = {way: f"{np.nanmean(values[way, main]):.1f}" for way in found}
-        differences = {way: _shown(interval(values[way, main] - values[against, main]), "+") for way in found}
-        short.append(
-            [f"{ratio:g}", *(means.get(way, "") for way in ways), *(differences.get(way, "") for way in compared)]
-        )
+        means = {way: np.nanmean(values[way, main]) for way in found}
+        gain = _shown(interval(values[best, main] - values[against, main]), "+") if best in found else ""
+        short.append([f"{ratio:g}", *(f"{means[way]:.1f}" if way in means else "" for way in ways), gain])
+        readme.append([f"{ratio:g}", *(f"{means[way]:.0f}" if way in means else "" for way in chosen), gain])
         for way in found:
             rate = study.values(f"{way}-{ratio:g}", "bpp", signals, 1)
             row = [f"{ratio:g}", ways[way], "" if np.isnan(rate).all() else f"{np.nanmean(rate):.3f}"]
@@ -186,13 +187,14 @@ def summarise_ways(
     )
     numbers = " to ".join(f"{n:,}" for n in sorted(set(counts.values())))
     head = f"{title}; {numbers} of them; {measures[main]}, as the original has:"
-    columns = ["DR", *ways.values(), *(f"{ways[way]} - {ways[against]}" for way in compared)]
-    table = _table(columns, short)
+    gained = f"{ways[best]} - {ways[against]} (95% interval)"
+    table = _table(["DR", *ways.values(), gained], short)
+    few = _table(["DR", *(ways[way] for way in chosen), gained], readme)
     columns = ["DR", "", measures["bpp"]]
     for measure in shares:
         columns += [measures[measure], f"against {ways[against]}"]
     rest = f"With 95% intervals of the bootstrap over the pictures; {whole}."
-    for page, text in {PAGE: [head, table, rest, _table(columns, rows)], README: [head, table]}.items():
+    for page, text in {PAGE: [head, table, rest, _table(columns, rows)], README: [few]}.items():
         if f"<!-- {name}:begin -->" in (old := page.read_text()):
             write_atomically(page, between(old, name, "\n\n".join(text)))
     _draw(study, None, main, ratios, ways, measures[main], PICTURE.with_stem(f"{PICTURE.stem}_{name}"))
