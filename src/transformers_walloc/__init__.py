@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from .latents.datasets import latent_transform
     from .latents.image_processing import WallocLatentImageProcessor
     from .latents.modeling import WallocLatentConfig, WallocLatentModel
-    from .latents.picture import latents_to_pixels
+    from .latents.picture import latents_to_pixels, show_latents
     from .latents.pretrained import load_on_latents
     from .latents.processors import load_processor_on_latents
     from .latents.separation import WallocForAudioSourceSeparation, WallocSeparationConfig
     from .latents.symmetries import transform_latents
+    from .latents.transforms import ToLatents
     from .latents.values import LatentView, latent_values, latent_windows
     from .latents.writing import compress_dataset, write_latent_dataset
     from .loading import load_codec
@@ -52,6 +53,7 @@ __all__ = [
     "FileCodec",
     "LatentAugmentation",
     "LatentView",
+    "ToLatents",
     "WallocAudioConfig",
     "WallocAudioDecoderOutput",
     "WallocAudioEncoder",
@@ -88,6 +90,7 @@ __all__ = [
     "load_on_latents",
     "load_processor_on_latents",
     "publish",
+    "show_latents",
     "transform_latents",
     "write_latent_dataset",
 ]
@@ -110,11 +113,12 @@ _MODULES = {
     "latents.datasets": ("latent_transform",),
     "latents.image_processing": ("WallocLatentImageProcessor",),
     "latents.modeling": ("WallocLatentConfig", "WallocLatentModel"),
-    "latents.picture": ("latents_to_pixels",),
+    "latents.picture": ("latents_to_pixels", "show_latents"),
     "latents.pretrained": ("load_on_latents",),
     "latents.processors": ("load_processor_on_latents",),
     "latents.separation": ("WallocForAudioSourceSeparation", "WallocSeparationConfig"),
     "latents.symmetries": ("transform_latents",),
+    "latents.transforms": ("ToLatents",),
     "latents.values": ("LatentView", "latent_values", "latent_windows"),
     "latents.writing": ("compress_dataset", "write_latent_dataset"),
     "codec.outputs": (

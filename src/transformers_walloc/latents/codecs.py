@@ -29,17 +29,18 @@ def identity_of(codec: Any) -> CodecIdentity:
     return CodecIdentity(name=codec_name(config.name_or_path), revision=revision, fingerprint=codec.fingerprint())
 
 
-def check_identity(expected: dict[str, Any] | None, found: dict[str, Any], what: str) -> None:
+def check_identity(expected: Any, found: Any, what: str) -> None:
     """Refuse another codec than the one that a model was made for.
 
     Args:
         expected: `config.walloc_codec`; None for models of before it was kept, which pass.
-        what: has the codec `found`, for the message.
+        found: a codec, an encoder or a reader of rows: what has `config`, `reads` and `fingerprint`.
+        what: has that codec, for the message.
     """
-    if expected is not None and expected["fingerprint"] != found["fingerprint"]:
-        name = found["name"] or "without a name"
+    if expected is not None and not found.reads(expected["fingerprint"]):
+        name = codec_name(found.config.name_or_path) or "without a name"
         raise ValueError(
-            f"{what} is of codec {name!r} ({found['fingerprint']}), the model is on latents of {expected['name']!r} "
+            f"{what} is of codec {name!r} ({found.fingerprint()}), the model is on latents of {expected['name']!r} "
             f"({expected['fingerprint']}): use that codec"
         )
 

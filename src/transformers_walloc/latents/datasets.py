@@ -21,12 +21,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from transformers import PreTrainedConfig
 
 from ..codec.bitstream import unpack
 from ..codec.configuration_walloc import WallocImageConfig
 from ..codec.identity import codec_name
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder, WallocImageModel
+from .codecs import check_identity, codec_of
+from .families import family_of, merge_size
+from .layouts import model_inputs
 from .packing import codes_from_bytes, codes_to_image
 from .values import LatentView, resize_pixels
 
@@ -102,8 +106,9 @@ class LatentTransform:
         codec: Hub id, folder or model of the codec that wrote the data set.
         content: `values` (companding undone, scaled), `latents` (companded) or `codes` (int8, times the
             row's step they are latents).
-        windows: `config.walloc_latents` of the model, to give it its windows and scale; the data set must have their
-            halo. By default no windows and the scale of the codec's corpus, [`LatentView.scaled`].
+        windows: the model's config, to give it its windows and scale, laid out as it takes an image, and to check that
+            it is on latents of this codec; or its `walloc_latents` alone. The data set must have their halo. By default
+            no windows and the scale of the codec's corpus, [`LatentView.scaled`].
         output_name: key of the result; processors and models of vision call it `pixel_values`.
         size: (height, width) in pixels that every row must have been written at; None for any.
         augmentation: what is done to the latents of every row anew, such as a [`LatentAugmentation`], called with
@@ -114,7 +119,7 @@ class LatentTransform:
         self,
         codec: str | WallocImageEncoder | WallocImageModel,
         content: Content = "values",
-        windows: dict[str, Any] | None = None,
+        windows: dict[str, Any] | PreTrainedConfig | None = None,
         output_name: str = "latent_values",
         size: Sequence[int] | None = None,
         augmentation: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
@@ -125,6 +130,10 @@ class LatentTransform:
             raise ValueError(f"windows are of values, not of {content}")
         self.reader = RowReader(codec)
         config = self.reader.config
+        self.model_config = None
+        if isinstance(windows, PreTrainedConfig):
+            self.model_config, windows = windows, windows.walloc_latents
+            check_identity(codec_of(self.model_config), self.reader, "the data set")
         self.view = LatentView.scaled(config) if windows is None else LatentView(config, **windows)
         self.content, self.output_name, self.size = content, output_name, size
         self.augmentation = augmentation
@@ -133,7 +142,18 @@ class LatentTransform:
         batch = dict(batch)
         rows = batch.pop(LATENTS)
         codes = self.reader.batch(rows)
-        batch[self.output_name] = [self._convert(*pair) for pair in zip(rows, codes, strict=True)]
+        images = [self._convert(*pair) for pair in zip(rows, codes, strict=True)]
+        if self.model_config is None:
+            batch[self.output_name] = images
+            return batch
+        layout, merge = family_of(self.model_config).layout, merge_size(self.model_config)
+        for image in images:
+            inputs = model_inputs([image], self.view.kernel_size, layout, merge)
+            # Rows of patches have no axis for the image; all else has one.
+            flat = layout in ("rows", "patches")
+            for name, value in inputs.items():
+                name = self.output_name if name == "pixel_values" else name
+                batch.setdefault(name, []).append(value if flat and name == self.output_name else value[0])
         return batch
 
     def _convert(self, row: dict[str, Any], codes: torch.Tensor) -> torch.Tensor:
@@ -206,15 +226,23 @@ class RowReader:
             return torch.from_numpy(codes_from_bytes(data, shape, self.config.latent_bits))
         return torch.from_numpy(np.frombuffer(data, np.int8).reshape(shape).copy())
 
+    def reads(self, fingerprint: str) -> bool:
+        """Whether codes of an encoder with this fingerprint are those of this codec."""
+        if fingerprint not in self._read and self._encoder().reads(fingerprint):
+            self._read.add(fingerprint)
+        return fingerprint in self._read
+
+    def fingerprint(self) -> str:
+        """That of the codec's encoder."""
+        return self._encoder().fingerprint()
+
     def _check(self, row: dict[str, Any]) -> None:
         name, _, fingerprint = row["codec"].rpartition(":")
-        if fingerprint not in self._read:
-            if not self._encoder().reads(fingerprint):
-                raise ValueError(
-                    f"the latents were written by codec {name!r} ({fingerprint}), this is "
-                    f"{codec_name(self.config.name_or_path)!r} ({self._encoder().fingerprint()})"
-                )
-            self._read.add(fingerprint)
+        if not self.reads(fingerprint):
+            raise ValueError(
+                f"the latents were written by codec {name!r} ({fingerprint}), this is "
+                f"{codec_name(self.config.name_or_path)!r} ({self.fingerprint()})"
+            )
         _check_storage(row["storage"])
 
     def _encoder(self) -> WallocImageEncoder | WallocImageModel:

@@ -14,7 +14,7 @@ from ..codec.identity import codec_name
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder
 from ..codec.pixels import scale_pixels
-from .codecs import check_device, check_identity, identity_of, unpack_encoder
+from .codecs import check_device, check_identity, unpack_encoder
 from .datasets import RowReader
 from .flat_code import auto_map, write_code
 from .layouts import model_inputs
@@ -187,6 +187,21 @@ class WallocLatentImageProcessor(PilBackend):
         unit = self.patch_size * self._load_encoder(self.codec, None).config.patch_size
         return (self.size["height"] // unit) * (self.size["width"] // unit)
 
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of images for the encoder, at which data sets of latents are to be written.
+
+        None where the model takes any size. Of a model that cuts pictures into tiles it is that of a tile, which stored
+        latents are one of.
+        """
+        config = self._load_encoder(self.codec, None).config
+        if self.tiling is None:
+            return (self.size["height"], self.size["width"]) if self.do_resize else None
+        if self.layout not in ("image", "nested", "masked", "tiles") or "Pixtral" in Tiling(self.tiling).name:
+            return None
+        _, _, height, width = Tiling(self.tiling).plan(1, 1).tiles[0].box
+        unit = self.patch_size * config.patch_size
+        return height // self.pixel_patch_size * unit, width // self.pixel_patch_size * unit
+
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> Any:
         """What the pixel model's image processor says of an image of this size: patches, tiles, rows and columns.
 
@@ -301,12 +316,8 @@ class WallocLatentImageProcessor(PilBackend):
             for image in sample:
                 stored = stored_latents(image, encoder.config, self._row_reader)
                 if stored is not None:
-                    grid = None
-                    if tiling is not None and layout in ("image", "nested", "masked", "tiles"):
-                        box = tiling.plan(1, 1).tiles[0].box
-                        grid = box[2] // self.pixel_patch_size, box[3] // self.pixel_patch_size
-                    elif tiling is None and do_resize:
-                        grid = size["height"] // unit, size["width"] // unit
+                    wanted = self.input_size()
+                    grid = None if wanted is None else (wanted[0] // unit, wanted[1] // unit)
                     windows = to_whole_patches(stored, view, merge_size, grid).to(encoder.device)
                     height, width = (length // view.kernel_size * unit for length in windows.shape[1:])
                     plan = Plan([Tile.whole((height, width))] * (2 if layout == "tiles" else 1))
@@ -392,7 +403,7 @@ class WallocLatentImageProcessor(PilBackend):
                 self._encoder = WallocImageEncoder.from_pretrained(str(codec), dtype=torch.float32)
             if self.fingerprint is not None:
                 expected = {"name": codec_name(self.codec), "fingerprint": self.fingerprint}
-                check_identity(expected, identity_of(self._encoder), "the encoder")  # type: ignore[arg-type]
+                check_identity(expected, self._encoder, "the encoder")
         return self._encoder if device is None else self._encoder.to(device)
 
     def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
@@ -402,6 +413,13 @@ class WallocLatentImageProcessor(PilBackend):
         self.auto_map = auto_map("AutoImageProcessor", WallocLatentImageProcessor)
         write_code(save_directory, "image_processing")
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        config = None if self._encoder is None and self.encoder is None else self._load_encoder(self.codec, None).config
+        grid = f", DR {config.dimensionality_reduction:g}, grid of {config.patch_size} pixels" if config else ""
+        cut = f"tiled as {Tiling(self.tiling).name}" if self.tiling else f"size {dict(self.size)}"
+        patches = f"patches of {self.patch_size} x {self.patch_size} latents"
+        return f"{type(self).__name__}({self.codec!r}{grid}, {patches}, halo {self.halo}, {cut})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {

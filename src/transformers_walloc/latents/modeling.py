@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConf
 
 from ..codec.configuration_walloc import WallocImageConfig
 from ..codec.modeling_walloc import WallocImageEncoder, WallocImageModel
+from .codecs import check_identity, codec_of
 from .families import family_of, image_grid, merge_size
 from .layouts import model_inputs
 from .pretrained import load_on_latents
+from .processors import load_image_codec
 from .values import LatentView
 
 
@@ -95,6 +97,8 @@ class WallocLatentModel(PreTrainedModel):
         self.model = model if model is not None else _model_class(config.model_class)._from_config(config.model_config)
         if model is None and config.model_generation_config:
             self.model.generation_config = GenerationConfig.from_dict(config.model_generation_config)
+        if codec is not None and model is not None:
+            check_identity(codec_of(model.config), codec, "the encoder")
         config.codec_config, config.model_config = self.codec.config, self.model.config
         for part in filter(None, (codec, model)):
             for module in part.modules():
@@ -117,7 +121,7 @@ class WallocLatentModel(PreTrainedModel):
     def from_pixel_model(
         cls,
         pretrained: str,
-        codec: WallocImageModel,
+        codec: str | WallocImageModel,
         auto_class: Any = AutoModel,
         freeze_codec: bool = True,
         **kwargs: Any,
@@ -125,11 +129,12 @@ class WallocLatentModel(PreTrainedModel):
         """
         Args:
             pretrained: Hub id or folder of a pixel model of a family that [`load_on_latents`] knows.
-            codec: full model; its encoder becomes a part of the new model.
+            codec: bundled name, Hub id, folder or full model; its encoder becomes a part of the new model.
             auto_class: class to load the pixel model with, such as `AutoModelForImageTextToText`.
             freeze_codec: whether the encoder stays as it is in training.
             **kwargs: the options of [`load_on_latents`].
         """
+        codec = load_image_codec(codec)
         model = load_on_latents(pretrained, codec, auto_class, **kwargs)
         encoder = WallocImageEncoder(codec.config)
         encoder.encoder.load_state_dict(codec.encoder.state_dict())

@@ -2,6 +2,7 @@
 
 import math
 
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -82,3 +83,22 @@ def _factor(latent_channels: int, num_channels: int) -> int:
     if latent_channels != num_channels * factor**2:
         raise ValueError(f"{latent_channels} channels of latents are not {num_channels} times a square")
     return factor
+
+
+def show_latents(latents: torch.Tensor, columns: int | None = None) -> PIL.Image.Image:
+    """Channels of latents as tiles of a gray picture, which a notebook shows; each channel fills black to white.
+
+    Args:
+        latents: (channels, height, width), or a batch of one; latents, codes or values.
+        columns: tiles in a row; about as many as rows by default.
+    """
+    channels = latents.detach().float().cpu().reshape(-1, *latents.shape[-2:])
+    if latents.ndim not in (3, 4) or (latents.ndim == 4 and len(latents) != 1):
+        raise ValueError(f"latents of shape {tuple(latents.shape)}; valid: (channels, height, width)")
+    columns = columns or math.ceil(math.sqrt(len(channels)))
+    low, high = channels.amin((1, 2), keepdim=True), channels.amax((1, 2), keepdim=True)
+    tiles = F.pad((channels - low) / (high - low).clamp_min(1e-12), (1, 0, 1, 0))
+    empty = -len(tiles) % columns
+    tiles = torch.cat([tiles, tiles.new_zeros(empty, *tiles.shape[1:])])
+    sheet = rearrange(tiles, "(r c) h w -> (r h) (c w)", c=columns)
+    return PIL.Image.fromarray((sheet * 255).round().to(torch.uint8).numpy())

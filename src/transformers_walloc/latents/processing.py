@@ -104,6 +104,9 @@ class _OnLatents:
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "pixel_processor_class": self.pixel_processor_class}  # type: ignore[misc]
 
+    def __repr__(self) -> str:
+        return f"{self.pixel_processor_class} on latents: {self.image_processor!r}"
+
     def __reduce__(self) -> Any:
         return _restore, (self.pixel_processor_class, self.__dict__)
 

@@ -16,7 +16,7 @@ from ..bundled import BUNDLED_NAMES, NAMESPACE
 from ..codec.identity import codec_name
 from ..codec.modeling_walloc import WallocImageEncoder, WallocImageModel
 from ..loading import codec_path
-from .codecs import check_identity, codec_of, identity_of, pack_encoder
+from .codecs import check_identity, codec_of, pack_encoder
 from .families import family_of, image_grid
 from .families import merge_size as merge_size_of
 from .image_processing import WallocLatentImageProcessor
@@ -94,7 +94,7 @@ def options_for_model(config: PreTrainedConfig, codec: Any = None) -> dict[str, 
             "unchecked. Fold the model again to have it said",
             stacklevel=3,
         )
-    check_identity(known, identity_of(encoder), "codec=")  # type: ignore[arg-type]
+    check_identity(known, encoder, "codec=")
     unit, grid = LatentView(encoder.config, **own).patch_pixels, image_grid(config)
     options: dict[str, Any] = {
         "codec": codec_name(name) if os.path.isdir(name) else name,  # no folder of this machine; it has the encoder
@@ -104,7 +104,7 @@ def options_for_model(config: PreTrainedConfig, codec: Any = None) -> dict[str, 
         "layout": family_of(config).layout,
         "merge_size": merge_size_of(config),
         "do_resize": grid is not None,
-        "fingerprint": encoder.fingerprint(),
+        "fingerprint": known["fingerprint"] if known else encoder.fingerprint(),
         "encoder": pack_encoder(encoder),
     }
     pixels = getattr(config, "walloc_pixels", None)

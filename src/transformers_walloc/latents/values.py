@@ -126,7 +126,9 @@ class LatentView:
             (batch, latent_channels, h + 2 halo, w + 2 halo), companded and not rounded, float32.
         """
         pixels = pixels.to(encoder.device)
-        pixels = pixels if pixels.dtype == torch.uint8 else pixels.float()
+        if pixels.dtype != torch.uint8:
+            pixels = pixels.float()
+            check_range(pixels)
         return encoder.encode(self.extend(pixels)).latents
 
     def extend(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -181,6 +183,18 @@ class LatentView:
 
     def _channels(self, numbers: Any, like: torch.Tensor) -> torch.Tensor:
         return torch.tensor(numbers, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def check_range(pixels: torch.Tensor) -> None:
+    """Refuse pixels in 0..1 or 0..255, or normalised ones, which would be encoded saturated."""
+    if torch.compiler.is_compiling() or pixels.device.type == "meta" or not pixels.numel():
+        return
+    low, high = (bound.item() for bound in torch.aminmax(pixels.detach()))
+    if low < -0.51 or high > 0.51:
+        raise ValueError(
+            f"pixels lie in {low:.3g}..{high:.3g}; valid: [-0.5, 0.5], a mean of 0.5 and a standard deviation of 1 in "
+            "an image processor of transformers, or uint8"
+        )
 
 
 def latent_values(latents: torch.Tensor, config: WallocImageConfig, step: float = 1.0) -> torch.Tensor:
