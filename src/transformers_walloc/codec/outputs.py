@@ -23,8 +23,8 @@ class WallocEncoderOutput(ModelOutput):
 class WallocImageDecoderOutput(ModelOutput):
     """
     Args:
-        pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`, of volumes with a depth in
-            front of the height): in [-0.5, 0.5].
+        pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): in [-0.5, 0.5]; of volumes
+            with a depth in front of the height.
     """
 
     pixel_values: torch.Tensor | None = None
