@@ -57,10 +57,13 @@ from transformers_walloc.atomic import atomic_file
 from transformers_walloc.cli.interrupts import run_program, unwinding
 
 def main():
-    with unwinding(), atomic_file("result") as partial:
-        partial.write_text("half")
-        print("working", flush=True)
-        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    try:
+        with unwinding(), atomic_file("result") as partial:
+            partial.write_text("half")
+            print("working", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    except KeyboardInterrupt as error:  # it came before the call
+        return error.status
 
 sys.exit(run_program(main))
 """
