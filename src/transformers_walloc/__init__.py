@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .bundled import bundled_path, link_bundled_checkpoints
+from .extras import naming_extras
 from .registration import register_when_needed
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from .codec.varints import WallocFormatError
     from .export import export_codec
     from .latents.augmentation import LatentAugmentation
-    from .latents.datasets import latent_transform
+    from .latents.datasets import decode_rows, latent_transform
     from .latents.image_processing import WallocLatentImageProcessor
     from .latents.modeling import WallocLatentConfig, WallocLatentModel
     from .latents.picture import latents_to_pixels, show_latents
@@ -80,6 +81,7 @@ __all__ = [
     "WallocVolumeModel",
     "bundled_path",
     "compress_dataset",
+    "decode_rows",
     "export_codec",
     "fit_codec",
     "latent_transform",
@@ -110,7 +112,7 @@ _MODULES = {
     ),
     "codec.modeling_walloc_volume": ("WallocVolumeEncoder", "WallocVolumeModel"),
     "latents.augmentation": ("LatentAugmentation",),
-    "latents.datasets": ("latent_transform",),
+    "latents.datasets": ("decode_rows", "latent_transform"),
     "latents.image_processing": ("WallocLatentImageProcessor",),
     "latents.modeling": ("WallocLatentConfig", "WallocLatentModel"),
     "latents.picture": ("latents_to_pixels", "show_latents"),
@@ -141,7 +143,8 @@ def __getattr__(name: str) -> Any:
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f".{module}", __name__), name)
+    with naming_extras():
+        value = globals()[name] = getattr(importlib.import_module(f".{module}", __name__), name)
     return value
 
 

@@ -48,13 +48,22 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
+def test_own_pictures_are_answered_with_few_codecs_and_no_timing(image_codec, images, tmp_path, capsys):
+    result = run("tables", "--data", images, "--out", tmp_path, "--models", image_codec)
+    assert [row["codec"] for row in result["rows"]] == ["tiny", "resize@factor=2", "resize@factor=4", "jpeg@like=tiny"]
+    assert all("speed" not in row and row["files"] == 2 for row in result["rows"])
+    assert set(result["rows"][0]) >= {"psnr", "ssim", "bpp"} and "ssimulacra2" not in result["rows"][0]
+    bars = capsys.readouterr().err.replace("\r", "\n")
+    assert "8/8" in bars and "codec" not in bars  # one bar, of two files and four codecs
+
+
 def test_tables_of_images(image_codec, images, tmp_path):
     from transformers_walloc.evaluation.specs import make_codec
 
     specs = [image_codec, f"{image_codec}@refine=2", f"{image_codec}@linear", f"jpeg@like={image_codec}"]
     specs += ["webp@quality=50", "resize@factor=4"]
     command = ["tables", "--data", images, "--out", tmp_path, "--codecs", *specs, "--threads", 1]
-    command += ["--speed_sizes", "1x32x48", "--repeats", 1]
+    command += ["--full", "--speed_sizes", "1x32x48", "--repeats", 1]
     result = run(*command)
     rows = {row["codec"]: row for row in result["rows"]}
     assert list(rows) == [

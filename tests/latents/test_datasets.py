@@ -12,9 +12,10 @@ import skimage.data
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, Features, Image, load_dataset, load_from_disk
+from huggingface_hub import DatasetCard
 
 from transformers_walloc import WallocImageEncoder
-from transformers_walloc.latents.datasets import RowReader, encode_rows, latent_transform
+from transformers_walloc.latents.datasets import RowReader, decode_rows, encode_rows, latent_transform
 from transformers_walloc.latents.values import latent_values, latent_windows
 from transformers_walloc.latents.writing import compress_dataset, write_latent_dataset
 
@@ -129,6 +130,49 @@ def test_folder_of_images(photos, codec, codec_folder, tmp_path):
         compress_dataset(str(photos), output, **options, splits=["test"])
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_one_broken_picture(photos, codec_folder, tmp_path, processes):
+    """Is passed over and said; the others keep names and labels. Streamed, and as pictures again."""
+    (photos / "cat" / "1.jpg").write_bytes((photos / "cat" / "1.jpg").read_bytes()[:200])
+    output, options = tmp_path / "latents", {"shard_rows": 2, "progress": False, "num_proc": processes}
+    written = compress_dataset(str(photos), output, codec_folder, **options, halo=1)["train"]
+    assert (written.num_rows, written.new_rows, written.num_errors) == (4, 4, 1)
+    assert compress_dataset(str(photos), output, codec_folder, **options, halo=1)["train"].num_errors == 1
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    (error,) = load_dataset("parquet", data_files=str(output / "errors" / "*.parquet"), split="train", **cache)
+    assert error["id"] == os.path.join("cat", "1.jpg") and error["error"]
+
+    dataset = load_dataset(str(output), split="train", **cache)
+    assert dataset["path"] == [
+        os.path.join(*name) for name in (("cat", "3.jpg"), *[("dog", f"{i}.jpg") for i in (0, 2, 4)])
+    ]
+    assert [dataset.features["label"].int2str(i) for i in dataset["label"]] == ["cat", "dog", "dog", "dog"]
+    stream = load_dataset(str(output), split="train", streaming=True)
+    stream = stream.map(latent_transform(codec_folder), batched=True, remove_columns=["latents"])
+    stored = dataset.with_transform(latent_transform(codec_folder))
+    for row, other in zip(stream, stored, strict=True):
+        assert row["path"] == other["path"] and torch.equal(
+            torch.as_tensor(row["latent_values"]), other["latent_values"]
+        )
+
+    for image, path in zip(decode_rows(dataset["latents"], codec_folder), dataset["path"], strict=True):
+        original = np.asarray(PIL.Image.open(photos / path), np.float64)
+        assert image.size == original.shape[1::-1]
+        assert ((np.asarray(image) - original) ** 2).mean() < 0.2 * original.var()
+
+
+def test_card(photos, codec_folder, tmp_path):
+    """Says how to read the folder, which is a repository once it is uploaded; a card of somebody else stays."""
+    output = tmp_path / "latents"
+    compress_dataset(str(photos), output, codec_folder, progress=False)
+    card = DatasetCard.load(output / "README.md")
+    assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    assert "5 of train" in card.text and "decode_rows" in card.text
+    (output / "README.md").write_text("mine")
+    compress_dataset(str(photos), output, codec_folder, progress=False)
+    assert (output / "README.md").read_text() == "mine"
+
+
 def test_key_is_checked(codec, tmp_path):
     """Neither another codec under the same name nor rows of another size, step or halo pass unnoticed."""
     codec.save_pretrained(tmp_path / "codec")
@@ -188,9 +232,13 @@ def test_errors(codec, codec_folder, tmp_path):
     dataset = Dataset.from_dict({"photo": [None], "label": [1]})
     with pytest.raises(ValueError, match="no column 'image'; it has photo, label"):
         write_latent_dataset(dataset, tmp_path, codec_folder)
-    with pytest.raises(ValueError, match="row 0: an image cannot be of type NoneType"):
-        write_latent_dataset(dataset, tmp_path, codec_folder, image_column="photo", progress=False)
+    with pytest.raises(ValueError, match="unknown storage 'png'"):
+        write_latent_dataset(dataset, tmp_path, codec_folder, image_column="photo", storage="png")
     assert not list((tmp_path / "data").iterdir())
+    written = write_latent_dataset(dataset, tmp_path, codec_folder, image_column="photo", progress=False)
+    assert (written.num_rows, written.num_errors) == (0, 1)
+    (error,) = load_dataset("parquet", data_files=str(tmp_path / "errors" / "*"), cache_dir=str(tmp_path))["train"]
+    assert error == {"id": "0", "error": "an image cannot be of type NoneType"} or "NoneType" in error["error"]
     with pytest.raises(ValueError, match="unknown storage 'png'; valid: webp, walloc, int8"):
         encode_rows(_images(1), codec, "png")
     with pytest.raises(ValueError, match="unknown content 'pixels'; valid: values, latents, codes"):

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from .console import complain
 from .options import count
 
 EXAMPLES = """\
@@ -45,9 +46,13 @@ def run(source: str, folder: str, engine: str = "local", **options: Any) -> int:
         return _run_on_ray(source, folder, **options)
     from ..latents.writing import compress_dataset
 
+    errors = 0
     for split, written in compress_dataset(source, folder, **options).items():
         print(f"{split}: {written.num_rows} rows ({written.new_rows} new), {written.num_bytes / 1e6:.2f} MB of Parquet")
-    return 0
+        errors += written.num_errors
+    if errors:
+        complain(f"{errors} pictures could not be read: {folder}/errors says which and why")
+    return 1 if errors else 0
 
 
 def _run_on_ray(source: str, folder: str, num_proc: int = 1, **options: Any) -> int:

@@ -1,9 +1,10 @@
 """Measure codecs on any images or audio: rate, distortion and speed, ours and others in the same run.
 
-    walloc evaluate tables --data DIR --out runs/kodak               # Table 1 of the paper (images)
-    walloc evaluate tables --kind audio --data DIR --out runs/music  # Table 2 (stereo audio)
-    walloc evaluate curves --data DIR --out runs/curves              # rate-distortion, BD-rate, 3 axes
-    walloc evaluate speed --out runs/speed                           # throughput alone, needs no data
+    walloc evaluate tables --data photos --out runs/photos                  # our codecs, resizing, JPEG: a minute or so
+    walloc evaluate tables --data photos --out runs/full --full             # Table 1 of the paper, with refined codes
+    walloc evaluate tables --kind audio --data music --out runs/music --full  # Table 2 (stereo audio)
+    walloc evaluate curves --data photos --out runs/curves                  # rate-distortion, BD-rate, 3 axes
+    walloc evaluate speed --out runs/speed                                  # throughput alone, needs no data
 
 Every file that a codec was measured on is a line of OUT/files.jsonl, so that a run that was stopped goes on where it
 was. The result is OUT/results.json with OUT/results.md and OUT/results.csv (and figures for `curves`).
@@ -18,7 +19,7 @@ import torch
 
 from ..evaluation import specs as _specs
 from ..evaluation.machine import shown_command
-from ..evaluation.measure import default_codecs, evaluate_codecs, write_result
+from ..evaluation.measure import default_codecs, evaluate_codecs, quick_codecs, write_result
 from ..evaluation.quality import METRICS, bd_rates
 from ..evaluation.rivals import AUDIO_FORMATS, IMAGE_FORMATS
 from ..evaluation.signals import Signals
@@ -29,6 +30,7 @@ from .options import in_kebab_case
 
 DESCRIPTION = f"{__doc__}\n{_specs.__doc__}"
 COMMANDS = ("tables", "curves", "speed")
+QUICK_METRICS = {"image": ("psnr", "ssim"), "audio": ("psnr", "si_sdr")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--store", metavar="NAME", help="keep the result as docs/results/NAME.json, too")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; default: %(default)s")
+    parser.add_argument("--full", action="store_true", help="all codecs, metrics and speeds of the paper's tables")
     parser.add_argument("--no-speed", action="store_true", help="leave out the timing")
     parser.add_argument("--speed-only", action="store_true", help="time neural codecs of others with random weights")
     parser.add_argument("--speed-sizes", nargs="+", metavar="BxHxW|BxS", help="signals to time on")
@@ -73,10 +76,14 @@ def run(args: argparse.Namespace, command: str) -> dict:
     if args.command != "speed":
         data = Signals(args.data, args.kind, args.split, args.files, args.seconds, args.data_name)
     timing = None
-    if not args.no_speed and args.command != "curves":
+    if not args.no_speed and (args.command == "speed" or (args.command == "tables" and args.full)):
         timing = Timing(args.speed_sizes, args.repeats, args.budget, args.cpu_time)
-    codecs = args.codecs if args.codecs is not None else default_codecs(args.command, args.kind, args.models)
-    result = evaluate_codecs(codecs, data, args.kind, args.metrics, timing, args.out, args.speed_only)
+    codecs, metrics = args.codecs, args.metrics
+    quick = args.command == "tables" and not args.full
+    if codecs is None:
+        codecs = quick_codecs(args.kind, args.models) if quick else default_codecs(args.command, args.kind, args.models)
+        metrics = metrics or (QUICK_METRICS[args.kind] if quick else None)
+    result = evaluate_codecs(codecs, data, args.kind, metrics, timing, args.out, args.speed_only)
     result = {"command": command, **result}
     if args.command == "curves":
         formats = [*IMAGE_FORMATS, *AUDIO_FORMATS]

@@ -22,6 +22,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from huggingface_hub import constants
+
+from ..extras import naming_extras
 from .console import complain, say, show_warning
 from .interrupts import run_program, unwinding
 
@@ -53,7 +56,10 @@ def program() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 1 for errors (argparse exits with 2 for wrong usage)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] not in COMMANDS:
+    if not arguments:
+        _parser().print_help()
+        return 0
+    if arguments[0] not in COMMANDS:
         _parser().parse_args(arguments)  # prints help or version, or what is wrong, and exits
         return 2
     with unwinding(), warnings.catch_warnings():
@@ -62,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = show_warning
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its errors come as exceptions, too
         try:
-            return _run(*arguments)
+            with naming_extras():
+                return _run(*arguments)
         except KeyboardInterrupt as error:
             say("interrupted")
             return getattr(error, "status", 130)
@@ -73,12 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
             complain(error)
             return 1
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "huggingface_hub"):
+                raise
+            complain(f"the Hub cannot be reached: {error}")
+            return 1
 
 
 def _run(name: str, *arguments: str) -> int:
     target, summary = COMMANDS[name]
     module_name, _, function = target.partition(":")
     package = __package__.partition(".")[0]
+    _hush_libraries()
     module = importlib.import_module(f"{package}.{module_name}")
     if function:
         with _as_program(f"walloc {name}"):
@@ -92,6 +105,16 @@ def _run(name: str, *arguments: str) -> int:
     )
     module.add_arguments(parser)
     return module.run(**vars(parser.parse_args(arguments)))
+
+
+def _hush_libraries() -> None:
+    """One bar for a job, ours: none of transformers' for every model, and no lines of the Hub about each retry.
+
+    By the settings that they read when they are imported, so that a command that needs neither stays quick.
+    """
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    constants.HF_HUB_DISABLE_PROGRESS_BARS = True
 
 
 def _parser() -> argparse.ArgumentParser:

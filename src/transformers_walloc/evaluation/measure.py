@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from ..atomic import write_atomically
 from .cache import FileCache
@@ -72,15 +71,16 @@ def evaluate_codecs(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     quality = Quality(data, metrics, FileCache(out / "files.jsonl")) if data is not None else None
-    rows, missing = [], {}
-    progress = tqdm(codecs, desc="codecs", unit="codec")
-    for spec in progress:
-        progress.set_postfix_str(spec)
+    made, missing = {}, {}
+    for spec in codecs:
         try:
-            codec = make_codec(spec, kind, data.sampling_rate if data else SAMPLING_RATE, speed_only)
+            made[spec] = make_codec(spec, kind, data.sampling_rate if data else SAMPLING_RATE, speed_only)
         except CodecUnavailableError as error:
             missing[spec] = str(error)
-            continue
+    if quality is not None:
+        quality.measure_all([codec for codec in made.values() if not codec.speed_only])
+    rows = []
+    for spec, codec in made.items():
         row: dict = {"codec": shown_spec(spec), "dimensionality_reduction": codec.dimensionality_reduction}
         if codec.note:
             row["note"] = codec.note
@@ -104,6 +104,13 @@ def evaluate_codecs(
         "codecs_unavailable": missing,
         "rows": rows,
     }
+
+
+def quick_codecs(kind: str, models: Sequence[str] | None = None) -> list[str]:
+    """The specs that answer the question on own data in a minute: our models beside resizing to as many numbers, and
+    the usual format at the size of the smallest of our files."""
+    models = MODELS[kind] if models is None else models
+    return [*models, *(RESIZING if kind == "image" else []), f"{MATCHED[kind][0]}@like={models[-1]}"]
 
 
 def default_codecs(command: str, kind: str, models: Sequence[str] | None = None) -> list[str]:

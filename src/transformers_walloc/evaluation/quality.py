@@ -58,12 +58,20 @@ class Quality:
         noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
         self.measure(self.names, *[noise if signals.kind == "image" else _clip_of_noise()] * 2)
 
+    def measure_all(self, codecs: Sequence[Codec]) -> None:
+        """Measure every codec on every signal, under one bar.
+
+        File by file, so that the time of the files that are done tells that of those to come.
+        """
+        with tqdm(total=len(codecs) * len(self.signals), desc="evaluate", unit="measurement") as bar:
+            for signal in self.signals:
+                for codec in codecs:
+                    self._line(codec, signal)
+                    bar.update()
+
     def of(self, codec: Codec) -> dict:
         """Compression ratio, bpp or kbps over all files together, and the mean of each metric over files."""
-        lines = [
-            self._line(codec, signal)
-            for signal in tqdm(self.signals, total=len(self.signals), desc=codec.name[-40:], unit="file", leave=False)
-        ]
+        lines = [self._line(codec, signal) for signal in self.signals]
         values, total = sum(math.prod(line["shape"]) for line in lines), sum(line["bytes"] for line in lines)
         image = self.signals.kind == "image"
         ratio = metrics.compression_ratio(values, total, 8 if image else 16)

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
 import numpy as np
+import PIL.Image
 import torch
 from transformers import PreTrainedConfig
 
@@ -28,6 +29,7 @@ from ..codec.configuration_walloc import WallocImageConfig
 from ..codec.identity import codec_name
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder, WallocImageModel
+from ..loading import codec_path, load_codec
 from .codecs import check_identity, codec_of
 from .families import family_of, merge_size
 from .layouts import model_inputs
@@ -92,12 +94,39 @@ def encode_rows(
     return rows
 
 
+@torch.inference_mode()
+def decode_rows(rows: Sequence[dict[str, Any]], codec: str | WallocImageModel) -> list[PIL.Image.Image]:
+    """The images of rows of the column `latents`, at the sizes that they were written with: `encode_rows` undone.
+
+    ```python
+    images = decode_rows(load_dataset("latents", split="train")[:8]["latents"], "walloc/rgb-16x")
+    ```
+
+    Args:
+        codec: bundled name, Hub id, folder or model (with its decoder) of the codec that wrote them.
+
+    Raises:
+        ValueError: a row was written by another codec, or is damaged.
+    """
+    model = load_codec(codec)[0] if isinstance(codec, str) else codec
+    processor, images = WallocImageProcessor(num_channels=model.config.num_channels), []
+    for row, codes in zip(rows, RowReader(model).batch(rows), strict=True):
+        (height, width), border = row["size"], row["halo"] * model.config.patch_size
+        pixels = model.decode(codes[None].to(model.device).float() * row["step"])[0]
+        pixels = pixels[..., border : border + height, border : border + width]
+        images += processor.post_process(pixels)
+    return images
+
+
 class LatentTransform:
     """For `dataset.with_transform`: rows of latents to what a model takes.
 
     ```python
     dataset = load_dataset("user/latents", split="train").with_transform(LatentTransform("walloc/rgb-16x"))
     dataset[0]["latent_values"]  # (12, h, w), what a patch embedding on latents takes
+
+    stream = load_dataset("user/latents", split="train", streaming=True)  # row by row, nothing stored
+    stream = stream.map(LatentTransform("walloc/rgb-16x"), batched=True, remove_columns=["latents"])
     ```
 
     The codec's encoder is loaded only where its entropy coder is needed, for rows stored as "walloc".
@@ -191,7 +220,7 @@ class RowReader:
         self._source = codec
         self._loaded: Any = None if isinstance(codec, str) else codec
         if isinstance(codec, str):
-            self.config = WallocImageConfig.from_pretrained(codec)
+            self.config = WallocImageConfig.from_pretrained(codec_path(codec))
             self._read = {self.config.latent_fingerprint}
         else:
             self.config, self._read = codec.config, {codec.fingerprint()}
@@ -247,7 +276,7 @@ class RowReader:
 
     def _encoder(self) -> WallocImageEncoder | WallocImageModel:
         if self._loaded is None:
-            self._loaded = WallocImageEncoder.from_pretrained(str(self._source), dtype=torch.float32)
+            self._loaded = WallocImageEncoder.from_pretrained(codec_path(str(self._source)), dtype=torch.float32)
         loaded: WallocImageEncoder | WallocImageModel = self._loaded
         return loaded
 

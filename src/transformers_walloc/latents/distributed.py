@@ -18,16 +18,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.fs
-import pyarrow.parquet
 import torch
 
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder
+from ..extras import naming_extras
 from ..media.paths import IMAGE_SUFFIXES
 from .datasets import LATENTS, Storage, encode_rows
 from .writing import OPTIONS_FILE
+
+with naming_extras():
+    import pyarrow as pa
+    import pyarrow.fs
+    import pyarrow.parquet
 
 if TYPE_CHECKING:
     import ray.data
@@ -49,6 +52,7 @@ PIXELS = "walloc_pixels"
 PIXELS_TYPE = pa.struct({"data": pa.binary(), "shape": pa.list_(pa.int32()), "dtype": pa.string()})
 
 
+@naming_extras()
 def compress_with_ray(
     dataset: "ray.data.Dataset",
     folder: str,
@@ -125,6 +129,7 @@ def compress_with_ray(
     rows.write_parquet(posixpath.join(root, "data"), filesystem=files, min_rows_per_file=shard_rows)
 
 
+@naming_extras()
 def read_images(source: str) -> "ray.data.Dataset":
     """The image files below a folder or URL, as `compress_with_ray` takes them."""
     import ray.data

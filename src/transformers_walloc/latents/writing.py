@@ -3,22 +3,33 @@
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..atomic import atomic_file, write_atomically
+from ..atomic import atomic_file, remove_partial_files, write_atomically
 from ..codec.identity import codec_name
 from ..codec.modeling_walloc import WallocImageEncoder
+from ..extras import naming_extras
+from ..loading import codec_path
 from ..media.paths import IMAGE_SUFFIXES
+from .dataset_card import write_card
 from .datasets import LATENTS, Storage, encode_rows
 
+with naming_extras():
+    import pyarrow
+    import pyarrow.compute
+    import pyarrow.parquet
+
+PATH = "path"  # the column of file names
 OPTIONS_FILE = "walloc_latents.json"
 BATCH_ROWS = 16  # images that are held and encoded together
 
@@ -30,16 +41,19 @@ class WrittenLatents:
     Args:
         folder: for `load_dataset`.
         num_rows: of the split, those of an earlier run included.
-        new_rows: written by this run.
+        new_rows: of these, written by this run.
         num_bytes: of the split's shards.
+        num_errors: pictures that could not be read; `folder/errors` says which and why.
     """
 
     folder: Path
     num_rows: int
     new_rows: int
     num_bytes: int
+    num_errors: int = 0
 
 
+@naming_extras()
 def write_latent_dataset(
     dataset: Any,
     folder: str | os.PathLike,
@@ -57,8 +71,11 @@ def write_latent_dataset(
 ) -> WrittenLatents:
     """Write a `datasets.Dataset` with an image column as Parquet shards of latents, `folder/data/*.parquet`.
 
-    `load_dataset(folder)` reads the result, and `upload_folder` makes it a repository. A shard appears when it is
-    whole; those of an earlier, interrupted run are kept.
+    `load_dataset(folder)` reads the result, streamed too, and `upload_folder` makes it a repository, whose card is
+    there. A shard appears when it is whole; those of an earlier, interrupted run are kept. The image column gives way
+    to `latents`; the names of its files, where they are known, become a column `path`; all other columns stay.
+
+    Pictures that cannot be read do not stop the run: they become rows (id, error) of `folder/errors`.
 
     Args:
         dataset: with random access; an `IterableDataset` has to be stored first.
@@ -70,8 +87,7 @@ def write_latent_dataset(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: no such column, an image that cannot be read, or the folder holds latents written with other options
-            or by another codec.
+        ValueError: no such column, or the folder holds latents written with other options or by another codec.
     """
     if image_column not in dataset.column_names:
         raise ValueError(f"the data set has no column {image_column!r}; it has {', '.join(dataset.column_names)}")
@@ -81,32 +97,47 @@ def write_latent_dataset(
     (folder / "data").mkdir(parents=True, exist_ok=True)
     encoder = _load(codec, device)
     options: dict[str, Any] = {"storage": storage, "size": size and list(size), "halo": halo, "step": step}
+    blank = np.zeros((16, 16, encoder.config.num_channels), np.uint8)
+    encode_rows([blank], encoder, **options)  # options that are wrong for every picture are no fault of the pictures
     _state_options(
         folder / OPTIONS_FILE,
         {"codec": codec_name(codec), "fingerprint": encoder.fingerprint(), "shard_rows": shard_rows, **options},
         {split: len(dataset)},
     )
+    root = _root(dataset, image_column)
     count = max(1, -(-len(dataset) // shard_rows))
     paths = [folder / "data" / f"{split}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
     starts = range(0, max(1, len(dataset)), shard_rows)
     shards = [(range(i, min(i + shard_rows, len(dataset))), p) for i, p in zip(starts, paths, strict=True)]
     jobs = [(rows, str(path)) for rows, path in shards if not path.exists()]
-    new_rows = sum(len(rows) for rows, _ in jobs)
-    with tqdm(
-        total=len(dataset), initial=len(dataset) - new_rows, desc=split, unit=" images", disable=not progress
-    ) as bar:
+    todo = sum(len(rows) for rows, _ in jobs)
+    with tqdm(total=len(dataset), initial=len(dataset) - todo, desc=split, unit=" images", disable=not progress) as bar:
         if num_proc <= 1:
             for rows, path in jobs:
-                for done in _write_shard(dataset, encoder, image_column, rows, path, options):
+                for done in _write_shard(dataset, encoder, image_column, root, rows, path, options):
                     bar.update(done)
         else:
-            state = (dataset, codec, device, image_column, options)
-            with ProcessPoolExecutor(num_proc, get_context("spawn"), _start_worker, state) as pool:
+            state = (dataset, codec, device, image_column, root, options)
+            others = set(active_children())
+            pool = ProcessPoolExecutor(num_proc, get_context("spawn"), _start_worker, state)
+            try:
                 for future in as_completed([pool.submit(_work, *job) for job in jobs]):
                     bar.update(future.result())
-    return WrittenLatents(folder, len(dataset), new_rows, sum(path.stat().st_size for path in paths))
+            except BaseException:
+                for process in set(active_children()) - others:
+                    process.terminate()
+                raise
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    counts = {str(path): pyarrow.parquet.read_metadata(path).num_rows for path in paths}
+    errors = [pyarrow.parquet.read_metadata(path).num_rows for path in map(_errors_of, paths) if path.exists()]
+    new_rows = sum(counts[path] for _, path in jobs)
+    num_bytes = sum(path.stat().st_size for path in paths)
+    write_card(folder)
+    return WrittenLatents(folder, sum(counts.values()), new_rows, num_bytes, sum(errors))
 
 
+@naming_extras()
 def compress_dataset(
     source: str,
     folder: str | os.PathLike,
@@ -166,18 +197,27 @@ def _load_images(source: str) -> dict[str, Any]:
 _worker: tuple = ()
 
 
-def _start_worker(dataset, codec, device, image_column, options):
+def _start_worker(dataset, codec, device, image_column, root, options):
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent says what is to be done
+    signal.signal(signal.SIGTERM, _leave)
     torch.set_num_threads(1)
-    _worker = (dataset, _load(codec, device), image_column, options)
+    _worker = (dataset, _load(codec, device), image_column, root, options)
+
+
+def _leave(*_: Any) -> None:
+    remove_partial_files()
+    os._exit(143)
 
 
 def _work(rows: range, path: str) -> int:
-    dataset, encoder, image_column, options = _worker
-    return sum(_write_shard(dataset, encoder, image_column, rows, path, options))
+    dataset, encoder, image_column, root, options = _worker
+    return sum(_write_shard(dataset, encoder, image_column, root, rows, path, options))
 
 
-def _write_shard(dataset, encoder, image_column: str, rows: range, path: str, options: dict) -> Iterator[int]:
+def _write_shard(
+    dataset, encoder, image_column: str, root: str, rows: range, path: str, options: dict
+) -> Iterator[int]:
     """Yields the rows of each batch as it is encoded; the shard is there after the last."""
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 
@@ -191,16 +231,31 @@ def _write_shard(dataset, encoder, image_column: str, rows: range, path: str, op
         "codec": Value("string"),
     }
     shard = dataset.select(rows)
-    images = shard.select_columns([image_column])
+    images, names = shard.select_columns([image_column]), _file_names(shard, image_column, root)
     latents: list[dict[str, Any]] = []
+    kept: list[int] = []
+    errors: dict[int, str] = {}
     for start in range(0, len(rows), BATCH_ROWS):
-        numbers = rows[start : start + BATCH_ROWS]
-        latents += _encode_batch(images, start, numbers, encoder, image_column, options)
+        numbers = range(start, min(start + BATCH_ROWS, len(rows)))
+        encoded = _encode_batch(images, numbers, encoder, image_column, options)
+        for number, value in zip(numbers, encoded, strict=True):
+            if isinstance(value, str):
+                errors[number] = value
+            else:
+                latents.append(value)
+                kept.append(number)
         yield len(numbers)
-    result = Dataset.from_dict({LATENTS: latents}, features=Features({LATENTS: column}))
+    columns, features = {LATENTS: latents}, {LATENTS: column}
+    if names is not None and PATH not in shard.column_names:
+        columns, features = {PATH: [names[i] for i in kept], **columns}, {PATH: Value("string"), **features}
+    result = Dataset.from_dict(columns, features=Features(features))
     rest = shard.remove_columns([image_column])
     if rest.column_names:
-        result = concatenate_datasets([rest, result], axis=1)
+        result = concatenate_datasets([rest.select(kept), result], axis=1)
+    if errors:
+        ids = [str(rows[i]) if names is None else names[i] for i in errors]
+        with atomic_file(_errors_of(Path(path))) as partial:
+            pyarrow.parquet.write_table(pyarrow.table({"id": ids, "error": list(errors.values())}), partial)
     with atomic_file(path) as partial, open(partial, "wb") as file, _without_bars():
         result.to_parquet(file)
 
@@ -219,21 +274,48 @@ def _image_of(images: Any, files: Any, i: int, column: str) -> Any:
     return file if known else images[i][column]
 
 
-def _encode_batch(images, start: int, numbers: range, encoder, column: str, options: dict) -> list[dict[str, Any]]:
-    read: list[Any] = []
+def _errors_of(shard: Path) -> Path:
+    return shard.parent.parent / "errors" / shard.name
+
+
+def _root(dataset, image_column: str) -> str:
+    """The folder that all files of a data set are in; "" where they have no paths or come from several places."""
+    column = dataset.data.table.column(image_column)
+    if not pyarrow.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
+        return ""
+    paths = pyarrow.compute.struct_field(column, "path").to_pylist()
+    if not paths or not all(path and os.path.isabs(path) for path in paths):
+        return ""
+    return os.path.commonpath([os.path.dirname(path) for path in paths])
+
+
+def _file_names(shard, image_column: str, root: str) -> list[str] | None:
+    """Where the pictures came from: below the folder of the data set, or by their names; None if nothing is known."""
+    from datasets import Image
+
+    if not isinstance(shard.features[image_column], Image):
+        return None
+    stored = shard.cast_column(image_column, Image(decode=False)).select_columns([image_column])
+    paths = [(row[image_column] or {}).get("path") for row in stored]
+    if not any(paths):
+        return None
+    return [os.path.relpath(path, root) if root else os.path.basename(path or "") for path in paths]
+
+
+def _encode_batch(images, numbers: range, encoder, column: str, options: dict) -> list[dict[str, Any] | str]:
+    """Rows, or what is wrong with a picture in their place."""
     files = _as_files(images, column)
     try:
-        for i in range(start, start + len(numbers)):
-            read.append(_image_of(images, files, i, column))
-        return encode_rows(read, encoder, **options)
-    except Exception:
-        # One at a time, to name the image that is at fault.
-        for i, number in enumerate(numbers):
-            try:
-                encode_rows([_image_of(images, files, start + i, column)], encoder, **options)
-            except Exception as error:
-                raise ValueError(f"row {number}: {error}") from error
-        raise
+        return [*encode_rows([_image_of(images, files, i, column) for i in numbers], encoder, **options)]
+    except Exception:  # of whatever decodes the picture
+        pass
+    found: list[dict[str, Any] | str] = []
+    for i in numbers:  # one at a time, so that the others of the batch are not lost with the one at fault
+        try:
+            found += encode_rows([_image_of(images, files, i, column)], encoder, **options)
+        except Exception as error:
+            found.append(" ".join(str(error).split()) or type(error).__name__)
+    return found
 
 
 @contextlib.contextmanager
@@ -251,7 +333,7 @@ def _without_bars():
 
 
 def _load(codec: str, device: str | None) -> WallocImageEncoder:
-    encoder = WallocImageEncoder.from_pretrained(codec, dtype=torch.float32)
+    encoder = WallocImageEncoder.from_pretrained(codec_path(codec), dtype=torch.float32)
     return encoder if device is None else encoder.to(device)  # type: ignore[arg-type]
 
 

@@ -14,6 +14,9 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
 import transformers_walloc
 
+# What Trainer leaves beside a model, which is nobody's business, and pickles, which nobody should load.
+_LEFT_OUT = ("checkpoint-*", "runs", "trainer_state.json", "average.safetensors", "*.bin", "*.pt", "*.pth", ".*.part")
+
 
 def publish(
     folder: str | Path,
@@ -69,8 +72,16 @@ def publish(
 
 
 def stage(folder: Path, staged: Path) -> None:
-    """Copy a checkpoint folder and add the code and the `auto_map` entries that load it."""
-    shutil.copytree(folder, staged)
+    """Copy a checkpoint folder without what a training leaves, add the code and the `auto_map` entries that load it.
+
+    Raises:
+        ValueError: files that a repository needs are missing; names them, and how they are written.
+    """
+    wanted = {"model.safetensors": "model", "preprocessor_config.json": "processor"}
+    if missing := [name for name in wanted if not any(folder.glob(name.replace("model.", "model*.")))]:
+        calls = " and ".join(f"{wanted[name]}.save_pretrained({str(folder)!r})" for name in missing)
+        raise ValueError(f"{folder} has no {' and no '.join(missing)}: {calls} writes what is missing")
+    shutil.copytree(folder, staged, ignore=shutil.ignore_patterns(*_LEFT_OUT))
     model = AutoModel.from_pretrained(folder)
     image = model.config.num_dims != 1
     auto_class = "AutoImageProcessor" if image else "AutoFeatureExtractor"

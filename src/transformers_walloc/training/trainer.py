@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -26,9 +25,13 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..codec.modeling_walloc import CodecModel
+from ..extras import naming_extras
 from .data import DeviceCrops, RandomPieces
 from .losses import forward_with, subband_error
 from .muon import Muon
+
+with naming_extras():
+    from accelerate.utils import broadcast_object_list
 
 
 class CodecTrainer(Trainer):
