@@ -168,8 +168,11 @@ def test_neural_codecs_without_weights_are_timed_only(tmp_path):
 
 
 def test_what_cannot_be_had_is_named(images, tmp_path, capsys):
-    result = run("tables", "--data", images, "--out", tmp_path, "--codecs", tmp_path / "nothing", "--no_speed")
+    result = run("tables", "--data", images, "--out", tmp_path, "--codecs", "someone/codec", "--no_speed")
     assert not result["rows"] and len(result["codecs_unavailable"]) == 1
+    with pytest.raises(SystemExit):
+        run("tables", "--data", images, "--out", tmp_path, "--codecs", "rgb16x")
+    assert "did you mean 'rgb-16x'?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("tables", "--data", images, "--out", tmp_path, "--codecs", "jpeg@speed=3")
     assert "unknown option speed in 'jpeg@speed=3'; valid: quality, like" in capsys.readouterr().err
