@@ -23,11 +23,13 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
-from transformers_walloc import WallocImageEncoder, WallocImageProcessor, bundled_path, native
+from transformers_walloc import WallocImageConfig, WallocImageEncoder, WallocImageProcessor, bundled_path, native
 from transformers_walloc.atomic import write_atomically
 from transformers_walloc.codec import kernels
 from transformers_walloc.codec.entropy_coding import EntropyTables, decode_codes, encode_codes
+from transformers_walloc.codec.wavelets import wavelet_packet_analysis
 from transformers_walloc.latents.datasets import LATENTS, LatentTransform, encode_rows
+from transformers_walloc.loading import load_codec
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 ROW_SIZE = (448, 448)  # of the images in the data sets, in pixels
@@ -91,6 +93,15 @@ def measure_encoders(table: Table, pictures: list[PIL.Image.Image]) -> None:
             return codes
 
         table.add(f"picture to codes, {name}", "MP/s", megapixels, encode)
+        table.add(f"encode of floats, {name}", "MP/s", megapixels, partial(encode_floats, model, floats))
+        table.add(
+            f"README's first snippet, {name}",
+            "MP/s",
+            megapixels,
+            lambda model=model: [
+                model.encode(processor(picture, return_tensors="pt")["pixel_values"]) for picture in pictures
+            ],
+        )
         with torch.no_grad():
             codes = [item[0].numpy() for item in encode()]
         tables, count = model.get_entropy_tables(), sum(item.size for item in codes) / 1e6
@@ -107,6 +118,60 @@ def measure_encoders(table: Table, pictures: list[PIL.Image.Image]) -> None:
             count,
             partial(encode_all, codes, tables),
         )
+
+
+def measure_blocks(table: Table, pictures: list[PIL.Image.Image]) -> None:
+    """A codec of 16 x 16 blocks: the lowest frequencies of the cosine transform, beside one strided convolution."""
+    megapixels = sum(picture.width * picture.height for picture in pictures) / 1e6
+    model, processor = cosine_codec(), WallocImageProcessor(patch_size=16)
+    floats = [processor(picture, return_tensors="pt")["pixel_values"] for picture in pictures]
+    bits = [processor(picture, do_rescale=False, return_tensors="pt")["pixel_values"] for picture in pictures]
+    taps = torch.randn(48, 3, 16, 16)
+    table.add(
+        "one strided convolution of 16 x 16, by torch", "MP/s", megapixels,
+        lambda: [F.conv2d(x, taps, stride=16) for x in floats],
+    )  # fmt: skip
+    table.add("encode of floats, blocks to 48 channels", "MP/s", megapixels, partial(encode_floats, model, floats))
+    table.add(
+        "encode of bytes, blocks to 48 channels", "MP/s", megapixels, lambda: [model.encode_to_codes(x) for x in bits]
+    )
+
+
+def cosine_codec() -> WallocImageEncoder:
+    """Sixteen cosines of each colour; what is measured does not depend on their values."""
+    config = WallocImageConfig(wavelet="haar", boundary="periodization", num_levels=4, latent_channels=48)
+    model = WallocImageEncoder(config)
+    place = (torch.arange(16) + 0.5) / 16 * torch.pi
+    waves = torch.stack([torch.cos(k * place) for k in range(4)])
+    blocks = torch.einsum("ay,bx->abyx", waves, waves).reshape(16, 1, 16, 16)
+    bands = wavelet_packet_analysis(blocks, 4, "haar", "periodization").flatten(1)  # (16, 256)
+    weight = torch.einsum("kb,cd->kcdb", bands, torch.eye(3)).reshape(48, 768)
+    with torch.no_grad():
+        model.encoder.projection.weight.copy_(weight[..., None, None])
+        model.encoder.projection.bias.zero_()
+    return model
+
+
+def encode_floats(model: WallocImageEncoder, floats: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [model.encode(x).latents for x in floats]
+
+
+def measure_decoders(table: Table, picture: PIL.Image.Image) -> None:
+    """512 x 512 pixels: the network in float32, in bfloat16 by torch, and the linear decoder."""
+    crop = picture.resize((512, 512))
+    pixels = WallocImageProcessor()(crop, do_rescale=False, return_tensors="pt")["pixel_values"]
+    model, linear = (load_codec("rgb-16x", linear=linear)[0] for linear in (False, True))
+    with torch.no_grad():
+        codes = model.encode_to_codes(pixels)
+    megapixels = 512 * 512 / 1e6
+    table.add("decode, rgb-16x", "MP/s", megapixels, lambda: model.decode(codes))
+
+    def decode_narrow() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            model.decode(codes)
+
+    table.add("decode, rgb-16x, bfloat16 by torch", "MP/s", megapixels, decode_narrow)
+    table.add("decode, rgb-16x, linear decoder", "MP/s", megapixels, lambda: linear.decode(codes))
 
 
 def encode_all(codes: list[np.ndarray], tables: EntropyTables) -> list[bytes]:
@@ -164,6 +229,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{'':<46}{'fallback':>10}{'kernels':>10}")
     table = Table(arguments.rounds)
     measure_encoders(table, pictures)
+    measure_blocks(table, pictures)
+    measure_decoders(table, pictures[0])
     measure_data_sets(table, pictures)
     if arguments.json:
         write_atomically(arguments.json, json.dumps(table.rows, indent=1))

@@ -20,9 +20,11 @@ from codec_fixtures import audio_model, image_model, pictures, sound
 import transformers_walloc.cli.compress
 import transformers_walloc.media.file_codec
 import transformers_walloc.media.pictures
-from transformers_walloc import WallocImageConfig, WallocImageModel
+from transformers_walloc import WallocImageConfig, WallocImageModel, bundled_path
 from transformers_walloc.cli.main import COMMANDS, main
 from transformers_walloc.codec.bitstream import unpack
+from transformers_walloc.codec.bottleneck import decompand
+from transformers_walloc.codec.wavelets import wavelet_packet_synthesis
 from transformers_walloc.evaluation.metrics import MetricUnavailableError
 
 
@@ -687,3 +689,24 @@ def test_threads_are_divided_once():
     finally:
         torch.set_num_threads(threads)
         _threads_at_first.cache_clear()
+
+
+def test_decompress_linear_is_the_linear_part_of_the_decoder(tmp_path):
+    """Against the synthesis of what the decoder's own linear layer gives, without the network."""
+    blob = tmp_path / "picture.walloc"
+    PIL.Image.open(Path(__file__).parents[1] / "data" / "astronaut.png").convert("RGB").save(tmp_path / "picture.png")
+    assert main(["compress", str(tmp_path / "picture.png"), "-o", str(blob), "--model", "rgb-16x"]) == 0
+    model = WallocImageModel.from_pretrained(bundled_path("rgb-16x"))
+    with torch.no_grad():
+        (codes,) = model.decompress_codes(blob.read_bytes())
+        subbands = model.decoder.linear(decompand(codes[None].float(), 8))
+        config = model.config
+        pixels = wavelet_packet_synthesis(subbands, config.num_levels, config.wavelet, config.boundary)[0]
+    expected = ((pixels.clamp(-0.5, 0.5) + 0.5) * 255).round().permute(1, 2, 0).numpy()
+    results = {}
+    for name, options in (("linear", ["--linear"]), ("whole", [])):
+        assert main(["decompress", str(blob), "-o", str(tmp_path / f"{name}.png"), *options]) == 0
+        results[name] = np.asarray(PIL.Image.open(tmp_path / f"{name}.png")).astype(float)
+    height, width = results["linear"].shape[:2]
+    assert np.abs(results["linear"] - expected[:height, :width]).max() <= 1
+    assert np.abs(results["linear"] - results["whole"]).mean() > 1

@@ -26,6 +26,7 @@ EXAMPLES = """\
   walloc decompress photo.walloc -o photo.jpg       the suffix names the format
   walloc decompress small/ -o full/ --format webp
   walloc decompress slide.walloc -o part.png --window 4000 7000 512 512 --max-pixels 0
+  walloc decompress photos/ -o previews/ --format jpg --linear
   walloc decompress song.walloc -o - --format flac | ffplay -
 
 Images come back gray, with 16 bits, transparency and their colour profile if they had them, audio at its rate, channels
@@ -38,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", help="png, jpg, webp, wav, flac, mp3, ... where the output's name does not say")
     where = "only a part: of an image top left height width in pixels, of audio start and length in samples"
     parser.add_argument("--window", type=int, nargs="+", metavar="N", help=where)
+    text = "a preview: many times as fast and less sharp, by the codec's linear decoder"
+    parser.add_argument("--linear", action="store_true", help=text)
     add_limits(parser, MAX_DECODED_PIXELS, MAX_DECODED_SAMPLES)
     text = "megabytes that decoding may take; 0: any (%(default)s)"
     parser.add_argument("--max-memory", type=int, default=_MAX_MEMORY, metavar="MB", help=text)
@@ -52,6 +55,7 @@ def run(
     dtype: str = "float32",
     format: str | None = None,
     window: Sequence[int] | None = None,
+    linear: bool = False,
     max_pixels: int | None = MAX_DECODED_PIXELS,
     max_samples: int | None = MAX_DECODED_SAMPLES,
     max_memory: int | None = _MAX_MEMORY,
@@ -85,7 +89,7 @@ def run(
 
     part = tuple(window) if window else None
     memory = max_memory * 10**6 if max_memory else None
-    codecs = Codecs(device, dtype, workers=jobs)
+    codecs = Codecs(device, dtype, workers=jobs, linear=linear)
     limits = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}
 
     def decompress(source: str, target: str) -> None:

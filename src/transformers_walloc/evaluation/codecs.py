@@ -12,10 +12,8 @@ import numpy as np
 import torch
 
 from ..codec.bitstream import tables_id
-from ..codec.bottleneck import companding_scale, latent_limit
-from ..codec.decoders import LinearDecoder
 from ..codec.entropy_coding import decode_codes, encode_codes
-from ..loading import load_codec
+from ..loading import load_codec, use_linear_decoder
 
 
 class CodecUnavailableError(RuntimeError):
@@ -164,37 +162,3 @@ class WallocCodec(Codec):
             decoded = model.decode(codes, step=self.options["step"])[0]
         with clock.stage("finish"):
             self.processor.post_process(decoded, *(inputs[other] for other in inputs if other != name))
-
-
-@torch.no_grad()
-def use_linear_decoder(model: Any) -> None:
-    """Give a model the best linear decoder for its encoder, in closed form.
-
-    A restoration decoder has it. Of a residual one it is what remains of `fit_klt` in the encoder: the projection's
-    rows are orthogonal with one common scale, so the synthesis is its transpose, shrunk by the Wiener factors that the
-    variances of the latents (kept in the decoder) and the step of rounding give.
-
-    Raises:
-        ValueError: a decoder of another type.
-    """
-    config = model.config
-    if config.decoder_type == "linear":
-        return
-    decoder: Any = LinearDecoder(config)
-    if config.decoder_type == "restoration":
-        decoder.linear.load_state_dict(model.decoder.linear.state_dict())
-        model.decoder = decoder
-        return
-    if config.decoder_type != "residual":
-        raise ValueError(f"decoder_type is {config.decoder_type!r}; valid: residual, restoration, linear")
-    projection = model.encoder.projection
-    weight, bias = projection.weight.flatten(1).double(), projection.bias.double()
-    scale = float(weight.norm(dim=1).mean())
-    slope = 2 * latent_limit(config.latent_bits) / (companding_scale(config.latent_bits) * (2 * np.pi) ** 0.5)
-    step = 1 / (slope * scale)
-    variances = (model.decoder.latent_std.double() / scale) ** 2
-    wiener = variances / (variances + step**2 / 12)
-    inverse = torch.linalg.pinv(weight)
-    decoder.linear.weight.copy_((inverse * wiener).reshape(decoder.linear.weight.shape))
-    decoder.linear.bias.copy_(-inverse @ bias)
-    model.decoder = decoder

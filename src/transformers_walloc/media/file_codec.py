@@ -34,9 +34,17 @@ class Codecs:
         dtype: of the weights, "float32", "bfloat16" or "float16".
         encoder_only: load no decoders.
         workers: how many threads will use the codecs at once; torch's own threads are divided between them.
+        linear: decode with linear decoders, see `load_codec`.
     """
 
-    def __init__(self, device: str | None = None, dtype: str = "float32", encoder_only: bool = False, workers: int = 1):
+    def __init__(
+        self,
+        device: str | None = None,
+        dtype: str = "float32",
+        encoder_only: bool = False,
+        workers: int = 1,
+        linear: bool = False,
+    ):
         import torch
         from huggingface_hub.utils import disable_progress_bars
         from huggingface_hub.utils import logging as hub_logging
@@ -48,7 +56,7 @@ class Codecs:
         logging.set_verbosity_error()
         torch.set_num_threads(max(1, _threads_at_first() // max(1, workers)))
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype, self.encoder_only = getattr(torch, dtype), encoder_only
+        self.dtype, self.encoder_only, self.linear = getattr(torch, dtype), encoder_only, linear
         self.loaded: dict[str, FileCodec] = {}
         self.lock = threading.Lock()
 
@@ -67,7 +75,7 @@ class Codecs:
         from ..loading import load_codec
 
         try:
-            return load_codec(name, self.encoder_only, self.dtype, self.device)
+            return load_codec(name, self.encoder_only, self.dtype, self.device, self.linear)
         except (OSError, ValueError) as error:
             raise ValueError(f"--model {error if str(error).startswith(name) else f'{name}: {error}'}") from error
         except RuntimeError as error:
