@@ -1,9 +1,10 @@
 """What the compiled kernels bring: numpy and torch beside the kernels, in one run, in CPU time of one thread.
 
-    python -m research.benchmark_kernels [--images FOLDER] [--rounds 5] [--json OUT]
+    python -m research.benchmark_kernels [--images FOLDER] [--rounds 5] [--json OUT] [--write]
 
 Every row is done in turn with the kernels switched off and on, round after round, so that a change of the machine's
 load meets both; the table shows the best round of each. Pictures are scikit-image's photographs, or those of a folder.
+--write keeps the numbers in docs/results and puts the table into docs/concepts/kernels.md.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ from transformers_walloc.atomic import write_atomically
 from transformers_walloc.codec import kernels
 from transformers_walloc.codec.entropy_coding import EntropyTables, decode_codes, encode_codes
 from transformers_walloc.codec.wavelets import wavelet_packet_analysis
+from transformers_walloc.evaluation.machine import machine, versions
 from transformers_walloc.latents.datasets import LATENTS, LatentTransform, encode_rows
 from transformers_walloc.loading import load_codec
+
+from .pages import RESULTS, ROOT, between
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 ROW_SIZE = (448, 448)  # of the images in the data sets, in pixels
@@ -94,14 +98,8 @@ def measure_encoders(table: Table, pictures: list[PIL.Image.Image]) -> None:
 
         table.add(f"picture to codes, {name}", "MP/s", megapixels, encode)
         table.add(f"encode of floats, {name}", "MP/s", megapixels, partial(encode_floats, model, floats))
-        table.add(
-            f"README's first snippet, {name}",
-            "MP/s",
-            megapixels,
-            lambda model=model: [
-                model.encode(processor(picture, return_tensors="pt")["pixel_values"]) for picture in pictures
-            ],
-        )
+        snippet = partial(first_snippet, model, processor, pictures)
+        table.add(f"README's first snippet, {name}", "MP/s", megapixels, snippet)
         with torch.no_grad():
             codes = [item[0].numpy() for item in encode()]
         tables, count = model.get_entropy_tables(), sum(item.size for item in codes) / 1e6
@@ -148,8 +146,14 @@ def cosine_codec() -> WallocImageEncoder:
     weight = torch.einsum("kb,cd->kcdb", bands, torch.eye(3)).reshape(48, 768)
     with torch.no_grad():
         model.encoder.projection.weight.copy_(weight[..., None, None])
-        model.encoder.projection.bias.zero_()
+        model.encoder.projection.get_parameter("bias").zero_()
     return model
+
+
+def first_snippet(
+    model: WallocImageEncoder, processor: WallocImageProcessor, pictures: list[PIL.Image.Image]
+) -> list[torch.Tensor]:
+    return [model.encode(processor(picture, return_tensors="pt")["pixel_values"]).latents for picture in pictures]
 
 
 def encode_floats(model: WallocImageEncoder, floats: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -222,6 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", help="folder of photographs (default scikit-image's)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", metavar="OUT", help="also write the numbers to a file")
+    parser.add_argument("--write", action="store_true", help="also write docs/results/kernels.json and the page")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     pictures = load_pictures(arguments.images)
@@ -232,8 +237,34 @@ def main(argv: list[str] | None = None) -> None:
     measure_blocks(table, pictures)
     measure_decoders(table, pictures[0])
     measure_data_sets(table, pictures)
+    result = {"machine": machine(1), "versions": versions(), "rounds": arguments.rounds, "rows": table.rows}
+    text = json.dumps(result, indent=1)
     if arguments.json:
-        write_atomically(arguments.json, json.dumps(table.rows, indent=1))
+        write_atomically(arguments.json, text)
+    if arguments.write:
+        write_atomically(RESULTS / "kernels.json", text)
+        page = ROOT / "docs" / "concepts" / "kernels.md"
+        write_atomically(page, between(page.read_text(), "kernels", page_table(result)))
+
+
+def page_table(result: dict[str, Any]) -> str:
+    """Markdown; pixels are also compared with those that Pillow decodes from JPEG in the same time."""
+    rows = result["rows"]
+    jpeg = rows[0]["kernels"]
+    lines = [
+        f"One thread of {result['machine']['processor']}, load {result['machine']['load']:.0f} on "
+        f"{result['machine']['cores']} cores, best of {result['rounds']} rounds of CPU time.",
+        "",
+        "| | without | with | ratio | of Pillow's JPEG decoding |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        share = f"{row['kernels'] / jpeg:.2f}" if row["unit"] == "MP/s" else ""
+        ratio = f"{row['ratio']:.1f}" if abs(row["ratio"] - 1) > 0.1 else ""
+        name = f"{row['row']}, {row['unit']}" + (f" ({row['note']})" if row["note"] else "")
+        off, on = (f"{x:.0f}" if x >= 100 else f"{x:.3g}" for x in (row["fallback"], row["kernels"]))
+        lines.append(f"| {name} | {off} | {on} | {ratio} | {share} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -94,12 +94,14 @@ def main(argv: list[str] | None = None) -> None:
             measure("compress", "compress", str(source), "-o", walloc, *model, *UNLIMITED)
             print(f"  {os.path.getsize(walloc) / 1e6:.2f} MB")
             part = str(Path(folder, "part.png" if is_picture else "part.wav"))
-            window = ["1000", "1000", "512", "512"] if is_picture else [str(RATE), str(10 * RATE)]
+            corner = min(1000, math.isqrt(round(size * 1e6)) // 3)  # small pictures have smaller windows
+            window = [*2 * (corner,), *2 * (min(512, corner),)] if is_picture else [RATE, 10 * RATE]
             options = [*model, *UNLIMITED, "--max-memory", "0"]
-            measure("decompress a window", "decompress", walloc, "-o", part, *options, "--window", *window)
+            measure("decompress a window", "decompress", walloc, "-o", part, *options, "--window", *map(str, window))
             if arguments.decode:
-                whole = str(Path(folder, f"whole{source.suffix}"))
-                measure("decompress all", "decompress", walloc, "-o", whole, *options)
+                for name, flags in (("decompress all", []), ("decompress all --linear", ["--linear"])):
+                    whole = str(Path(folder, f"{len(flags)}{source.suffix}"))
+                    measure(name, "decompress", walloc, "-o", whole, *options, *flags)
 
 
 if __name__ == "__main__":
