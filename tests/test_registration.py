@@ -1,6 +1,7 @@
 """`import transformers_walloc` is quick, and registers whatever was imported before it and comes after."""
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -136,3 +137,16 @@ def test_names():
     assert imports == transformers_walloc._MODULES
     lazy = {name for names in imports.values() for name in names}
     assert lazy | {"bundled_path"} == set(transformers_walloc.__all__)
+
+
+def test_plugin_of_vllm():
+    """The entry point that vLLM's processes call: it exists, takes nothing, and may be called again."""
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    module, _, name = project["entry-points"]["vllm.general_plugins"]["walloc"].partition(":")
+    plugin = getattr(importlib.import_module(module), name)
+    plugin()
+    plugin()
+    found = importlib.import_module("transformers.models.auto.processing_auto")
+    found = found.processor_class_from_name("WallocLatentProcessor")
+    assert found.__module__ == "transformers_walloc.latents.processing"

@@ -47,7 +47,7 @@ class WallocImageFile(PIL.ImageFile.ImageFile):
     def load(self) -> Any:
         if self._data is not None:
             header, _ = unpack(self._data)
-            decoded = PIL.Image.open(io.BytesIO(_codec(codec_of(header)).decompress(self._data, header, "picture.png")))
+            decoded = PIL.Image.open(io.BytesIO(_codec(codec_of(header)).decompress(self._data, "picture.png", header)))
             decoded.load()
             self.im, self._mode, self._data = decoded.im, decoded.mode, None
             self.info.update(decoded.info)
@@ -74,9 +74,7 @@ def decode_webdataset(key: str, data: bytes) -> PIL.Image.Image | None:
 
 @functools.lru_cache(maxsize=4)
 def _codec(name: str) -> FileCodec:
-    from .loading import load_codec
-
-    return FileCodec(name, *load_codec(name))
+    return FileCodec.from_pretrained(name)
 
 
 PIL.Image.register_open(WallocImageFile.format, WallocImageFile, lambda prefix: prefix.startswith(MAGIC))
