@@ -34,13 +34,18 @@ def test_images(tmp_path, capsys):
 
 
 def test_audio(tmp_path):
+    """Against the samples of the file, normalised by hand: what `walloc scale` reads has no part in the reference."""
     import soundfile
 
     codec = audio_model(8)
     soundfile.write(tmp_path / "clip.wav", sound(0.5).T, 44100)
-    signals = list(read_signals(codec.config, [str(tmp_path)]))
-    mean, std = measure_scale(codec, signals)
+    samples = soundfile.read(tmp_path / "clip.wav", dtype="float64")[0].T
+    samples = samples - samples.mean()
+    samples = samples / (2 * np.abs(samples).max())
+    padding = -samples.shape[1] % codec.config.patch_size
     with torch.no_grad():
-        latents = codec.encode(signals[0]).latents[0]
-    torch.testing.assert_close(torch.tensor(mean), latents.mean(1), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(torch.tensor(std), latents.std(1, unbiased=False), atol=1e-4, rtol=1e-4)
+        x = torch.from_numpy(np.pad(samples, ((0, 0), (0, padding)))).float()
+        latents = codec.encode(x[None]).latents[0]
+    mean, std = measure_scale(codec, read_signals(codec.config, [str(tmp_path)]))
+    torch.testing.assert_close(torch.tensor(mean), latents.mean(1), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(torch.tensor(std), latents.std(1, unbiased=False), atol=1e-3, rtol=1e-3)

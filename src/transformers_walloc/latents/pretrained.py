@@ -127,6 +127,8 @@ def load_on_latents(
         if new_bias is not None:
             new_bias.copy_(shift)
         new_weight.copy_(arrange_kernels(folded, shift, family.layout, new_weight, bias=new_bias is not None))
+    # Adapters name the base that they go with, which the pixel model is not. Once saved and loaded it has a name.
+    model.name_or_path = model.config.name_or_path = ""
     return model
 
 
