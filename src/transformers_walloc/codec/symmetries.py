@@ -34,7 +34,7 @@ _GENERATORS = ("vflip", "hflip", "transpose")  # in this order the fields of `la
 class SignedPermutation(NamedTuple):
     """`(p x)[i] = signs[i] * x[index[i]]`; int64 and float32 arrays of the same length."""
 
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]
     signs: np.ndarray
 
 
