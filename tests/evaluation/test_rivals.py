@@ -5,11 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 from codec_fixtures import sound
+from PIL import Image
 from skimage import data
 
 from transformers_walloc.evaluation.codecs import CodecUnavailableError
 from transformers_walloc.evaluation.metrics import audio_psnr, psnr
 from transformers_walloc.evaluation.rivals import AudioFormat, ImageFormat, Resizing, SameSize, same_size
+from transformers_walloc.media.pictures import encode_image
 
 PICTURE = data.astronaut()[50:114, 180:276]
 
@@ -84,3 +86,10 @@ def test_what_this_machine_cannot_write(monkeypatch):
     monkeypatch.setattr(features, "check", lambda name: False)
     with pytest.raises(CodecUnavailableError, match="without AVIF"):
         ImageFormat("avif")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_files_of_a_low_quality_are_small(suffix):
+    picture = Image.fromarray(PICTURE)
+    sizes = [len(encode_image(picture, f"-{suffix}", quality=quality)) for quality in (5, 50, 95)]
+    assert 1.5 * sizes[0] < sizes[1] < sizes[2] / 1.5

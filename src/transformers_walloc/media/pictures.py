@@ -157,11 +157,12 @@ def encode_image(image: PIL.Image.Image, path: str, profile: bytes = b"", **opti
     Args:
         path: the suffix names the format, PNG for "-".
         profile: ICC profile of its colours; empty for none.
-        **options: of Pillow's `save`; by default those that lose least.
+        **options: of Pillow's `save`; those that lose least, unless a `quality` is asked for.
     """
     image_format = image_format_of(path)
     file = io.BytesIO()
-    options = {**_IMAGE_OPTIONS.get(image_format, {}), **options}
+    defaults = {} if "quality" in options else _IMAGE_OPTIONS.get(image_format, {})
+    options = {**defaults, **options}
     try:
         image.save(file, image_format, **options, **({"icc_profile": profile} if profile else {}))
     except (OSError, ValueError, KeyError) as error:
