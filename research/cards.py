@@ -15,8 +15,6 @@ PURPOSES = {
     "rgb-16x-klt": "smaller files and a faster decoder than those of rgb-16x, less sharp",
     "rgb-4x-klt": "ordered channels, of which the first few are a codec of their own",
     "rgb-f16c48": "flips, crops and exact folds on stored latents",
-    "rgb-f16c192": "flips, crops and exact folds on stored latents, with fine texture",
-    "rgb-f16c12": "flips, crops and exact folds on stored latents, in very few numbers",
     "stereo-20x": "music in the fewest numbers; the default",
     "stereo-5x": "music at a higher quality",
 }

@@ -42,7 +42,12 @@ CARD = "---\ntitle: WaLLoC\nsdk: static\nlicense: apache-2.0\n---\n\nWaLLoC code
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder to write; its files of the same names are replaced")
-    parser.add_argument("--codecs", nargs="+", default=["walloc/rgb-16x", "walloc/rgb-4x"], help="Hub ids or folders")
+    parser.add_argument(
+        "--codecs",
+        nargs="+",
+        default=["walloc/rgb-f16c48", "walloc/rgb-16x", "walloc/rgb-4x"],
+        help="Hub ids or folders",
+    )
     parser.add_argument("--runtime", type=Path, help=f"tarball or folder of {RUNTIME}; fetched with npm by default")
     parser.add_argument("--screenshot", type=Path, metavar="JPG", help="picture of the built page at work")
     options = parser.parse_args()

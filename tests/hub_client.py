@@ -12,7 +12,15 @@ import torch
 
 torch.set_num_threads(1)
 
-BUNDLED = ("rgb-4x", "rgb-4x-klt", "rgb-16x", "rgb-16x-klt", "stereo-5x", "stereo-20x")
+BUNDLED = (
+    "rgb-f16c48",
+    "rgb-4x",
+    "rgb-4x-klt",
+    "rgb-16x",
+    "rgb-16x-klt",
+    "stereo-5x",
+    "stereo-20x",
+)
 
 
 def online(folder: str) -> dict:

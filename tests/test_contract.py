@@ -75,6 +75,7 @@ def test_audio(name, latent_channels):
 
 def test_derived_properties_and_bundled_paths():
     expected = {"rgb-4x": (4, 8), "rgb-16x": (16, 8), "stereo-5x": (512 / 108, 256), "stereo-20x": (512 / 27, 256)}
+    expected["rgb-f16c48"] = (16, 16)
     for name, (reduction, patch_size) in expected.items():
         path = transformers_walloc.bundled_path(name)
         config = AutoModel.from_pretrained(path).config
@@ -83,7 +84,9 @@ def test_derived_properties_and_bundled_paths():
         assert sum(file.stat().st_size for file in path.iterdir()) <= 11e6
 
 
-@pytest.mark.parametrize("name", ["rgb-4x", "rgb-4x-klt", "rgb-16x", "rgb-16x-klt", "stereo-5x", "stereo-20x"])
+@pytest.mark.parametrize(
+    "name", ["rgb-f16c48", "rgb-4x", "rgb-4x-klt", "rgb-16x", "rgb-16x-klt", "stereo-5x", "stereo-20x"]
+)
 def test_encoder_only_models_are_small(name):
     image = name.startswith("rgb")
     encoder_class = transformers_walloc.WallocImageEncoder if image else transformers_walloc.WallocAudioEncoder

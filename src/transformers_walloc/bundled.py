@@ -42,6 +42,7 @@ BUNDLED_NAMES = (
     "rgb-4x-klt",
     "rgb-16x",
     "rgb-16x-klt",
+    "rgb-f16c48",
     "gray-16x",
     "sentinel2-16x",
     "stereo-5x",

@@ -15,7 +15,18 @@ def test_results_and_readme():
     assert pages.between(readme, "results", report.readme_table()) == readme
 
 
-@pytest.mark.parametrize("name", ["rgb-4x", "rgb-16x", "rgb-4x-klt", "rgb-16x-klt", "stereo-5x", "stereo-20x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rgb-f16c48",
+        "rgb-4x",
+        "rgb-16x",
+        "rgb-4x-klt",
+        "rgb-16x-klt",
+        "stereo-5x",
+        "stereo-20x",
+    ],
+)
 def test_cards(name, tmp_path):
     committed = pages.ROOT / "model_cards" / name
     shutil.copytree(committed, tmp_path / name)

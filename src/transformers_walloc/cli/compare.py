@@ -7,8 +7,7 @@ from typing import Any
 
 from ..media.messages import MediaError
 from ..media.paths import read_bytes, write_bytes
-from .compress import DEFAULT_CODECS
-from .options import add_model, add_rate
+from .options import DEFAULT_CODECS, add_model, add_rate
 
 EXAMPLES = """\
   walloc compare photo.png

@@ -8,9 +8,8 @@ from ..codec.size_limits import MAX_ENCODED_PIXELS, MAX_ENCODED_SAMPLES
 from ..media.messages import MediaError
 from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, VIDEO_SUFFIXES, WALLOC_SUFFIX, find_files
 from .jobs import plan_outputs, run_jobs
-from .options import add_files, add_limits, add_model, add_rate
+from .options import DEFAULT_CODECS, add_files, add_limits, add_model, add_rate
 
-DEFAULT_CODECS = {"image": "rgb-16x", "audio": "stereo-20x"}
 EXAMPLES = """\
   walloc compress photo.png                         photo.walloc, beside the photo
   walloc compress photo.png -o out.walloc --bpp 0.4 at most 0.4 bits per pixel

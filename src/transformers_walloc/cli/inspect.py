@@ -3,8 +3,7 @@
 import argparse
 
 from ..media.paths import read_bytes
-from .compress import DEFAULT_CODECS
-from .options import add_model
+from .options import DEFAULT_CODECS, add_model
 
 EXAMPLES = """\
   walloc inspect photo.png -o pictures/

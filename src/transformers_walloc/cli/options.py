@@ -4,9 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ..bundled import BUNDLED_NAMES
+
+DEFAULT_CODECS = {"image": "rgb-16x", "audio": "stereo-20x"}
 MODEL_HELP = (
-    "Hub id, local folder, or bundled name (rgb-4x, rgb-4x-klt, rgb-16x, rgb-16x-klt, gray-16x, sentinel2-16x, "
-    "mono-20x, stereo-5x, stereo-20x); by default rgb-16x for images and stereo-20x for audio"
+    f"Hub id, local folder, or bundled name ({', '.join(BUNDLED_NAMES)}); by default {DEFAULT_CODECS['image']} for "
+    f"images and {DEFAULT_CODECS['audio']} for audio"
 )
 
 

@@ -298,6 +298,8 @@ def export(model, recipe: Recipe) -> None:
     settings = {name: value for name, value in asdict(recipe).items() if name not in _LOCAL}
     settings |= {"train": [Path(entry).name for entry in recipe.train], "validation": Path(recipe.validation).name}
     settings["decoder_type"] = model.config.decoder_type
+    if recipe.network_from and Path(recipe.network_from).is_dir():
+        settings["network_from"] = Path(recipe.network_from).name
     source = Path(codec_path(recipe.source)) if recipe.source else None
     if source and source.is_dir():
         settings["encoder_from" if recipe.encoder_from else "continue_from"] = source.name
