@@ -19,7 +19,7 @@ from .datasets import RowReader
 from .flat_code import auto_map, write_code
 from .image_options import COMPANIONS, PASSED_ON, WallocLatentImageProcessorKwargs
 from .layouts import model_inputs
-from .stored import stored_latents, to_whole_patches
+from .stored import samples_of, stored_latents, to_whole_patches
 from .tiling import ARGUMENTS, Plan, Tile, Tiling, render
 from .values import LatentView
 
@@ -249,7 +249,7 @@ class WallocLatentImageProcessor(PilBackend):
                     f"size {size['height']}x{size['width']} is not a multiple of {unit} pixels: patches of {patch_size}"
                     f" latents of {encoder.config.patch_size} pixels"
                 )
-        samples = _samples(self.fetch_images(images))
+        samples = samples_of(self.fetch_images(images))
         if not any(samples):
             raise ValueError("empty batch: there is no image to process")
         # 8-bit images are resized in 8 bits and go to the encoder as they are: on a CPU it is a compiled kernel.
@@ -387,19 +387,6 @@ class WallocLatentImageProcessor(PilBackend):
         if options.get("device") is not None:
             options["device"] = str(options["device"])
         return options
-
-
-def _samples(images: Any) -> list[list[Any]]:
-    """Images of each sample; an image that is in no list of its own is a sample."""
-    if not isinstance(images, list | tuple):
-        return [[image] for image in _flat(images)]
-    return [_flat(sample) for sample in images]
-
-
-def _flat(images: Any) -> list[Any]:
-    if isinstance(images, list | tuple):
-        return [leaf for image in images for leaf in _flat(image)]
-    return list(images) if getattr(images, "ndim", 3) == 4 else [images]
 
 
 def _encoded(tiles: list[torch.Tensor], view: LatentView, encoder: WallocImageEncoder) -> list[torch.Tensor]:

@@ -75,3 +75,16 @@ def _wrap(latents: torch.Tensor, halo: int) -> StoredLatents:
     stored: StoredLatents = latents.as_subclass(StoredLatents)
     stored.halo = halo
     return stored
+
+
+def samples_of(images: Any) -> list[list[Any]]:
+    """Images of each sample; an image that is in no list of its own is a sample."""
+    if not isinstance(images, list | tuple):
+        return [[image] for image in _flat(images)]
+    return [_flat(sample) for sample in images]
+
+
+def _flat(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return [leaf for image in images for leaf in _flat(image)]
+    return list(images) if getattr(images, "ndim", 3) == 4 else [images]
