@@ -608,8 +608,15 @@ def test_info_needs_no_model(here, codecs, capsys, monkeypatch):
 def test_compare_image(here, codecs, capsys):
     arguments = ["compare", "photo.png", "--model", codecs["image"], "--output", "side.png"]
     assert main([*arguments, "--json"]) == 0
-    ours, *others = json.loads(capsys.readouterr().out)
+    ours, resized, *others = json.loads(capsys.readouterr().out)
     assert ours["codec"].startswith("WaLLoC") and {row["codec"] for row in others} >= {"JPEG", "WebP"}
+    height, width = pictures()[1].shape[:2]
+    small = PIL.Image.fromarray(pictures()[1]).resize((width // 4, height // 4), PIL.Image.Resampling.LANCZOS)
+    enlarged = small.resize((width, height), PIL.Image.Resampling.BICUBIC)
+    assert resized["codec"] == "resized 1:4" and resized["psnr"] == pytest.approx(psnr(enlarged, pictures()[1]))
+    assert (
+        ours["numbers"] == resized["numbers"] == 3 * height * width // 16 and others[0]["numbers"] == 3 * height * width
+    )
     assert all(row["bytes"] >= ours["bytes"] or row["quality"] == 100 for row in others)
     buffer = here / "jpeg.jpg"
     jpeg = next(row for row in others if row["codec"] == "JPEG")

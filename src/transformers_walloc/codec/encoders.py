@@ -22,7 +22,7 @@ from .entropy_coding import EntropyTables
 from .identity import IdentityMixin, tables_from_buffer, tables_to_bytes
 from .kinds import KINDS
 from .layers import is_pointwise, pointwise, pointwise_layer
-from .limits import MAX_MEMORY
+from .limits import MAX_MEMORY, warn_of_range
 from .outputs import WallocEncoderOutput
 from .pixels import encode_pictures, encode_pixels, scale_pixels
 from .symmetries import has_symmetry
@@ -239,6 +239,7 @@ class EncodingModel(IdentityMixin, WallocPreTrainedModel):
                 f"sizes of {name} must be multiples of {config.patch_size}, got {tuple(x.shape[2:])}: use the processor"
             )
         self._check_device(x)
+        warn_of_range(self, name, x)
 
     def check_latents(self, latents: torch.Tensor) -> None:
         """Raises TypeError or ValueError unless `latents` has the shape of latents or codes."""
@@ -270,9 +271,7 @@ class EncodingModel(IdentityMixin, WallocPreTrainedModel):
         """
         self.check_signal(x)
         check_step(step)
-        if x.dtype == torch.uint8:
-            return encode_pixels(self.encoder, x, step)
-        codes = encode_pictures(self.encoder, x, step)
+        codes = (encode_pixels if x.dtype == torch.uint8 else encode_pictures)(self.encoder, x, step)
         return self.quantize(self.encoder(x), step) if codes is None else codes
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,10 @@
-"""What decoding a file takes, told from its header before anything is allocated or decoded."""
+"""What a codec can take: of memory, told from a file's header before anything is allocated, and of values."""
 
 import math
+import warnings
+from typing import Any
+
+import torch
 
 from .bitstream import Header, WallocFormatError
 from .configuration_walloc import WallocConfig
@@ -12,6 +16,32 @@ MAX_MEMORY = 2 * 2**30
 MAX_TILE_POSITIONS = 2**16
 # Of float32 activations that are alive at a time in a decoder's network, and of the tensors around it.
 _ACTIVATIONS, _FLOAT = 4, 4
+
+
+_CHECKED_CALLS = 3  # of each model; the first batch may be black
+
+
+def warn_of_range(model: Any, name: str, x: torch.Tensor) -> None:
+    """Warn where signals are not in [-0.5, 0.5] as the processor gives them, and what is outside would saturate.
+
+    Looks at the first calls of a model alone, since a device is waited for, and at none that a compiler traces.
+    """
+    calls = getattr(model, "_range_checks", 0)
+    if calls >= _CHECKED_CALLS or not x.is_floating_point() or x.is_meta or torch.compiler.is_compiling():
+        return
+    model._range_checks = calls + 1
+    try:
+        low, high = x.detach().min().item(), x.detach().max().item()
+    except RuntimeError:  # there are no values: inside of vmap, of a tracer
+        return
+    if max(high, -low) > 0.75:
+        model._range_checks = _CHECKED_CALLS
+        warnings.warn(
+            f"{name} lie in {low:.3g} to {high:.3g}, and the codec takes -0.5 to 0.5: what is outside saturates. The "
+            "processor of the codec would have scaled them (x / 255 - 0.5 of 0 to 255, x - 0.5 of 0 to 1, audio by its "
+            "peak)",
+            stacklevel=4,
+        )
 
 
 def check_memory(header: Header, config: WallocConfig, decode: bool, max_memory: int | None) -> None:

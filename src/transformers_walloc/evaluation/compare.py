@@ -1,5 +1,6 @@
 """A codec's file beside those of common formats at the same size."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from .metrics import (
     ssim,
     to_images,
 )
-from .rivals import AUDIO_FORMATS, AudioFormat, ImageFormat
+from .rivals import AUDIO_FORMATS, AudioFormat, ImageFormat, Resizing
 
 PANEL_SIZE = 384  # pixels of the centre of each image that the picture shows
 CAPTION_HEIGHT = 28
@@ -35,19 +36,25 @@ def compare_image(codec, source: str, data: bytes, blob: bytes) -> tuple[list[di
         blob: the .walloc file that the codec made of it.
 
     Returns:
-        A row for each codec (codec, quality, bytes, ratio, bpp, psnr, ssim; None where there is no number), and a
-        function that draws them side by side.
+        A row for each codec (codec, numbers that a model reads, quality, bytes, ratio, bpp, psnr, ssim; None where
+        there is none), and a function that draws them side by side: the codec, the image resized to as many numbers,
+        and formats at the size of the codec's file, which give a model as many numbers as there are pixels.
     """
     inputs, _ = codec.inputs(source, data)
     height, width = inputs["original_sizes"][0].tolist()
     reference = to_images(inputs["pixel_values"][0, :, :height, :width])
     (pixels,) = codec.model.decompress([blob], max_memory=None)
     results: list[tuple] = [(f"WaLLoC {codec.name}", None, blob, to_images(pixels))]
+    reduction = codec.model.config.dimensionality_reduction
+    results += (resized := resized_to_as_many(reference, reduction))
+    numbers = [reference.size / reduction, *[reference.size / reduction for _ in resized]]
     if reference.shape[2] in (1, 3):
         results += formats_at_size(reference, len(blob), IMAGE_RIVALS)
+    numbers += [reference.size] * (len(results) - len(numbers))
     rows = [
         {
             "codec": name,
+            "numbers": round(count),
             "quality": quality,
             "bytes": len(encoded),
             "ratio": compression_ratio(reference.size, len(encoded), 8),
@@ -55,7 +62,7 @@ def compare_image(codec, source: str, data: bytes, blob: bytes) -> tuple[list[di
             "psnr": psnr(reference, decoded),
             "ssim": _ssim(reference, decoded),
         }
-        for name, quality, encoded, decoded in results
+        for count, (name, quality, encoded, decoded) in zip(numbers, results, strict=True)
     ]
     panels = [("original", reference)]
     panels += [(_caption(row), decoded) for row, (*_, decoded) in zip(rows, results, strict=True)]
@@ -92,6 +99,17 @@ def compare_audio(codec, source: str, data: bytes, blob: bytes) -> list[dict[str
         }
         for name, level, encoded, decoded in results
     ]
+
+
+def resized_to_as_many(image: np.ndarray, reduction: float) -> list[tuple[str, None, bytes, np.ndarray]]:
+    """Title, lossless file and enlarged pixels of an RGB image resized to `reduction` times fewer numbers, as the only
+    item of a list; none where no whole factor does that."""
+    factor = round(math.sqrt(reduction))
+    if image.shape[2] != 3 or factor < 2 or abs(factor**2 - reduction) > 0.01 * reduction:
+        return []
+    resizing = Resizing(factor)
+    blob = resizing.write(image)
+    return [(f"resized 1:{factor}", None, blob, resizing.read(blob, image))]
 
 
 def formats_at_size(

@@ -14,7 +14,7 @@ from ..media.kinds import kind_of
 from ..media.messages import MediaError
 from ..media.paths import read_bytes
 from ..media.pictures import read_pixels
-from .compare import formats_at_size
+from .compare import formats_at_size, resized_to_as_many
 from .metrics import bits_per_pixel, psnr, to_images
 
 MAX_SECONDS = 30.0  # of audio that is drawn
@@ -30,8 +30,8 @@ def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> li
         output_dir: where the pictures go; made if it does not exist.
 
     Returns:
-        Paths of what was written: `reconstruction` (with JPEG and WebP files of the same size beside an image),
-        `channels`, `histograms`, `atlas`, as PNG and, without pixels, as SVG too.
+        Paths of what was written: `reconstruction` (beside an image it resized to as many numbers, and JPEG and
+        WebP files of the same size), `channels`, `histograms`, `atlas`, as PNG and, without pixels, as SVG too.
 
     Raises:
         ValueError: the file is of another kind than the codec, or cannot be read.
@@ -62,6 +62,8 @@ def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> li
         images = {_caption("WaLLoC", None if original is None else original[0], decoded, blob): decoded}
         if original is not None:
             images = {"original": original[0], **images}
+            for name, _, small, pixels in resized_to_as_many(original[0], model.config.dimensionality_reduction):
+                images[_caption(name, original[0], pixels, small)] = pixels
             for name, _, rival, pixels in formats_at_size(original[0], len(blob), ("jpeg", "webp")):
                 images[_caption(name, original[0], pixels, rival)] = pixels
         written += plots.save(plots.reconstructions(images), output / "reconstruction", ["png"])
