@@ -160,6 +160,8 @@ def summarise_ways(
     readme, chosen = [], [way for way in ways if "linear" not in way]
     for ratio in ratios:
         found = [way for way in ways if f"{way}-{ratio:g}" in study.scores]
+        if not found:
+            continue
         signals = study.common(["original", *(f"{way}-{ratio:g}" for way in found)])
         counts[ratio] = len(signals)
         values = {

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from research import cards, pages, report
-from research.readers import documents, music, scores
+from research.readers import classifier, documents, music, scores
 from research.tasks import summary
 
 
@@ -42,7 +42,7 @@ def test_tasks():
     assert summary.answers_table(summary.answers(summary.load_runs(folder))) in page
 
 
-@pytest.mark.parametrize("study", [documents, music], ids=["documents", "music"])
+@pytest.mark.parametrize("study", [documents, music, classifier], ids=["documents", "music", "classifier"])
 def test_frozen_readers(study, monkeypatch):
     written = {}
     monkeypatch.setattr(scores, "write_atomically", lambda path, text: written.update({path: text}))
