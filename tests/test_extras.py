@@ -68,7 +68,6 @@ def test_the_message():
             "datasets",
             "from transformers_walloc.latents.writing import compress_dataset as compress; compress('a', 'b')",
         ),
-        ("accelerate", "import transformers_walloc.training.trainer"),
         ("matplotlib", "import transformers_walloc.evaluation.plots"),
     ],
 )
