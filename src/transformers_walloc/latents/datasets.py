@@ -13,6 +13,7 @@ codec    name and fingerprint of the codec
 ```
 """
 
+import importlib
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,6 @@ from ..codec.configuration_walloc import WallocImageConfig
 from ..codec.identity import codec_name
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder, WallocImageModel
-from ..loading import codec_path, load_codec
 from .codecs import check_identity, codec_of
 from .families import family_of, merge_size
 from .layouts import model_inputs
@@ -108,7 +108,7 @@ def decode_rows(rows: Sequence[dict[str, Any]], codec: str | WallocImageModel) -
     Raises:
         ValueError: a row was written by another codec, or is damaged.
     """
-    model = load_codec(codec)[0] if isinstance(codec, str) else codec
+    model = _loading().load_codec(codec)[0] if isinstance(codec, str) else codec
     processor, images = WallocImageProcessor(num_channels=model.config.num_channels), []
     for row, codes in zip(rows, RowReader(model).batch(rows), strict=True):
         (height, width), border = row["size"], row["halo"] * model.config.patch_size
@@ -220,7 +220,7 @@ class RowReader:
         self._source = codec
         self._loaded: Any = None if isinstance(codec, str) else codec
         if isinstance(codec, str):
-            self.config = WallocImageConfig.from_pretrained(codec_path(codec))
+            self.config = WallocImageConfig.from_pretrained(_loading().codec_path(codec))
             self._read = {self.config.latent_fingerprint}
         else:
             self.config, self._read = codec.config, {codec.fingerprint()}
@@ -276,7 +276,9 @@ class RowReader:
 
     def _encoder(self) -> WallocImageEncoder | WallocImageModel:
         if self._loaded is None:
-            self._loaded = WallocImageEncoder.from_pretrained(codec_path(str(self._source)), dtype=torch.float32)
+            self._loaded = WallocImageEncoder.from_pretrained(
+                _loading().codec_path(str(self._source)), dtype=torch.float32
+            )
         loaded: WallocImageEncoder | WallocImageModel = self._loaded
         return loaded
 
@@ -285,6 +287,11 @@ class RowReader:
         if not isinstance(self._source, str):
             return self.__dict__
         return {**self.__dict__, "_loaded": None, "_read": {self.config.latent_fingerprint}}
+
+
+def _loading() -> Any:
+    """The package's `loading`. By name, because this module goes into the folders of models without that one."""
+    return importlib.import_module("transformers_walloc.loading")
 
 
 def _check_storage(storage: str) -> None:
