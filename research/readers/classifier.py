@@ -32,6 +32,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -220,7 +221,7 @@ def export_network(folder: Path) -> bytes:
             return self.network._fc(features), features
 
     x = torch.zeros(2, 3, SIDE, SIDE)
-    options = {"dynamic_shapes": {"x": {0: torch.export.Dim("batch", min=1, max=256)}}, "dynamo": True}
+    options: dict[str, Any] = {"dynamic_shapes": {"x": {0: torch.export.Dim("batch", min=1, max=256)}}, "dynamo": True}
     with atomic_file(path) as temporary:
         torch.onnx.export(Both().eval(), (x,), temporary, external_data=False, verbose=False, **options)
     return path.read_bytes()

@@ -79,8 +79,8 @@ class LatentAugmentation(nn.Module):
         self.white: torch.Tensor
         self.grey: torch.Tensor
         self.grey_offset: torch.Tensor
-        for name, value in _linear_parts(codec).items():
-            self.register_buffer(name, value, persistent=False)
+        for part, matrix in _linear_parts(codec).items():
+            self.register_buffer(part, matrix, persistent=False)
 
     def forward(self, latents: torch.Tensor, step: float = 1.0, generator: torch.Generator | None = None):
         """

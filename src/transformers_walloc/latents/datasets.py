@@ -109,7 +109,8 @@ def decode_rows(rows: Sequence[dict[str, Any]], codec: str | WallocImageModel) -
         ValueError: a row was written by another codec, or is damaged.
     """
     model = _loading().load_codec(codec)[0] if isinstance(codec, str) else codec
-    processor, images = WallocImageProcessor(num_channels=model.config.num_channels), []
+    processor = WallocImageProcessor(num_channels=model.config.num_channels)
+    images: list[Any] = []
     for row, codes in zip(rows, RowReader(model).batch(rows), strict=True):
         (height, width), border = row["size"], row["halo"] * model.config.patch_size
         pixels = model.decode(codes[None].to(model.device).float() * row["step"])[0]

@@ -245,7 +245,8 @@ def _write_shard(
                 latents.append(value)
                 kept.append(number)
         yield len(numbers)
-    columns, features = {LATENTS: latents}, {LATENTS: column}
+    columns: dict[str, list] = {LATENTS: latents}
+    features = {LATENTS: column}
     if names is not None and PATH not in shard.column_names:
         columns, features = {PATH: [names[i] for i in kept], **columns}, {PATH: Value("string"), **features}
     result = Dataset.from_dict(columns, features=Features(features))
@@ -299,7 +300,7 @@ def _file_names(shard, image_column: str, root: str) -> list[str] | None:
     paths = [(row[image_column] or {}).get("path") for row in stored]
     if not any(paths):
         return None
-    return [os.path.relpath(path, root) if root else os.path.basename(path or "") for path in paths]
+    return [os.path.relpath(path, root) if root and path else os.path.basename(path or "") for path in paths]
 
 
 def _encode_batch(images, numbers: range, encoder, column: str, options: dict) -> list[dict[str, Any] | str]:
