@@ -192,7 +192,8 @@ def features(name: str) -> dict:
     processor = type(AutoProcessor.from_pretrained(name)).__name__
     image = processor == "WallocImageProcessor"
     signal = Image.new("RGB", (48, 40)) if image else {"array": np.zeros((2, 1024)), "sampling_rate": 44100}
-    return {"processor": processor, "features": list(np.shape(pipeline("feature-extraction", model=name)(signal)))}
+    task = "image-feature-extraction" if image else "feature-extraction"
+    return {"processor": processor, "features": list(np.shape(pipeline(task, model=name)(signal)))}
 
 
 def digest(model) -> str:

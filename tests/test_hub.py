@@ -148,9 +148,10 @@ def test_bundled_codec_on_a_machine_that_never_had_a_network(fresh, name):
     assert facts["model_type"] == ("walloc_image" if name.startswith("rgb") else "walloc_audio")
     assert facts["digest"] == fresh["folders"][name]
     image = name.startswith("rgb")
-    channels = {"rgb-4x": 48, "stereo-5x": 108, "stereo-20x": 27}.get(name.removesuffix("-klt"), 12)
+    channels = {"rgb-4x": 48, "rgb-f16c48": 48, "stereo-5x": 108, "stereo-20x": 27}.get(name.removesuffix("-klt"), 12)
+    grid = [3, 3] if name == "rgb-f16c48" else [5, 6]
     assert facts["processor"] == ("WallocImageProcessor" if image else "WallocAudioFeatureExtractor")
-    assert facts["features"] == ([1, channels, 5, 6] if image else [1, channels, 4])
+    assert facts["features"] == ([1, channels, *grid] if image else [1, channels, 4])
 
 
 def test_bundled_codecs_when_the_network_fails(fresh, unreachable):

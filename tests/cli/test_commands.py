@@ -527,9 +527,7 @@ def test_errors_of_decompress(here, codecs, capsys):
     assert files(here) == ["cut.walloc", "photo.png", "photo.walloc", "song.wav"]
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["shrink"], ["compress"], ["compress", "a.png", "--bpp", "1", "--psnr", "30"]]
-)
+@pytest.mark.parametrize("arguments", [["shrink"], ["compress"], ["compress", "a.png", "--bpp", "1", "--psnr", "30"]])
 def test_wrong_usage_has_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         main(arguments)

@@ -34,13 +34,13 @@ def placed(pixels: np.ndarray, orientation: int = 1) -> bytes:
 @pytest.mark.parametrize("pixels", [photo(), deep_photo()], ids=["8", "16"])
 def test_the_place_of_an_aerial_photograph_comes_back(codec, pixels):
     blob = codec.compress("a.tif", placed(pixels), "image")
-    restored = codec.decompress(blob, unpack(blob)[0], "b.tif")
+    restored = codec.decompress(blob, "b.tif")
     with tifffile.TiffFile(io.BytesIO(restored)) as file:
         page = file.pages[0]
         assert page.tags[33550].value == SCALE and page.tags[33922].value == PLACE
         assert page.dtype == pixels.dtype and page.shape == pixels.shape
     with pytest.warns(MediaWarning, match=r"b\.png: PNG has no georeferencing"):
-        codec.decompress(blob, unpack(blob)[0], "b.png")
+        codec.decompress(blob, "b.png")
 
 
 def test_the_place_of_a_turned_photograph_is_not_kept_and_said(codec):
@@ -121,7 +121,7 @@ def test_large_results_lose_nothing_either(codec, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(streams, "LARGE_SIGNAL", {"image": 1, "audio": 1})
     target = tmp_path / "b.tif"
     if not streams.decompress_stream(codec, blob, header, str(target), None, None):
-        target.write_bytes(codec.decompress(blob, header, str(target)))
+        target.write_bytes(codec.decompress(blob, str(target), header))
     with tifffile.TiffFile(target) as file:
         page = file.pages[0]
         assert page.dtype == (np.uint16 if kind == "16-bit" else np.uint8)

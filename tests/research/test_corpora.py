@@ -284,7 +284,7 @@ def test_pictures_are_made_small_enough_to_travel(tmp_path, capsys):
     for folder in ("a", "b"):  # the same name in two folders
         (tmp_path / "in" / folder).mkdir(parents=True)
         Image.fromarray(picture).save(tmp_path / "in" / folder / "x.png")
-    argv = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--short_side", "100"]
+    argv = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--short-side", "100"]
     assert shrink.main(argv) == 0
     copies = sorted((tmp_path / "out").iterdir())
     assert [copy.name for copy in copies] == ["a-x.png.avif", "b-x.png.avif"]

@@ -9,6 +9,9 @@ from transformers_walloc.codec.bottleneck import compand, decompand
 from transformers_walloc.codec.wavelets import wavelet_packet_analysis
 from transformers_walloc.training.klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis
 
+# Synthetic pictures go a little beyond the range of real ones.
+pytestmark = pytest.mark.filterwarnings("ignore:pixel_values lie in")
+
 
 def config(**changes) -> WallocImageConfig:
     values = {"num_channels": 2, "num_levels": 2, "latent_channels": 6, "decoder_type": "linear", **changes}

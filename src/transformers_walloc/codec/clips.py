@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from . import runtime  # noqa: F401 - makes forked processes safe
 from .audio_decoding import decode_audio
+from .runtime import is_traced as is_traced  # the module makes forked processes safe
 
 logger = logging.get_logger(__name__)
 

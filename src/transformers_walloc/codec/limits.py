@@ -34,7 +34,7 @@ def warn_of_range(model: Any, name: str, x: torch.Tensor) -> None:
         low, high = x.detach().min().item(), x.detach().max().item()
     except RuntimeError:  # there are no values: inside of vmap, of a tracer
         return
-    if max(high, -low) > 0.75:
+    if 0.75 < max(high, -low) < math.inf:  # infinite values are refused elsewhere
         model._range_checks = _CHECKED_CALLS
         warnings.warn(
             f"{name} lie in {low:.3g} to {high:.3g}, and the codec takes -0.5 to 0.5: what is outside saturates. The "

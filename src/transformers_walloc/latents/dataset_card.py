@@ -5,13 +5,11 @@ from pathlib import Path
 
 from ..atomic import write_atomically
 
+# No list of files in the metadata: `datasets` finds data/SPLIT-* by itself, and with a list it takes two data sets in
+# folders of the same name for one, and reads the first from its cache in place of the second.
 _OURS = "<!-- written by transformers-walloc -->"
 _CARD = """\
 ---
-configs:
-- config_name: default
-  data_files:
-{files}
 tags:
 - walloc
 - image
@@ -50,7 +48,6 @@ def write_card(folder: Path) -> None:
     size = "at {} x {} pixels".format(*facts["size"]) if facts["size"] else "at their own sizes"
     text = _CARD.format(
         ours=_OURS,
-        files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits),
         rows=", ".join(f"{count} of {split}" for split, count in facts["rows"].items()),
         name=codec,
         folder=folder.name,
