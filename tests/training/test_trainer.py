@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import os
 import subprocess
@@ -507,8 +508,9 @@ def test_decoder_of_the_same_shape_is_trained_on(photos, tmp_path):
     assert recipe["earlier"] == json.loads((first / "recipe.json").read_text())
 
 
-def test_a_codec_is_trained_on_as_the_help_shows_it(photos, tmp_path, capsys):
+def test_a_codec_is_trained_on_as_the_help_shows_it(photos, tmp_path, capsys, monkeypatch):
     """By its bundled name, with the kind of decoder that it has, on the device that there is, for some time."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "level", logging.ERROR)  # as other commands leave it
     options = "--kind image --continue_from rgb-16x --train_encoder --muon --minutes 0.01"
     small = "--piece_size 32 --batch_size 1 --workers 0"  # and no --cpu, no --decoder_type
     folders = ["--train", str(photos / "train"), "--validation", str(photos / "held"), "--output", str(tmp_path)]

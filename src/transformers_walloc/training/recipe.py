@@ -259,6 +259,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         save_steps=recipe.save_steps,
         save_total_limit=2,
         logging_steps=50,
+        disable_tqdm=False,  # whatever the verbosity: a run takes longer than a few seconds
         report_to=["tensorboard"],
         remove_unused_columns=False,
         dataloader_num_workers=recipe.workers,
