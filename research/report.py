@@ -64,7 +64,7 @@ def results_page() -> str:
 
 def readme_table() -> str:
     """The codecs that a reader chooses from, each beside what it stands in for at as many numbers or bytes."""
-    header = ["name", "DR", "one latent", "PSNR dB", "resized, same DR", "format, same size", "files", "take it for"]
+    header = ["name", "DR", "one latent", "PSNR, dB", "resized, dB", "WebP or MP3, dB", "files", "take it for"]
     lines = []
     for name, use in PURPOSES.items():
         result = pages.load("table1" if name.startswith("rgb") else "table2")
