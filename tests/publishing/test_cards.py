@@ -36,7 +36,7 @@ def test_a_card_of_ones_own_codec(tmp_path):
     assert order == sorted(order)
     assert 'from_pretrained("me/my-codec")' in text and "* my photographs\n" in text and "Apache" not in text
     assert "walloc train --train photos --minutes 2.5 --continue-from rgb-16x" in text
-    assert "2.5 minutes in all, on my machine." in text
+    assert "2.5 minutes of training in all, on my machine." in text
     assert "\n\n\n" not in text and json.loads((folder / "results.json").read_text())["rows"] == [row]
 
 

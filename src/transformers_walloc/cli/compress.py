@@ -13,7 +13,7 @@ from .options import DEFAULT_CODECS, add_files, add_limits, add_model, add_rate
 EXAMPLES = """\
   walloc compress photo.png                         photo.walloc, beside the photo
   walloc compress photo.png -o out.walloc --bpp 0.4 at most 0.4 bits per pixel
-  walloc compress photo.png --refine 10             sharper in a few percent more bytes, for ten times the work
+  walloc compress photo.png --refine 10             sharper in a few percent more bytes; some 20 s a megapixel
   walloc compress photos/ -o small/ -j 4            a folder with its subfolders, four files at a time
   walloc compress photos/ -o small/ --skip-existing the same job again: only what is new
   walloc compress '*.wav' --kbps 24 --force         overwrites what is there

@@ -84,7 +84,7 @@ def model_card(
         purpose=purpose,
         patch=patch,
         rows=result_table(name, result) if result is not None else "",
-        speed_size=f"{MAIN_SIZE[result['kind']][0]} ({shape_of(result['kind'])})" if result is not None else "",
+        speed_size=f"{MAIN_SIZE[result['kind']][0]} ({shape_of(result['kind'])})" if _timed(result) else "",
         described=described(result) if result is not None else "",
         command=result.get("command", "") if result is not None else "",
         pictures={stem: _suffix(folder, stem) for stem in ("reconstruction", "atlas")},
@@ -143,12 +143,18 @@ def rows_of(result: dict, name: str) -> dict | None:
 def result_table(name: str, result: dict) -> str:
     rows, kind = result["rows"], result["kind"]
     columns = [c for c in TITLES if any(row.get(c) is not None for row in rows)]
-    header = ["", *(TITLES[c][0] for c in columns), f"encode {UNIT[kind]}", f"decode {UNIT[kind]}"]
+    stages = ("encode", "decode") if _timed(result) else ()
+    header = ["", *(TITLES[c][0] for c in columns), *(f"{stage} {UNIT[kind]}" for stage in stages)]
     lines = []
     for row in rows:
-        speed = [throughput(row, kind, ("encode",)), throughput(row, kind, ("decode",))]
+        speed = [throughput(row, kind, (stage,)) for stage in stages]
         lines.append([_label(row["codec"], name), *(cell(row, c) for c in columns), *speed])
     return table(header, lines)
+
+
+def _timed(result: dict | None) -> bool:
+    """Whether any row has speeds."""
+    return result is not None and any(throughput(row, result["kind"], ("encode",)) for row in result["rows"])
 
 
 def _label(codec: str, name: str) -> str:
@@ -158,8 +164,11 @@ def _label(codec: str, name: str) -> str:
         return f"**{name}**"
     if codec == f"{name}@linear":
         return "linear decoder, same file"
-    if codec.startswith(f"{name}@refine="):
-        return f"codes refined in {codec.rpartition('=')[2]} steps, same decoder"
+    if codec.startswith(f"{name}@"):
+        options = dict(option.split("=") for option in codec.partition("@")[2].split(","))
+        said = {"step": "step of rounding {}", "refine": "codes refined in {} steps", "channels": "first {} channels"}
+        if options.keys() <= said.keys():
+            return ", ".join(said[key].format(value) for key, value in options.items())
     form, _, other = codec.partition("@like=")
     formats = IMAGE_FORMATS | AUDIO_FORMATS
     return f"{formats[form].title}, same size" if other and form in formats else codec
