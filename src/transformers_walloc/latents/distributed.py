@@ -25,7 +25,7 @@ from ..codec.modeling_walloc import WallocImageEncoder
 from ..extras import naming_extras
 from ..media.paths import IMAGE_SUFFIXES
 from .datasets import LATENTS, Storage, encode_rows
-from .writing import OPTIONS_FILE
+from .writing import LATENTS_TYPE, OPTIONS_FILE, options_to_state
 
 with naming_extras():
     import pyarrow as pa
@@ -35,17 +35,6 @@ with naming_extras():
 if TYPE_CHECKING:
     import ray.data
 
-LATENTS_TYPE = pa.struct(
-    {
-        "bytes": pa.binary(),
-        "storage": pa.string(),
-        "shape": pa.list_(pa.int32()),
-        "size": pa.list_(pa.int32()),
-        "halo": pa.int32(),
-        "step": pa.float32(),
-        "codec": pa.string(),
-    }
-)
 ERRORS = pa.schema({"id": pa.string(), "error": pa.string()})
 # The column between both steps. Pixels travel as bytes: arrays of one column would have to be of one type.
 PIXELS = "walloc_pixels"
@@ -103,7 +92,15 @@ def compress_with_ray(
     files, root = (filesystem, folder) if filesystem else pa.fs.FileSystem.from_uri(_uri(folder))
     encoder = WallocImageEncoder.from_pretrained(codec, dtype=torch.float32)
     options: dict[str, Any] = {"storage": storage, "size": size and list(size), "halo": halo, "step": step}
-    _state_options(files, root, {"fingerprint": encoder.fingerprint(), "id_column": id_column, **options})
+    stated, earlier = posixpath.join(root, OPTIONS_FILE), None
+    files.create_dir(root)
+    if files.get_file_info(stated).type == pa.fs.FileType.File:
+        with files.open_input_stream(stated) as file:
+            earlier = file.read()
+    facts = {"fingerprint": encoder.fingerprint(), "id_column": id_column, **options}
+    to_state = options_to_state(root, earlier, facts)
+    with files.open_output_stream(stated) as file:
+        file.write(to_state)
     errors = _Errors(files, posixpath.join(root, "errors"), id_column)
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": batch_rows}
     least, most = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
@@ -216,18 +213,3 @@ class _Encoder:
 def _uri(folder: str) -> str:
     # pyarrow takes absolute paths for URLs, but not relative ones.
     return folder if "://" in folder else pa.fs.LocalFileSystem().normalize_path(os.path.abspath(folder))
-
-
-def _state_options(files: pa.fs.FileSystem, root: str, options: dict[str, Any]) -> None:
-    """Write what the folder holds, or check that this run belongs to it."""
-    path = posixpath.join(root, OPTIONS_FILE)
-    files.create_dir(root)
-    if files.get_file_info(path).type == pa.fs.FileType.File:
-        with files.open_input_stream(path) as file:
-            earlier = json.loads(file.read())
-        for name, value in options.items():
-            if earlier.get(name) != value:
-                raise ValueError(f"{root} holds latents written with {name} {earlier.get(name)!r}, not {value!r}")
-        return
-    with files.open_output_stream(path) as file:
-        file.write(json.dumps(options, indent=2).encode() + b"\n")

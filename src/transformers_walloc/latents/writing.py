@@ -31,6 +31,17 @@ with naming_extras():
 
 PATH = "path"  # the column of file names
 OPTIONS_FILE = "walloc_latents.json"
+LATENTS_TYPE = pyarrow.struct(
+    {
+        "bytes": pyarrow.binary(),
+        "storage": pyarrow.string(),
+        "shape": pyarrow.list_(pyarrow.int32()),
+        "size": pyarrow.list_(pyarrow.int32()),
+        "halo": pyarrow.int32(),
+        "step": pyarrow.float32(),
+        "codec": pyarrow.string(),
+    }
+)
 BATCH_ROWS = 16  # images that are held and encoded together
 
 
@@ -99,11 +110,10 @@ def write_latent_dataset(
     options: dict[str, Any] = {"storage": storage, "size": size and list(size), "halo": halo, "step": step}
     blank = np.zeros((16, 16, encoder.config.num_channels), np.uint8)
     encode_rows([blank], encoder, **options)  # options that are wrong for every picture are no fault of the pictures
-    _state_options(
-        folder / OPTIONS_FILE,
-        {"codec": codec_name(codec), "fingerprint": encoder.fingerprint(), "shard_rows": shard_rows, **options},
-        {split: len(dataset)},
-    )
+    stated = folder / OPTIONS_FILE
+    facts = {"codec": codec_name(codec), "fingerprint": encoder.fingerprint(), "shard_rows": shard_rows, **options}
+    earlier = stated.read_bytes() if stated.exists() else None
+    write_atomically(stated, options_to_state(folder, earlier, facts, {split: len(dataset)}))
     root = _root(dataset, image_column)
     count = max(1, -(-len(dataset) // shard_rows))
     paths = [folder / "data" / f"{split}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
@@ -181,6 +191,30 @@ def compress_dataset(
     return written
 
 
+def options_to_state(
+    folder: str | Path, earlier: bytes | None, options: dict[str, Any], rows: dict[str, int] | None = None
+) -> bytes:
+    """What is to stand in a folder's `OPTIONS_FILE`, which holds `earlier` where there were runs before this one.
+
+    Args:
+        folder: for messages.
+        rows: of splits, which are stated with those of earlier runs.
+
+    Raises:
+        ValueError: the earlier runs had other options, or a split had other rows.
+    """
+    found = {} if earlier is None else json.loads(earlier)
+    for name, value in options.items():
+        if found and found.get(name) != value:
+            raise ValueError(f"{folder} holds latents written with {name} {found.get(name)!r}, not {value!r}")
+    if rows is not None:
+        before = found.get("rows", {})
+        if any(before.get(split, count) != count for split, count in rows.items()):
+            raise ValueError(f"{folder} holds a split of {before} rows, not {rows}")
+        options = {**options, "rows": {**before, **rows}}
+    return json.dumps(options, indent=2).encode() + b"\n"
+
+
 def _load_images(source: str) -> dict[str, Any]:
     """Splits by name."""
     from datasets import load_dataset, load_from_disk
@@ -219,20 +253,11 @@ def _write_shard(
     dataset, encoder, image_column: str, root: str, rows: range, path: str, options: dict
 ) -> Iterator[int]:
     """Yields the rows of each batch as it is encoded; the shard is there after the last."""
-    from datasets import Dataset, Features, List, Value, concatenate_datasets
+    from datasets import Dataset, Features, concatenate_datasets
 
-    column = {
-        "bytes": Value("binary"),
-        "storage": Value("string"),
-        "shape": List(Value("int32")),
-        "size": List(Value("int32")),
-        "halo": Value("int32"),
-        "step": Value("float32"),
-        "codec": Value("string"),
-    }
     shard = dataset.select(rows)
     images, names = shard.select_columns([image_column]), _file_names(shard, image_column, root)
-    latents: list[dict[str, Any]] = []
+    latents: list[Any] = []
     kept: list[int] = []
     errors: dict[int, str] = {}
     for start in range(0, len(rows), BATCH_ROWS):
@@ -245,11 +270,10 @@ def _write_shard(
                 latents.append(value)
                 kept.append(number)
         yield len(numbers)
-    columns: dict[str, list] = {LATENTS: latents}
-    features = {LATENTS: column}
+    columns, fields = {LATENTS: latents}, [(LATENTS, LATENTS_TYPE)]
     if names is not None and PATH not in shard.column_names:
-        columns, features = {PATH: [names[i] for i in kept], **columns}, {PATH: Value("string"), **features}
-    result = Dataset.from_dict(columns, features=Features(features))
+        columns, fields = {PATH: [names[i] for i in kept], **columns}, [(PATH, pyarrow.string()), *fields]
+    result = Dataset.from_dict(columns, features=Features.from_arrow_schema(pyarrow.schema(fields)))
     rest = shard.remove_columns([image_column])
     if rest.column_names:
         result = concatenate_datasets([rest.select(kept), result], axis=1)
@@ -336,19 +360,3 @@ def _without_bars():
 def _load(codec: str, device: str | None) -> WallocImageEncoder:
     encoder = WallocImageEncoder.from_pretrained(codec_path(codec), dtype=torch.float32)
     return encoder if device is None else encoder.to(device)  # type: ignore[arg-type]
-
-
-def _state_options(path: Path, options: dict[str, Any], rows: dict[str, int]) -> None:
-    """Write what the folder holds beside its shards, or check that this run belongs to it."""
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in options.items():
-            if earlier.get(name) != value:
-                raise ValueError(
-                    f"{path.parent} holds latents written with {name} {earlier.get(name)!r}, not {value!r}"
-                )
-        before = earlier["rows"]
-        if any(before.get(split, count) != count for split, count in rows.items()):
-            raise ValueError(f"{path.parent} holds a split of {before} rows, not {rows}")
-        rows = {**before, **rows}
-    write_atomically(path, json.dumps({**options, "rows": rows}, indent=2) + "\n")
