@@ -19,8 +19,10 @@ from command_line import fails, files, said
 import transformers_walloc.cli.compress
 import transformers_walloc.media.file_codec
 import transformers_walloc.media.pictures
+from transformers_walloc.cli.jobs import Plan, run_jobs
 from transformers_walloc.cli.main import main
 from transformers_walloc.codec.bitstream import unpack
+from transformers_walloc.codec.runtime import torch_threads
 
 
 def test_a_folder_with_subfolders_and_workers(here, codecs, capsys):
@@ -137,17 +139,11 @@ def test_a_killed_compress_leaves_no_half_file(here, codecs):
         assert unpack(path.read_bytes())[0].sizes == (128, 200)
 
 
-def test_threads_are_divided_once():
+def test_threads_are_divided_between_the_workers():
     """However many commands a process runs."""
-
-    from transformers_walloc.media.file_codec import Codecs, _threads_at_first
-
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(8)
-        _threads_at_first.cache_clear()
-        found = [(Codecs(workers=workers), torch.get_num_threads())[1] for workers in (2, 2, 4, 1, 100)]
-        assert found == [4, 4, 2, 8, 1]
-    finally:
-        torch.set_num_threads(threads)
-        _threads_at_first.cache_clear()
+    found = []
+    with torch_threads(8):
+        for workers in (2, 2, 4, 1, 100):
+            run_jobs(Plan([("a", "-")]), lambda *_: found.append(torch.get_num_threads()), workers, "test")
+        assert torch.get_num_threads() == 8
+    assert found == [4, 4, 2, 8, 1]

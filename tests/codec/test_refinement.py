@@ -108,6 +108,26 @@ def test_never_worse_by_its_own_measure(model):
     assert problem.evaluate(refined, gradient=False)[0] <= problem.evaluate(latents, gradient=False)[0] * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("bpp", [0.15, 0.4, 0.9, 1.6])
+def test_the_size_that_was_asked_for(model, picture, bpp):
+    """Refining changes sizes by other factors at each step: here by 0.66 to 1.03."""
+    (blob,) = model.compress(picture, bpp=bpp, refine=2)
+    found = 8 * len(blob) / (96 * 112)
+    assert 0.98 * bpp <= found <= bpp
+
+
+def test_quality_that_only_refining_reaches(model, picture):
+    (plain,), (refined,) = model.compress(picture), model.compress(picture, refine=3)
+    low, high = (-10 * np.log10(error(model, picture, blob)) for blob in (plain, refined))
+    target = (low + high) / 2
+    with pytest.raises(ValueError, match="out of reach"):
+        model.compress(picture, psnr=target)
+    (blob,) = model.compress(picture, psnr=target, refine=3)
+    assert -10 * np.log10(error(model, picture, blob)) > target - 0.02  # of floats, where rounding to 8 bits counts
+    with pytest.raises(ValueError, match="out of reach"):
+        model.compress(picture, psnr=high + 6, refine=3)
+
+
 def test_audio():
     model = WallocAudioModel.from_pretrained("walloc/stereo-20x").eval()
     time = torch.arange(256 * 40) / 44100

@@ -70,14 +70,14 @@ def run(
         skip_existing,
     )
     if not plan.jobs:
-        return run_jobs(plan, lambda *_: None, 1, "compress")
+        return run_jobs(plan, lambda *_: None, jobs, "compress")
     from ..media.file_codec import Codecs, FileCodec, no_pillow_limit
     from ..media.kinds import kind_of
     from ..media.messages import naming
     from ..media.paths import read_bytes, write_bytes
     from ..media.streams import compress_stream
 
-    codecs = Codecs(device, dtype, encoder_only=psnr is None and not refine, workers=jobs)
+    codecs = Codecs(device, dtype, encoder_only=psnr is None and not refine)
     limits: dict[str, Any] = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}
     rate: dict[str, Any] = {"step": step, "bpp": bpp, "kbps": kbps, "psnr": psnr, "channels": channels}
     rate["refine"] = refine

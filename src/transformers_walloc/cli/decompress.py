@@ -81,7 +81,7 @@ def run(
         if target != STANDARD_STREAM and Path(target).suffix.lower() not in valid:
             raise ValueError(f"{target}: unknown suffix; valid: {', '.join(valid)}")
     if not plan.jobs:
-        return run_jobs(plan, lambda *_: None, 1, "decompress")
+        return run_jobs(plan, lambda *_: None, jobs, "decompress")
     from ..codec.bitstream import unpack
     from ..media.file_codec import Codecs
     from ..media.messages import naming
@@ -89,7 +89,7 @@ def run(
 
     part = tuple(window) if window else None
     memory = max_memory * 10**6 if max_memory else None
-    codecs = Codecs(device, dtype, workers=jobs, linear=linear)
+    codecs = Codecs(device, dtype, linear=linear)
     limits = {"max_pixels": max_pixels or None, "max_samples": max_samples or None}
 
     def decompress(source: str, target: str) -> None:

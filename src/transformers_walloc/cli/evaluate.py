@@ -15,8 +15,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-import torch
-
+from ..codec.runtime import torch_threads
 from ..evaluation import specs as _specs
 from ..evaluation.machine import shown_command
 from ..evaluation.measure import default_codecs, evaluate_codecs, quick_codecs, write_result
@@ -71,7 +70,6 @@ def run(args: argparse.Namespace, command: str) -> dict:
         raise ValueError("--data is needed: a folder or the id of a datasets repository")
     if unknown := [name for name in args.metrics or () if name not in METRICS[args.kind]]:
         raise ValueError(f"unknown metric {unknown[0]!r} of {args.kind}; valid: {', '.join(METRICS[args.kind])}")
-    torch.set_num_threads(1 if args.cpu_time else args.threads)
     data = None
     if args.command != "speed":
         data = Signals(args.data, args.kind, args.split, args.files, args.seconds, args.data_name)
@@ -103,6 +101,7 @@ def main(argv: Sequence[str] | None = None, program: str = "walloc evaluate") ->
     add_arguments(parser)
     args = parser.parse_args(in_kebab_case(argv))
     try:
-        return run(args, shown_command(program, in_kebab_case(argv)))
+        with torch_threads(1 if args.cpu_time else args.threads):
+            return run(args, shown_command(program, in_kebab_case(argv)))
     except ValueError as error:
         parser.error(str(error))

@@ -90,15 +90,24 @@ def run_jobs(plan: Plan, run: Callable[[str, str], None], workers: int, what: st
     """Do every job, `workers` at a time; a failure is one line, and the last one says what was done and in what time.
 
     Args:
+        workers: torch's threads are divided between them.
         what: is done to the files, "compress".
 
     Returns:
         The exit status, 1 if anything failed.
     """
     summary = _Summary(plan)
+    if not plan.jobs:
+        summary.show()
+        return 1 if plan.failed else 0
+    import torch
+
+    from ..codec.runtime import torch_threads
+
     pool = ThreadPoolExecutor(workers)
+    threads = max(1, torch.get_num_threads() // workers)
     try:
-        with signs_of_life(len(plan.jobs), what) as advance:
+        with torch_threads(threads), signs_of_life(len(plan.jobs), what) as advance:
             futures = {pool.submit(run, *job): job for job in plan.jobs}
             for future in as_completed(futures):
                 try:

@@ -15,17 +15,13 @@ help text and `walloc info` need no torch.
 
 import argparse
 import importlib
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from huggingface_hub import constants
-
 from ..extras import naming_extras
-from .console import complain, say, show_warning
+from .console import complain, quiet_libraries, say
 from .interrupts import run_program, unwinding
 
 # Name -> (module, summary). A module under `cli` has `add_arguments(parser)`, `EXAMPLES`, and `run(**options)`; one
@@ -62,11 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         _parser().parse_args(arguments)  # prints help or version, or what is wrong, and exits
         return 2
-    with unwinding(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries: what matters to the user is an error, or a note of ours
-        warnings.filterwarnings("always", module=__package__.partition(".")[0])
-        warnings.showwarning = show_warning
-        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its errors come as exceptions, too
+    with unwinding(), quiet_libraries():
         try:
             with naming_extras():
                 return _run(*arguments)
@@ -91,7 +83,6 @@ def _run(name: str, *arguments: str) -> int:
     target, summary = COMMANDS[name]
     module_name, _, function = target.partition(":")
     package = __package__.partition(".")[0]
-    _hush_libraries()
     module = importlib.import_module(f"{package}.{module_name}")
     if function:
         with _as_program(f"walloc {name}"):
@@ -105,16 +96,6 @@ def _run(name: str, *arguments: str) -> int:
     )
     module.add_arguments(parser)
     return module.run(**vars(parser.parse_args(arguments)))
-
-
-def _hush_libraries() -> None:
-    """One bar for a job, ours: none of transformers' for every model, and no lines of the Hub about each retry.
-
-    By the settings that they read when they are imported, so that a command that needs neither stays quick.
-    """
-    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    constants.HF_HUB_DISABLE_PROGRESS_BARS = True
 
 
 def _parser() -> argparse.ArgumentParser:

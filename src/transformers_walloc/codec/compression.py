@@ -299,9 +299,7 @@ def _compress_one(
     last = 2.0**header.latent_bits  # all codes are zero there
     if rate.name is None:
         return write(*refined(quantized(step)))
-    if refine:
-        return write(*rate.search_refined(quantized, refined, measure, last))
-    return write(*rate.search(quantized, measure, last))
+    return write(*rate.search(quantized, measure, last, refined if refine else None))
 
 
 def _decode(model: Any, codes: torch.Tensor, step: float, sizes: tuple[int, ...]) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """What surrounds a computation: processes that were forked, and tracing, where no value can be looked at."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -23,6 +25,17 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
     if is_transformed(x):
         return x
     return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch's operations, in the whole process, until the end of the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _use_one_thread() -> None:

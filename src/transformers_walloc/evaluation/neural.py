@@ -55,9 +55,10 @@ class NeuralCodec(Codec):
 
     def __init__(self, name: str, kind: str, sampling_rate: int = 44100, speed_only: bool = False):
         make = {"cheng2020": _cheng2020, "sd3-vae": _sd3_vae, "stable-audio": _stable_audio}
-        torch.manual_seed(0)
         try:
-            network = make.get(name, _original if name in ORIGINAL else _audio_codec)(name, not speed_only)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                network = make.get(name, _original if name in ORIGINAL else _audio_codec)(name, not speed_only)
         except ImportError as error:
             raise CodecUnavailableError(str(error)) from error
         except OSError as error:  # the Hub cannot be reached, or asks for a login

@@ -99,8 +99,9 @@ def compress_with_ray(
             earlier = file.read()
     facts = {"fingerprint": encoder.fingerprint(), "id_column": id_column, **options}
     to_state = options_to_state(root, earlier, facts)
-    with files.open_output_stream(stated) as file:
-        file.write(to_state)
+    if to_state != earlier:
+        with files.open_output_stream(stated) as file:
+            file.write(to_state)
     errors = _Errors(files, posixpath.join(root, "errors"), id_column)
     tables: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": batch_rows}
     least, most = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +32,6 @@ class Codecs:
         device: "cpu", "cuda", ...; a GPU if there is one by default.
         dtype: of the weights, "float32", "bfloat16" or "float16".
         encoder_only: load no decoders.
-        workers: how many threads will use the codecs at once; torch's own threads are divided between them.
         linear: decode with linear decoders, see `load_codec`.
     """
 
@@ -42,19 +40,10 @@ class Codecs:
         device: str | None = None,
         dtype: str = "float32",
         encoder_only: bool = False,
-        workers: int = 1,
         linear: bool = False,
     ):
         import torch
-        from huggingface_hub.utils import disable_progress_bars
-        from huggingface_hub.utils import logging as hub_logging
-        from transformers.utils import logging
 
-        disable_progress_bars()
-        hub_logging.set_verbosity_error()  # its retries
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        torch.set_num_threads(max(1, _threads_at_first() // max(1, workers)))
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype, self.encoder_only, self.linear = getattr(torch, dtype), encoder_only, linear
         self.loaded: dict[str, FileCodec] = {}
@@ -80,14 +69,6 @@ class Codecs:
             raise ValueError(f"--model {error if str(error).startswith(name) else f'{name}: {error}'}") from error
         except RuntimeError as error:
             raise ValueError(f"--model {name}: cannot be loaded on {self.device!r}: {error}") from error
-
-
-@functools.cache
-def _threads_at_first() -> int:
-    """torch's threads before any were divided, so that several commands in one process do not divide them again."""
-    import torch
-
-    return torch.get_num_threads()
 
 
 class FileCodec:

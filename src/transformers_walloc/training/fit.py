@@ -5,11 +5,10 @@ The pass accumulates the covariance of the wavelet packet coefficients; its lead
 `fit_codec` as a command.
 """
 
-import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ..codec.configuration_walloc import WallocConfig
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..codec.modeling_walloc_volume import WallocVolumeModel
 from ..codec.rate_control import decibels
+from ..codec.runtime import torch_threads
 from ..loading import make_processor
 from .conversion import save_model_folder
 from .entropy_fitting import fit_entropy_tables
@@ -54,17 +54,6 @@ class Fit:
     model: Any
     processor: Any
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """For what the codec is made of: more threads sum in another order, and the last bits differ."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.no_grad()
@@ -151,7 +140,7 @@ def fit_codec(
     hold_out = HOLD_OUT if validation is None else 0
     kept = TRAINED if minutes else CODED
     found = Gathered(num_levels, sample_range, sampling_rate, band_names, hold_out, kept, MEASURED, transform)
-    with _one_thread():
+    with torch_threads(1):
         for signal in tqdm(read_signals(data, **options), "statistics", total, disable=not progress, unit="signal"):
             if symmetric and signal.kind != "image":
                 raise ValueError(f"symmetric is for images; {signal.name or 'the first signal'} is {signal.kind}")
@@ -221,7 +210,7 @@ def _channels(config: WallocConfig, reduction: float | None, channels: int | Non
     return channels
 
 
-@_one_thread()
+@torch_threads(1)
 def _closed_form(
     config: WallocConfig, statistics: SubbandStatistics, channels: int, step: float | None, symmetric: bool, **changes
 ) -> tuple[Any, float]:
@@ -281,7 +270,7 @@ def _meet(model, step: float, statistics: SubbandStatistics, rate: float, units)
     return _closed_form(model.config, statistics, channels, math.exp(high), symmetric)
 
 
-@_one_thread()
+@torch_threads(1)
 def _set_scale(model, units) -> None:
     """Mean and standard deviation of the latents, for models that learn from them."""
     mean, std = measure_scale(model, (x[None] for x in units))
@@ -289,7 +278,7 @@ def _set_scale(model, units) -> None:
     model.config.latents_std = [round(max(value, 1e-3), 5) for value in std]
 
 
-@_one_thread()
+@torch_threads(1)
 def _fit_tables(model, units, steps: int) -> None:
     """Entropy tables for the codes of these signals, at the codec's step and at a coarser one."""
     codes = [model.quantize(model.encode(x[None]).latents, coarser)[0].numpy() for coarser in (1.0, 2.0) for x in units]
