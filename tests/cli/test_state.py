@@ -32,7 +32,7 @@ def state() -> dict:
         "threads": torch.get_num_threads(),
         "gradients": torch.is_grad_enabled(),
         "dtype": torch.get_default_dtype(),
-        "random": [torch.get_rng_state().sum().item(), hash(np.random.get_state()[1].tobytes()), random.getstate()],
+        "seeds": [torch.initial_seed(), hash(np.random.get_state()[1].tobytes()), random.getstate()],
         "warnings": [*warnings.filters],
         "shown by": warnings.showwarning,
         "pixels": PIL.Image.MAX_IMAGE_PIXELS,

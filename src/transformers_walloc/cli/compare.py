@@ -17,7 +17,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="FILE", help="an image or audio file, - for standard input")
-    parser.add_argument("--output", metavar="PICTURE", help="write the results side by side as an image")
+    parser.add_argument("-o", "--output", metavar="PICTURE", help="write the results side by side as an image")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite the picture")
     add_model(parser)

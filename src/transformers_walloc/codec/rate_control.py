@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 
 Trial = TypeVar("Trial")
 
-# Two ends and six interpolated steps come within about 1% of a target.
-_MAX_TRIALS = 8
+# Steps between the two ends: four are usual, twice as many where a file is little more than its header.
+_MAX_TRIALS = 10
 # Refining takes long, and the second often comes close.
 _MAX_REFINED = 6
 # How close is close enough: of a rate, a share of it; of a PSNR, decibels.
@@ -60,7 +60,7 @@ class RateControl:
         refine: Callable[[Trial], Trial] | None = None,
     ) -> Trial:
         """The trial that meets the target with the best step from 1 to `last`: the finest for a rate, the coarsest for
-        a PSNR; within 0.5% of a rate and 0.01 dB of a PSNR if at most 8 trials come that close.
+        a PSNR; within 0.5% of a rate and 0.01 dB of a PSNR if at most 12 trials come that close.
 
         Args:
             trial: what comes of a step.
@@ -109,25 +109,37 @@ class RateControl:
     def _is_close(self, tried: _Attempt, target: float, close: tuple[float, float]) -> bool:
         return abs(tried.value - target) <= (close[1] if self.name == "psnr" else close[0] * target)
 
-    def _between(self, good: _Attempt, bad: _Attempt, target: float) -> float:
-        """A step. Rate and PSNR are nearly linear in its logarithm: where the line through two attempts crosses the
-        target, but not so near to one of them that the interval would shrink on one side only."""
-        span = bad.value - good.value
-        share = (target - good.value) / span if math.isfinite(span) and span else 0.5
-        return good.step * (bad.step / good.step) ** min(max(share, 0.1), 0.9)
+    def _between(
+        self, good: _Attempt, bad: _Attempt, target: float, weights: tuple[float, float] = (1.0, 1.0)
+    ) -> float:
+        """A step where a line in its logarithm through two attempts crosses the target, and not quite at one of them.
+
+        Weights below 1 move it away from an attempt.
+        """
+        near, far = (w * abs(tried.value - target) for w, tried in zip(weights, (good, bad), strict=True))
+        share = near / (near + far) if 0 < near + far < math.inf else 0.5
+        return good.step * (bad.step / good.step) ** min(max(share, 0.02), 0.98)
 
     def _search(
         self, attempt: Callable[[float], _Attempt[Trial]], fine: _Attempt[Trial], coarse: _Attempt[Trial], target: float
     ) -> _Attempt[Trial]:
-        """The attempt that meets the target, or the end of the range that comes nearest to it."""
+        """The attempt that meets the target, or the end of the range that comes nearest to it.
+
+        By the Illinois method: an end that stays where it is twice counts half, or one end would never move where the
+        rate is far from linear in the logarithm of the step, as it is near zero.
+        """
         bad, good = (coarse, fine) if self.name == "psnr" else (fine, coarse)
         if self._meets(bad, target):  # the best end already does
             return bad
-        for _ in range(_MAX_TRIALS - 2):
+        weights, moved = (1.0, 1.0), None  # whether the good end did
+        for _ in range(_MAX_TRIALS):
             if self._is_close(good, target, _CLOSE) or not self._meets(good, target):
                 break
-            middle = attempt(self._between(good, bad, target))
-            good, bad = (middle, bad) if self._meets(middle, target) else (good, middle)
+            middle = attempt(self._between(good, bad, target, weights))
+            meets = self._meets(middle, target)
+            again = 0.5 if moved == meets else 1.0
+            weights = (1.0, again * weights[1]) if meets else (again * weights[0], 1.0)
+            good, bad, moved = (middle, bad, meets) if meets else (good, middle, meets)
         return good
 
     def _out_of_reach(self, fine: _Attempt, coarse: _Attempt) -> ValueError:
