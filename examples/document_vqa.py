@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Questions on documents with a vision-language model on latents: fold, train, evaluate, save, push.
 
-    python examples/document_vqa.py --model HuggingFaceTB/SmolVLM-256M-Instruct --codec walloc/rgb-16x \\
+    python examples/document_vqa.py --model HuggingFaceTB/SmolVLM-256M-Instruct --codec walloc/rgb-f16c48 \\
         --dataset lmms-lab/DocVQA --dataset_config DocVQA --split validation --output_dir docvqa-on-latents \\
         --lora_rank 16 --max_steps 2000 --image_options '{"do_image_splitting": false}'
 
 A page costs as many tokens as on pixels, and a token sees 16 times as many of them. Qwen2-VL and its kin take a budget:
-`--model Qwen/Qwen2-VL-2B-Instruct --image_options '{"max_pixels": 762048}'` gives 972 tokens. The data set has columns
+`--model Qwen/Qwen2-VL-2B-Instruct --codec walloc/rgb-16x --image_options '{"max_pixels": 762048}'` gives 972 tokens; its
+patches of 14 pixels fit the blocks of 8 (`rgb-16x`), patches of 16 those of 16 (`rgb-f16c48`). The data set has columns
 `image` (or `latents`, of `encode_dataset.py`), `question` and `answers`; a folder with `metadata.jsonl` does as well.
 """
 
@@ -92,7 +93,7 @@ def collate(processor: Any, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     tokenizer = processor.tokenizer
     answers = [f" {row['answers'][0]}{tokenizer.eos_token}" for row in rows]
     texts = [prompt_of(processor, row["question"]) + answer for row, answer in zip(rows, answers, strict=True)]
-    images = [[row.get("image") or row["latents"]] for row in rows]
+    images = [[row["latents"] if "latents" in row else row["image"]] for row in rows]
     inputs = processor(images=images, text=texts, padding=True, return_tensors="pt")
     labels = torch.full_like(inputs["input_ids"], IGNORED)
     for row, answer in enumerate(answers):
@@ -108,7 +109,7 @@ def evaluate(model: Any, processor: Any, rows: Any, options: argparse.Namespace)
     model.eval()
     scores, exact = [], []
     for row in rows:
-        images = [[row.get("image") or row["latents"]]]
+        images = [[row["latents"] if "latents" in row else row["image"]]]
         inputs = processor(images=images, text=[prompt_of(processor, row["question"])], return_tensors="pt")
         inputs = inputs.to(model.device, model.dtype)
         tokens = model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False)
@@ -133,7 +134,7 @@ def anls(truth: str, answer: str) -> float:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="HuggingFaceTB/SmolVLM-256M-Instruct", help="of pixels")
-    parser.add_argument("--codec", default="walloc/rgb-16x")
+    parser.add_argument("--codec", default="walloc/rgb-f16c48")
     parser.add_argument("--halo", type=int, default=0, help="latents around a patch that it sees as well")
     parser.add_argument("--image_options", default="{}", help="JSON: budget or tiling of the image processor")
     parser.add_argument("--dataset", default="lmms-lab/DocVQA", help="Hub id, or folder")

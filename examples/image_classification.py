@@ -2,7 +2,7 @@
 """A pretrained classifier of images on latents: four times the resolution, as many tokens.
 
     python examples/image_classification.py --model google/vit-base-patch16-224 --dataset food101 \\
-        --codec walloc/rgb-16x --output_dir food-on-latents --max_steps 2000
+        --codec walloc/rgb-f16c48 --output_dir food-on-latents --max_steps 2000
 
 SigLIP 2 works alike (`--model google/siglip2-base-patch16-naflex`). The data set is a Hub id, or a folder with
 a folder of images for each class.
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="google/vit-base-patch16-224", help="of pixels")
-    parser.add_argument("--codec", default="walloc/rgb-16x")
+    parser.add_argument("--codec", default="walloc/rgb-f16c48")
     parser.add_argument("--dataset", default="food101", help="Hub id, or folder")
     parser.add_argument("--split", default="train")
     parser.add_argument("--image_column", default="image")

@@ -77,6 +77,47 @@ def offline(folder: str) -> dict:
     return facts
 
 
+def folded(folder: str) -> dict:
+    """A vision-language model on latents: pushed as a whole, loaded by name, and what both make of a picture."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from transformers_walloc import load_on_latents, load_processor_on_latents
+
+    model = load_on_latents(f"{folder}/pixels", f"{folder}/tiny", AutoModelForImageTextToText)
+    processor = load_processor_on_latents(f"{folder}/pixels", model, f"{folder}/tiny")
+    model.push_to_hub("walloc/answers")
+    processor.push_to_hub("walloc/answers")
+    again = AutoModelForImageTextToText.from_pretrained("walloc/answers")
+    loaded = AutoProcessor.from_pretrained("walloc/answers")
+    facts = {"pushed": answer(model, processor), "loaded": answer(again, loaded), "codec": again.config.walloc_codec}
+    # Once more to the same repository, with the processor alone.
+    loaded.push_to_hub("walloc/answers")
+    return {**facts, "template": loaded.chat_template == processor.chat_template}
+
+
+def folded_remote_code(folder: str) -> dict:
+    """The same repository for somebody without the package."""
+    sys.modules["transformers_walloc"] = None  # type: ignore[assignment]
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained("walloc/answers")
+    return {"answer": answer(model, AutoProcessor.from_pretrained("walloc/answers", trust_remote_code=True))}
+
+
+def answer(model, processor) -> list[int]:
+    """Token ids of the prompt and of the answer to a question on a picture."""
+    import numpy as np
+    from PIL import Image
+
+    picture = Image.fromarray(np.arange(60 * 40 * 3, dtype=np.uint8).reshape(60, 40, 3))
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "what is the total"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+    )  # fmt: skip
+    return model.generate(**inputs, max_new_tokens=4, do_sample=False)[0].tolist()
+
+
 def never_online(folder: str) -> dict:
     """A cache that has never seen a network. Also writes the codecs that the other steps use."""
     import transformers_walloc

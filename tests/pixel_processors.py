@@ -84,6 +84,8 @@ PROCESSORS: dict = {
 # Those that only see images, and how their image processors cut.
 IMAGE_PROCESSORS: dict = {
     "vit": ("ViTImageProcessorPil", _SQUARE),
+    "dinov3_vit": ("ViTImageProcessorPil", _SQUARE),
+    "clip": ("CLIPImageProcessorPil", {"size": {"shortest_edge": SIDE}, "crop_size": _SQUARE["size"]}),
     "siglip": ("SiglipImageProcessorPil", _SQUARE),
     "siglip2": ("Siglip2ImageProcessorPil", {"patch_size": PATCH, "max_num_patches": 24}),
     "pixtral": ("PixtralImageProcessorPil", {"patch_size": PATCH, "size": {"longest_edge": 32}}),
@@ -142,4 +144,4 @@ def _tokenizer(named: dict[str, str], words: list[str]):
     )  # fmt: skip
 
 
-assert PROCESSORS.keys() <= FAMILIES.keys()
+assert PROCESSORS.keys() | IMAGE_PROCESSORS.keys() == FAMILIES.keys()

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from codec_fixtures import image_model
 from hub_client import BUNDLED
 from hub_server import HubServer
 from huggingface_hub import parse_eval_result_entries
+from pixel_processors import save_pixel_repository
 
 
 def run_client(step: str, folder: Path, environment: dict[str, str]) -> dict:
@@ -205,3 +207,19 @@ def test_code_from_folder_and_repository_without_the_package(remote_code, saved,
         assert facts[place]["image"] == saved["image"] and facts[place]["audio"] == saved["audio"]
         assert facts[place]["modules"] == ["transformers_modules"] * 4
         assert facts[place]["round_trip"] == [50, 37]
+
+
+def test_folded_model_with_its_processor(tmp_path):
+    """`push_to_hub` of model and processor uploads all that another machine needs, with the package and without."""
+    save_pixel_repository("smolvlm", str(tmp_path / "pixels"))
+    image_model(12).save_pretrained(tmp_path / "tiny")
+    with HubServer() as server:
+        facts = run_client("folded", tmp_path, server.environment(tmp_path / "home"))
+        files = set(server.files("walloc/answers"))
+        assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= files
+        assert {"chat_template.jinja", "processing.py", "image_processing.py"} <= files
+        assert facts["pushed"] == facts["loaded"] and len(facts["loaded"]) > 4 * 7 and facts["template"]
+        assert facts["codec"]["name"] == "tiny"
+        environment = {**server.environment(tmp_path / "other"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        elsewhere = run_client("folded_remote_code", tmp_path, environment)
+        assert elsewhere["answer"] == facts["pushed"]

@@ -21,7 +21,6 @@ from pixel_processors import (
     PROCESSORS,
     image_processor,
     placeholder,
-    save_pixel_repository,
 )
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, pipeline
 
@@ -31,36 +30,6 @@ from transformers_walloc.latents.tiling import Tiling
 PICTURE = PIL.Image.fromarray(skimage.data.astronaut()[:200, :101])
 # Their processors have no `_get_num_multimodal_tokens`, on pixels neither.
 UNASKED = ("smolvlm", "paddleocr_vl")
-
-
-@pytest.fixture(scope="session")
-def repositories(tmp_path_factory):
-    """Folders of pixel models with their processors, built once."""
-    made = {}
-
-    def folder(family: str) -> str:
-        if family not in made:
-            made[family] = str(tmp_path_factory.mktemp(f"repository-{family}"))
-            save_pixel_repository(family, made[family])
-        return made[family]
-
-    return folder
-
-
-@pytest.fixture(scope="session")
-def saved(repositories, codec_folder, tmp_path_factory):
-    """Folders of models on latents, with all that goes with them."""
-    made = {}
-
-    def folder(family: str) -> str:
-        if family not in made:
-            made[family] = str(tmp_path_factory.mktemp(f"latents-{family}"))
-            model = load_on_latents(repositories(family), codec_folder, AUTO_CLASSES[family])
-            model.save_pretrained(made[family])
-            load_processor_on_latents(repositories(family), model, codec_folder).save_pretrained(made[family])
-        return made[family]
-
-    return folder
 
 
 def _inputs(processor, family: str, image=PICTURE, **options):

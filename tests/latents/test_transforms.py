@@ -1,18 +1,24 @@
 """Latents as a transform, models and data sets that check the codec, and pictures of latents."""
 
+import io
+
 import PIL.Image
 import pytest
 import skimage.data
 import torch
 from block_codecs import block_model, photographs
-from codec_fixtures import image_model
+from codec_fixtures import audio_model, image_model
 from pixel_models import AUTO_CLASSES, MEAN, STD, normalised_pixels, photograph, tokens_and_output
 from torch import nn
 
 from transformers_walloc import (
     LatentView,
     ToLatents,
+    WallocAudioFeatureExtractor,
+    WallocEncoderOutput,
+    WallocImageProcessor,
     WallocLatentModel,
+    WallocVolumeImageProcessor,
     latent_transform,
     load_on_latents,
     show_latents,
@@ -113,3 +119,27 @@ def test_model_on_grids_of_16_pixels(folders):
     windows = LatentView(codec.config, **model.config.walloc_latents).from_latents(latents)
     _, output = tokens_and_output(model, {"pixel_values": windows})
     assert ((output - expected).norm() / expected.norm()).item() < 1e-2
+
+
+def test_representations():
+    """Models say DR, grid and channels in their first line, processors in their only one."""
+    codec = image_model(12)
+    first = repr(codec).splitlines()[1].strip()
+    assert first == "DR 16, grid of 8 x 8 pixels, 12 channels"
+    codec.config.name_or_path = "walloc/rgb-16x"
+    assert "'rgb-16x', DR 16, " in repr(codec)
+    assert "DR 8, grid of 32 samples, 8 channels" in repr(audio_model())
+    assert repr(WallocImageProcessor()) == "WallocImageProcessor(3 channels, sizes padded to multiples of 8)"
+    assert "44100 Hz, padded to a grid of 256 samples" in repr(WallocAudioFeatureExtractor())
+    assert len(repr(WallocVolumeImageProcessor()).splitlines()) == 1
+
+
+def test_latents_are_pictures_in_notebooks():
+    codec = image_model(12)
+    with torch.no_grad():
+        output = codec.encode(torch.rand(2, 3, 64, 48) - 0.5)
+    shown = PIL.Image.open(io.BytesIO(output._repr_png_()))
+    assert shown.tobytes() == show_latents(output.latents[0]).tobytes()
+    frames = WallocEncoderOutput(latents=torch.randn(1, 27, 50))
+    assert PIL.Image.open(io.BytesIO(frames._repr_png_())).size == (50, 27)
+    assert WallocEncoderOutput(latents=torch.randn(1, 8, 4, 4, 4))._repr_png_() is None

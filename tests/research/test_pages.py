@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from research import cards, pages, report
+from research import cards, pages, report, token_budgets
 from research.readers import classifier, documents, music, scores
 from research.tasks import summary
 
@@ -51,3 +51,12 @@ def test_frozen_readers(study, monkeypatch):
     assert scores.PAGE in written
     for path, text in written.items():
         assert text == path.read_text()
+
+
+def test_token_budgets():
+    """What families see is counted anew; times are those that were measured."""
+    stored, page = pages.load("token_budgets"), token_budgets.PAGE.read_text()
+    found = token_budgets.measure()
+    assert found == stored["families"]
+    assert pages.between(page, "tokens", token_budgets.table(found)) == page
+    assert pages.between(page, "first-token", token_budgets.times_table(stored["times"])) == page

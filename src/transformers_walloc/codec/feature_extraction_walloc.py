@@ -107,6 +107,10 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
             loaded._in_pipeline = kwargs.get("_from_pipeline") is not None
         return loaded
 
+    def __repr__(self) -> str:
+        grid = f"{self.feature_size} channels, {self.sampling_rate} Hz, padded to a grid of {self.hop_length} samples"
+        return f"{type(self).__name__}({grid})"
+
     def to_dict(self) -> dict[str, Any]:
         options = super().to_dict()
         options.pop("_in_pipeline", None)

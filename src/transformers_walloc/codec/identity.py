@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from .bitstream import MAX_CODEC_BYTES, tables_id
 from .configuration_walloc import WallocConfig
 from .entropy_coding import EntropyTables
+from .kinds import kind_of_dims
 from .layers import is_foreign
 
 # Fields that give codes their meaning, beside the weights of the encoder.
@@ -33,6 +34,17 @@ class IdentityMixin:
     encoder: Any
     # Fingerprints of a checkpoint of an earlier version: of its weights, and what it called itself in files.
     _earlier: tuple[str, str] | None = None
+
+    def extra_repr(self) -> str:
+        """The first line of what the model prints."""
+        config = self.config
+        positions = kind_of_dims(config.num_dims).positions
+        grid = " x ".join([str(config.patch_size)] * config.num_dims)
+        name = codec_name(config.name_or_path)
+        return (
+            f"{f'{name!r}, ' if name else ''}DR {config.dimensionality_reduction:g}, "
+            f"grid of {grid} {positions}, {config.latent_channels} channels"
+        )
 
     def fingerprint(self) -> str:
         """Identifies what codes of this model mean: 16 hexadecimal digits over the encoder and its configuration.

@@ -112,6 +112,9 @@ class WallocImageProcessor(PilBackend):
             loaded._in_pipeline = kwargs.get("_from_pipeline") is not None
         return loaded
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.num_channels} channels, sizes padded to multiples of {self.patch_size})"
+
     def preprocess(self, images, **kwargs) -> BatchFeature:
         """
         Args:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
+from .sheets import png_of
+
 
 @dataclass
 class WallocEncoderOutput(ModelOutput):
@@ -17,6 +19,10 @@ class WallocEncoderOutput(ModelOutput):
     """
 
     latents: torch.Tensor | list[torch.Tensor] | None = None
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the channels of the first signal as gray tiles."""
+        return png_of(self.latents)
 
 
 @dataclass

@@ -163,6 +163,11 @@ class WallocLatentModel(PreTrainedModel):
         """What the model takes of latents."""
         return LatentView(self.codec.config, **self.model.config.walloc_latents)
 
+    def extra_repr(self) -> str:
+        view = self.view
+        windows = f"patches of {view.patch_size} x {view.patch_size} latents, halo {view.halo}"
+        return f"{self.config.model_class} on latents of {self.codec.extra_repr()}, {windows}"
+
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Windows of latents as the model takes them.
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from ..codec.modeling_walloc import WallocImageModel
+from ..codec.sheets import sheet_of
 from .folding import fold_patch_embedding
 from .values import LatentView, value_std
 
@@ -92,13 +93,6 @@ def show_latents(latents: torch.Tensor, columns: int | None = None) -> PIL.Image
         latents: (channels, height, width), or a batch of one; latents, codes or values.
         columns: tiles in a row; about as many as rows by default.
     """
-    channels = latents.detach().float().cpu().reshape(-1, *latents.shape[-2:])
     if latents.ndim not in (3, 4) or (latents.ndim == 4 and len(latents) != 1):
         raise ValueError(f"latents of shape {tuple(latents.shape)}; valid: (channels, height, width)")
-    columns = columns or math.ceil(math.sqrt(len(channels)))
-    low, high = channels.amin((1, 2), keepdim=True), channels.amax((1, 2), keepdim=True)
-    tiles = F.pad((channels - low) / (high - low).clamp_min(1e-12), (1, 0, 1, 0))
-    empty = -len(tiles) % columns
-    tiles = torch.cat([tiles, tiles.new_zeros(empty, *tiles.shape[1:])])
-    sheet = rearrange(tiles, "(r c) h w -> (r h) (c w)", c=columns)
-    return PIL.Image.fromarray((sheet * 255).round().to(torch.uint8).numpy())
+    return sheet_of(latents.reshape(-1, *latents.shape[-2:]), columns)

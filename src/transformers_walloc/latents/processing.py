@@ -64,7 +64,6 @@ class _OnLatents:
 
     image_processor: WallocLatentImageProcessor
     pixel_processor_class: str
-    video_processor = SimpleNamespace(num_frames=None, fps=None)  # what the template of SmolVLM's chats asks for
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -89,6 +88,8 @@ class _OnLatents:
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> Any:
         """What servers ask: tokens of images of given sizes. The pixel model's own image processor knows."""
+        if kwargs.pop("video_sizes", None) is not None:
+            raise ValueError("models on latents take images and no videos: there are no tokens of videos")
         asked, tiling = copy.copy(self), self.image_processor.tiling_of(kwargs)
         if tiling is not None:
             asked.image_processor = tiling.own
@@ -125,4 +126,6 @@ def _class_of(name: str) -> Any:
         raise ValueError(f"pixel_processor_class is {name!r}; valid: the name of a processor's class in transformers")
     # transformers finds classes by this name in what is registered.
     shown = {"pixel_processor_class": name, "__module__": __name__, "__doc__": WallocLatentProcessor.__doc__}
+    if name == "SmolVLMProcessor":  # whose template of chats asks for both; servers take it for videos elsewhere
+        shown["video_processor"] = SimpleNamespace(num_frames=None, fps=None)
     return _Made(WallocLatentProcessor.__name__, (_OnLatents, base), shown)

@@ -144,7 +144,10 @@ class Tiling:
         count = getattr(self.own, "get_number_of_image_patches", None)
         if count is not None:
             return count(height, width, {})
-        tile = self.plan(height, width).tiles[0]
+        tiles = self.plan(height, width).tiles
+        if "patch_size" not in self.options:  # it cuts squares, and leaves patches to the model
+            return len(tiles)
+        tile = tiles[0]
         return tile.box[2] // self.own.patch_size * (tile.box[3] // self.own.patch_size)
 
 
