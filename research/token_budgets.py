@@ -278,10 +278,10 @@ def measure_times(rounds: int) -> dict[str, Any]:
     return {"rounds": rounds, "rows": rows}
 
 
-def small_print(height: int, width: int, line: int = 34) -> Image.Image:
+def small_print(height: int, width: int, line: int = 26) -> Image.Image:
     """A sheet full of text, as a camera of 12 megapixels would bring it."""
     sheet = Image.new("RGB", (width, height), (246, 244, 238))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(26)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(19)
     words = ("invoice", "number", "total", "date", "item", "price", "net", "due", "address", "account", "tax", "paid")
     rng = np.random.default_rng(0)
     for top in range(60, height - 60, line):
