@@ -9,6 +9,7 @@ EXTRAS = {
     "av": "video",
     "datasets": "train",
     "diffusers": "original",
+    "imagecodecs": "rasters",
     "matplotlib": "eval",
     "mido": "train",
     "onnx": "onnx",

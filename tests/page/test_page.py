@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,27 @@ def test_photograph_in_chromium(site, tmp_path):
             grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert len(grounds) == 2
         browser.close()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_files_of_other_kinds_are_named():
+    """Files that Python writes, of audio, of a volume, and of a kind that is not known yet."""
+    shared = {"num_levels": 2, "latent_channels": 4, "fingerprint": "0" * 16, "tables": "0" * 8}
+    audio = pack(Header(kind="audio", sizes=(64,), num_channels=2, sampling_rate=8000, **shared), b"")
+    volume = pack(Header(kind="volume", sizes=(4, 8, 8), num_channels=1, **shared), b"")
+    unknown = volume[:5] + bytes([volume[5] & 0xF0 | 9]) + volume[6:-4]
+    unknown += zlib.crc32(unknown).to_bytes(4, "little")
+    code = """
+import { unpack } from "./page/container.js";
+for (const text of process.argv.slice(1)) {
+  try { unpack(new Uint8Array(Buffer.from(text, "base64"))); console.log("opened"); }
+  catch (error) { console.log(error.message); }
+}"""
+    files = [base64.b64encode(file).decode() for file in (audio, volume, unknown)]
+    command = ["node", "--input-type=module", "-e", code, "--", *files]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == [
+        "The file holds audio; this page opens images.",
+        "The file holds a volume or a video; this page opens images.",
+        "The file holds a kind of signal that this page does not know.",
+    ]

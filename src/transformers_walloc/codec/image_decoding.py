@@ -20,7 +20,7 @@ import PIL.Image
 import PIL.ImageCms
 
 from .image_colours import Note, as_type, profile_of, to_srgb
-from .tiff_tags import GEOREFERENCING, ORIENTATION, pack_tags
+from .tiff_tags import GEOREFERENCING, ORIENTATION, MissingTiffReaderError, pack_tags, reading_tiff
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # How Pillow takes each byte of 16-bit samples in turn: it has no mode for more than one of them in a pixel.
@@ -140,15 +140,20 @@ def decode_picture(data: bytes, max_pixels: int | None, note: Note) -> Picture:
 def picture_of(image: PIL.Image.Image, data: bytes, note: Note) -> Picture:
     """The picture of an image that `open_image` made of these bytes; of any image where they are none."""
     image.load()
-    if image.format == "TIFF" and is_deep(image, data) and (found := _tiff_picture(data, None, note)) is not None:
-        return found
+    missing = None
+    if image.format == "TIFF" and is_deep(image, data):
+        try:
+            if (found := _tiff_picture(data, None, note)) is not None:
+                return found
+        except MissingTiffReaderError as error:
+            missing = error
     orientation = orientation_of(image, note)
     bands = _sixteen_bits(image, data, note)
     if bands is None:
         if is_deep(image, data):
-            if image.format == "TIFF" and getattr(image, "tag_v2").get(284, 1) == 2:  # noqa: B009 - of TIFF only
-                raise ValueError("planes of 16 bits need tifffile, and imagecodecs where they are compressed")
-            note("samples of more than 8 bits are kept with 8 bits")
+            if missing and getattr(image, "tag_v2").get(284, 1) == 2:  # noqa: B009 - of TIFF only: planes
+                raise missing
+            note(f"samples of more than 8 bits are kept with 8 bits{f': {missing}' if missing else ''}")
             _note_lost_bands(image, note)
         gray = is_gray(image)
         alpha = transparency(image)
@@ -336,24 +341,25 @@ def _decode(data: bytes, mode: str, rawmode: str) -> np.ndarray:
 def _tiff_picture(data: bytes, max_pixels: int | None, note: Note) -> Picture | None:
     """The first page of a TIFF of gray or colours, by tifffile; None for others, or where it cannot."""
     try:
-        import tifffile
-    except ImportError:
-        return None
-    try:
-        file = tifffile.TiffFile(io.BytesIO(data))
-        page: Any = file.pages[0]
+        with reading_tiff() as tifffile:
+            page: Any = tifffile.TiffFile(io.BytesIO(data)).pages[0]
         photometric, count, depth = int(page.photometric), int(page.samplesperpixel), int(page.bitspersample)
         extra = [int(kind) for kind in page.extrasamples]
         tags = {number: page.tags[number].value for number in (274, 34675) if number in page.tags}
         colour_count = 3 if photometric == _RGB else 1
         if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or page.axes not in ("YX", "YXS", "SYX"):
             return None
+    except MissingTiffReaderError:
+        raise
     except Exception:
         return None
     check_pixels(page.imagewidth, page.imagelength, max_pixels, count)
     try:
-        bands = page.asarray()
-    except Exception:  # a compression that needs imagecodecs, or damage that Pillow may see past
+        with reading_tiff():
+            bands = page.asarray()
+    except MissingTiffReaderError:
+        raise
+    except Exception:  # damage that Pillow may see past
         return None
     bands = {"YX": bands[..., None], "YXS": bands}.get(page.axes, np.moveaxis(bands, 0, -1))
     if colour_count == 1 and count > 2:

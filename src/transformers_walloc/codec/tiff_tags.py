@@ -1,12 +1,15 @@
 """Tags of a TIFF that say where its samples lie and how they are meant: on Earth, turned, white at zero, multiplied.
 
+As files keep them:
 ```
 each: number uint16 | type uint16 | count uint32 | values, little-endian, in increasing order of the numbers
 ```
 """
 
+import contextlib
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .varints import WallocFormatError
@@ -19,6 +22,35 @@ MAX_BYTES = 2**20
 _ASCII = 2
 _CODES = {1: "B", _ASCII: "s", 3: "H", 4: "I", 11: "f", 12: "d"}  # struct's, by TIFF's numbers of types
 _ENTRY = struct.Struct("<HHI")
+_INSTALL = "pip install 'transformers-walloc[rasters]'"
+
+
+class MissingTiffReaderError(ValueError):
+    """A TIFF that only a package which is not installed can read; the message has the command that installs it."""
+
+
+@contextlib.contextmanager
+def reading_tiff() -> Iterator[Any]:
+    """Gives tifffile; inside, what it does not read without imagecodecs says so.
+
+    Raises:
+        MissingTiffReaderError: one of both is missing.
+        ValueError: no TIFF that can be read.
+    """
+    try:
+        import tifffile
+    except ImportError as error:
+        raise MissingTiffReaderError(f"TIFF files need tifffile: {_INSTALL}") from error
+    try:
+        yield tifffile
+    except Exception as error:
+        if "imagecodecs" in str(error):
+            found = re.search(r"(?:COMPRESSION|PREDICTOR)\.(\w+)", str(error))
+            coding = f"{found[1]} coding of TIFF files" if found else "this coding of TIFF files"
+            raise MissingTiffReaderError(f"{coding} needs imagecodecs: {_INSTALL}") from error
+        if isinstance(error, tifffile.TiffFileError):
+            raise ValueError(str(error)) from error
+        raise
 
 
 def pack_tags(tags: Mapping[int, tuple[int, Any]]) -> bytes:

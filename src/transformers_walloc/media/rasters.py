@@ -26,8 +26,8 @@ from ..codec.raster_format import DTYPES, RasterFormat, can_hold, limits
 from ..codec.reflection import extend
 from ..codec.side_data import SideData
 from ..codec.size_limits import MAX_ENCODED_PIXELS
-from ..codec.tiff_tags import unpack_tags
-from .messages import MediaError, MediaWarning, warn
+from ..codec.tiff_tags import reading_tiff, unpack_tags
+from .messages import MediaError, MediaWarning, naming, warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM
 from .tiff_rasters import NODATA, load_array, read_tiff, tiff_options
 
@@ -142,10 +142,6 @@ def encode_raster(array: np.ndarray, raster: RasterFormat, path: str | Path) -> 
         return file.getvalue()
     if suffix not in RASTER_SUFFIXES:
         raise MediaError(f"{path}: rasters are written as {', '.join(RASTER_SUFFIXES)}")
-    try:
-        import tifffile
-    except ImportError as error:
-        raise MediaError(f"{path}: TIFF files need tifffile: pip install 'transformers-walloc[rasters]'") from error
     tags: list[tuple] = []
     if raster.names:
         items = "".join(
@@ -164,7 +160,8 @@ def encode_raster(array: np.ndarray, raster: RasterFormat, path: str | Path) -> 
             planar["photometric"] = "rgb"
     meant = tiff_options(unpack_tags(raster.tags), array, raster, tags)
     options: dict[str, Any] = {"photometric": "minisblack", "metadata": None, "compression": "zlib"} | planar | meant
-    tifffile.imwrite(file, array, extratags=tags, predictor=not raster.is_float, byteorder="<", **options)
+    with naming(str(path)), reading_tiff() as tifffile:
+        tifffile.imwrite(file, array, extratags=tags, predictor=not raster.is_float, byteorder="<", **options)
     return file.getvalue()
 
 

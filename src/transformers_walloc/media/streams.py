@@ -19,7 +19,7 @@ from ..atomic import atomic_file
 from ..codec.audio_decoding import split_audio
 from ..codec.bitstream import Header
 from ..codec.side_data import SideData
-from ..codec.tiff_tags import GEOREFERENCING, pack_tags, unpack_tags
+from ..codec.tiff_tags import GEOREFERENCING, pack_tags, reading_tiff, unpack_tags
 from .audio import sample_format_of
 from .bands import compress_rows, decompress_rows
 from .messages import MediaError
@@ -183,17 +183,14 @@ def _is_whole(source: str) -> bool:
 def _write_tiff(
     model: Any, data: bytes, header: Header, target: str, window: tuple[int, ...] | None, max_memory: int | None
 ) -> None:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise MediaError(f"{target}: TIFF files need tifffile: pip install 'transformers-walloc[rasters]'") from error
     area: Any = window
     beside = header.read_side_data() if header.side_data and not area else SideData()
     height, width = (area[2], area[3]) if area else header.sizes
     shape = (height, width, header.num_channels) if header.num_channels == 3 else (height, width)
     bands = decompress_rows(model, data, window=area, max_memory=max_memory)
     strips = (_deflate(strip) for strip in _regrouped(bands, _STRIP_ROWS))
-    with atomic_file(target) as partial, tifffile.TiffWriter(partial, bigtiff=np.prod(shape) > _CLASSIC_BYTES) as tiff:
+    big = np.prod(shape) > _CLASSIC_BYTES
+    with reading_tiff() as tifffile, atomic_file(target) as partial, tifffile.TiffWriter(partial, bigtiff=big) as tiff:
         tiff.write(
             strips,
             shape=shape,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..codec.raster_format import RasterFormat
-from ..codec.tiff_tags import EXTRA_SAMPLES, KEPT, ORIENTATION, PHOTOMETRIC, pack_tags
+from ..codec.tiff_tags import EXTRA_SAMPLES, KEPT, ORIENTATION, PHOTOMETRIC, pack_tags, reading_tiff
 from .messages import MediaError
 
 # Axes of tifffile: everything but rows and columns counts as bands, samples of a pixel last, pages first.
@@ -70,28 +70,21 @@ def tiff_options(
 def read_tiff(
     source: io.BytesIO, max_pixels: int | None
 ) -> tuple[np.ndarray, str, float | None, tuple[str, ...], bytes]:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise MediaError("TIFF files need tifffile: pip install 'transformers-walloc[rasters]'") from error
-    try:
-        with tifffile.TiffFile(source) as tiff:
-            series, page = tiff.series[0], tiff.pages[0]
-            if len(tiff.series) > 1:
-                raise MediaError(f"the TIFF holds {len(tiff.series)} images of different shapes or types; one is read")
-            axes, shape = series.axes, series.shape
-            lengths = dict(zip(axes, shape, strict=True))
-            rows, columns = lengths.get("Y", 1), lengths.get("X", 1)
-            if getattr(page, "photometric", None) == _PALETTE:
-                raise MediaError("the numbers are those of a palette, not of a raster: choose a codec for pictures")
-            check_size((rows, columns, math.prod(shape) // max(1, rows * columns)), "channels_last", max_pixels)
-            array = series.asarray()
-            tags: Any = getattr(page, "tags", {})
-            nodata = number_of(tags[NODATA].value) if NODATA in tags else None
-            names = _band_names(tags[42112].value) if 42112 in tags else ()
-            tagged = _kept_tags(page)
-    except tifffile.TiffFileError as error:
-        raise ValueError(str(error)) from error
+    with reading_tiff() as tifffile, tifffile.TiffFile(source) as tiff:
+        series, page = tiff.series[0], tiff.pages[0]
+        if len(tiff.series) > 1:
+            raise MediaError(f"the TIFF holds {len(tiff.series)} images of different shapes or types; one is read")
+        axes, shape = series.axes, series.shape
+        lengths = dict(zip(axes, shape, strict=True))
+        rows, columns = lengths.get("Y", 1), lengths.get("X", 1)
+        if getattr(page, "photometric", None) == _PALETTE:
+            raise MediaError("the numbers are those of a palette, not of a raster: choose a codec for pictures")
+        check_size((rows, columns, math.prod(shape) // max(1, rows * columns)), "channels_last", max_pixels)
+        array = series.asarray()
+        tags: Any = getattr(page, "tags", {})
+        nodata = number_of(tags[NODATA].value) if NODATA in tags else None
+        names = _band_names(tags[42112].value) if 42112 in tags else ()
+        tagged = _kept_tags(page)
     bands = [axis for axis in axes if axis not in _ROWS_AND_COLUMNS and lengths[axis] > 1]
     if not set(_ROWS_AND_COLUMNS) <= set(axes):
         raise ValueError(f"axes {axes}")

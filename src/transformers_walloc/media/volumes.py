@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..codec.raster_format import RasterFormat
-from ..codec.tiff_tags import GEOREFERENCING, ORIENTATION
-from .messages import MediaError, warn
+from ..codec.tiff_tags import GEOREFERENCING, ORIENTATION, reading_tiff
+from .messages import MediaError, naming, warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES
 from .rasters import describe, native_samples, usable_nodata, volume_layout
 from .tiff_rasters import NODATA, check_size, load_array, number_of
@@ -80,14 +80,14 @@ def encode_volume(array: np.ndarray, raster: RasterFormat, path: str | Path, fra
     elif suffix in VIDEO_SUFFIXES:
         _write_video(file, array, raster, str(path), frame_rate)
     elif suffix in RASTER_SUFFIXES:
-        tifffile = _tifffile(str(path))
         axes = {"single": "ZYX", "channels_last": "ZYXS", "channels_first": "CZYX"}[raster.layout]
         colours = array.dtype == np.uint8 and raster.layout == "channels_last" and array.shape[-1] == 3
         photometric = "rgb" if colours else "minisblack"
         options: dict[str, Any] = {"metadata": {"axes": axes}, "compression": "zlib", "predictor": not raster.is_float}
         if axes == "ZYXS":
             options["planarconfig"] = "contig"
-        tifffile.imwrite(file, array, photometric=photometric, **options)
+        with naming(str(path)), reading_tiff() as tifffile:
+            tifffile.imwrite(file, array, photometric=photometric, **options)
     else:
         valid = ", ".join((*RASTER_SUFFIXES, ".mkv"))
         raise MediaError(f"{path}: volumes are written as {valid}")
@@ -95,24 +95,20 @@ def encode_volume(array: np.ndarray, raster: RasterFormat, path: str | Path, fra
 
 
 def _read_tiff(source: io.BytesIO, path: str, max_voxels: int | None) -> tuple[np.ndarray, str, float | None]:
-    tifffile = _tifffile(path)
-    try:
-        with tifffile.TiffFile(source) as tiff:
-            series = tiff.series[0]
-            if len(tiff.series) > 1:
-                raise MediaError(f"{path}: {len(tiff.series)} stacks of different shapes or types; one is read")
-            axes, lengths = series.axes, dict(zip(series.axes, series.shape, strict=True))
-            sizes = [length for axis, length in lengths.items() if axis not in _CHANNEL_AXES and length > 1]
-            channels = math.prod(length for axis, length in lengths.items() if axis in _CHANNEL_AXES)
-            check_size((*sizes, channels), "channels_last", max_voxels)
-            page: Any = series.keyframe
-            nodata = number_of(page.tags[NODATA].value) if NODATA in page.tags else None
-            lost = [number for number in (ORIENTATION, *GEOREFERENCING) if number in page.tags]
-            if lost and (lost != [ORIENTATION] or page.tags[ORIENTATION].value != 1):
-                warn(path, "its georeferencing or orientation is not kept")
-            array = series.asarray()
-    except tifffile.TiffFileError as error:
-        raise ValueError(str(error)) from error
+    with reading_tiff() as tifffile, tifffile.TiffFile(source) as tiff:
+        series = tiff.series[0]
+        if len(tiff.series) > 1:
+            raise MediaError(f"{path}: {len(tiff.series)} stacks of different shapes or types; one is read")
+        axes, lengths = series.axes, dict(zip(series.axes, series.shape, strict=True))
+        sizes = [length for axis, length in lengths.items() if axis not in _CHANNEL_AXES and length > 1]
+        channels = math.prod(length for axis, length in lengths.items() if axis in _CHANNEL_AXES)
+        check_size((*sizes, channels), "channels_last", max_voxels)
+        page: Any = series.keyframe
+        nodata = number_of(page.tags[NODATA].value) if NODATA in page.tags else None
+        lost = [number for number in (ORIENTATION, *GEOREFERENCING) if number in page.tags]
+        if lost and (lost != [ORIENTATION] or page.tags[ORIENTATION].value != 1):
+            warn(path, "its georeferencing or orientation is not kept")
+        array = series.asarray()
     kept = [axis for axis in axes if axis in "YX" or lengths[axis] > 1]
     channels = [axis for axis in kept if axis in _CHANNEL_AXES]
     depths = [axis for axis in kept if axis not in "YX" and axis not in channels]
@@ -171,14 +167,6 @@ def _write_video(file: io.BytesIO, array: np.ndarray, raster: RasterFormat, path
             container.mux(stream.encode())
     except av.FFmpegError as error:
         raise MediaError(f"{path}: cannot write the video: {error}") from error
-
-
-def _tifffile(path: str) -> Any:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise MediaError(f"{path}: TIFF files need tifffile: pip install 'transformers-walloc[rasters]'") from error
-    return tifffile
 
 
 def _av(path: str) -> Any:
