@@ -5,10 +5,10 @@
         --dataset lmms-lab/DocVQA --dataset_config DocVQA --split validation --output_dir docvqa-on-latents \\
         --lora_rank 16 --max_steps 2000 --image_options '{"do_image_splitting": false}'
 
-A page costs as many tokens as on pixels, and a token sees 16 times as many of them. Qwen2-VL and its kin take a budget:
-`--model Qwen/Qwen2-VL-2B-Instruct --codec walloc/rgb-16x --image_options '{"max_pixels": 762048}'` gives 972 tokens; its
-patches of 14 pixels fit the blocks of 8 (`rgb-16x`), patches of 16 those of 16 (`rgb-f16c48`). The data set has columns
-`image` (or `latents`, of `encode_dataset.py`), `question` and `answers`; a folder with `metadata.jsonl` does as well.
+A page costs as many tokens as on pixels, and a token sees 16 times as many of them. `rgb-f16c48` fits patches of 16
+pixels, `rgb-16x` those of 14. Qwen2-VL and its kin take a budget: `--model Qwen/Qwen2-VL-2B-Instruct --codec
+walloc/rgb-16x --image_options '{"max_pixels": 762048}'` gives 972 tokens. The data set has columns `image` (or
+`latents`, of `encode_dataset.py`), `question` and `answers`; a folder with `metadata.jsonl` does as well.
 """
 
 import argparse
