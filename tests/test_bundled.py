@@ -1,12 +1,15 @@
 """The bundled checkpoints in the Hub cache, judged by the Hub client's own look-up and clean-up functions."""
 
+import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import huggingface_hub.hf_api
 import pytest
 from huggingface_hub import _CACHED_NO_EXIST, constants, scan_cache_dir, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -350,3 +353,25 @@ def test_cache_tools_accept_it_and_deleting_spares_the_package(package, tmp_path
     remaining = [revision.commit_hash for repo in report.repos for revision in repo.revisions]
     scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(*set(remaining) - {first}).execute()
     assert (other / "rgb-16x" / "model.safetensors").exists() and not repository().exists()
+
+
+def test_an_absent_hub_is_said_once(monkeypatch):
+    """The client's own words, with how to be quiet; all else that it says passes."""
+    bundled.say_once_that_the_hub_is_away()
+    bundled.say_once_that_the_hub_is_away()
+    monkeypatch.setattr(bundled._Once, "said", False)
+    source = inspect.getsource(huggingface_hub.hf_api)
+    assert 'f"Could not reach the Hub (' in source  # or the filter waits for other words than the client's
+    said: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+    client = logging.getLogger("huggingface_hub.hf_api")
+    client.addHandler(handler)
+    try:
+        for repository in ("a/b", "a/b", "c/d"):
+            client.warning(f"Could not reach the Hub (100% lost). Using cached commit hash for '{repository}'.")
+        client.warning("another %s", "thing")
+    finally:
+        client.removeHandler(handler)
+    assert len(said) == 2 and said[1] == "another thing"
+    assert "'a/b'. This is said once; HF_HUB_OFFLINE=1 asks no Hub" in said[0]

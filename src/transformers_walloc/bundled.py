@@ -26,6 +26,7 @@ import atexit
 import contextlib
 import functools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -141,6 +142,27 @@ def ask_no_hub_for_bundled() -> None:
 
     resolve_bundled.__name__ = "resolve_bundled"
     api.resolve_revision = resolve_bundled  # type: ignore[method-assign]
+
+
+class _Once(logging.Filter):
+    """Lets the Hub client say once, and not in every `from_pretrained`, that there is no network."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not str(record.msg).startswith("Could not reach the Hub"):
+            return True
+        first, _Once.said = not _Once.said, True
+        record.msg = f"{record.getMessage()} This is said once; HF_HUB_OFFLINE=1 asks no Hub and says nothing."
+        record.args = ()
+        return first
+
+
+def say_once_that_the_hub_is_away() -> None:
+    """Calling it again does no harm."""
+    client = logging.getLogger("huggingface_hub.hf_api")
+    if not any(isinstance(known, _Once) for known in client.filters):
+        client.addFilter(_Once())
 
 
 def is_linked(repo_id: str) -> bool:

@@ -41,7 +41,7 @@ def register() -> None:
         AutoTokenizer,
     )
 
-    from .bundled import ask_no_hub_for_bundled
+    from .bundled import ask_no_hub_for_bundled, say_once_that_the_hub_is_away
     from .codec.configuration_walloc import WallocAudioConfig, WallocImageConfig, WallocVolumeConfig
     from .codec.feature_extraction_walloc import WallocAudioFeatureExtractor
     from .codec.image_processing_walloc import WallocImageProcessor
@@ -82,6 +82,7 @@ def register() -> None:
     # The pipeline "feature-extraction", which is the one for sound, calls what this class gives on its inputs.
     AutoTokenizer.register(WallocAudioConfig, WallocAudioFeatureExtractor, exist_ok=True)
     ask_no_hub_for_bundled()
+    say_once_that_the_hub_is_away()
 
 
 def register_when_needed() -> None:
