@@ -31,6 +31,7 @@ from torch import nn
 from .atomic import atomic_file
 from .codec.bottleneck import code_dtype
 from .codec.configuration_walloc import WallocConfig
+from .codec.kinds import KINDS
 from .codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from .export_modules import (
     ExportDecoder,
@@ -212,8 +213,7 @@ def _load(codec: Any) -> Any:
 
 
 def _names(config: WallocConfig, part: str) -> tuple[list[str], list[str]]:
-    signal = "pixel_values" if config.num_dims == 2 else "input_values"
-    decoded = "pixel_values" if config.num_dims == 2 else "audio_values"
+    signal, decoded = KINDS[config.kind].input_name, KINDS[config.kind].output_name
     return {
         "encoder": ([signal], ["latents"]),
         "quantizer": (["latents", "step"], ["codes"]),

@@ -379,7 +379,7 @@ def test_bad_options(processor, photo, options, error, message):
         (torch.zeros(1, 3, 8, 8, dtype=torch.int8), None, TypeError, "decode codes first"),
         (torch.full((1, 3, 8, 8), torch.nan), None, ValueError, "NaN"),
         ([], None, ValueError, "empty batch"),
-        (torch.zeros(2, 3, 8, 8), [(8, 8)], ValueError, "1 entries for 2 images"),
+        (torch.zeros(2, 3, 8, 8), [(8, 8)], ValueError, "1 entries for a batch of 2"),
         (torch.zeros(1, 3, 8, 8), [(9, 8)], ValueError, "size 9x8: the pixels are 8x8"),
         (torch.zeros(1, 3, 8, 8), [(0, 8)], ValueError, "size 0x8"),
     ],

@@ -184,25 +184,26 @@ class WallocImageProcessor(PilBackend):
             TypeError: pixels that are not floats (codes have to be decoded first).
             ValueError: a wrong shape or number of channels, NaN, sizes that do not fit the pixels.
         """
-        batch = unbatch(pixels)
-        sizes = [tuple(image.shape[1:]) for image in batch]
-        if original_sizes is not None:
-            sizes = [(int(height), int(width)) for height, width in torch.as_tensor(original_sizes).reshape(-1, 2)]
-            if len(sizes) != len(batch):
-                raise ValueError(f"original_sizes has {len(sizes)} entries for {len(batch)} images")
-        for image, (height, width) in zip(batch, sizes, strict=True):
-            if image.shape[0] != self.num_channels:
-                raise ValueError(f"pixels have {image.shape[0]} channels; this processor has {self.num_channels}")
-            if not (1 <= height <= image.shape[1] and 1 <= width <= image.shape[2]):
-                raise ValueError(
-                    f"cannot crop to the original size {height}x{width}: the pixels are "
-                    f"{image.shape[1]}x{image.shape[2]} (height x width)"
-                )
-        cropped = [image[:, :height, :width] for image, (height, width) in zip(batch, sizes, strict=True)]
+        cropped = self._cropped(unbatch(pixels), original_sizes)
         if self.raster_format:
             raster = RasterFormat.from_dict(self.raster_format)
             return [raster.to_layout(raster.from_unit(image.detach().float().numpy(force=True))) for image in cropped]
         return [to_picture(image) for image in cropped]
+
+    def _cropped(self, batch: list[torch.Tensor], original_sizes: Any) -> list[torch.Tensor]:
+        """(C, *padded sizes) of images or volumes -> (C, *sizes)."""
+        sizes = [tuple(pixels.shape[1:]) for pixels in batch]
+        if original_sizes is not None:
+            sizes = [tuple(map(int, size)) for size in torch.as_tensor(original_sizes).reshape(-1, len(sizes[0]))]
+            if len(sizes) != len(batch):
+                raise ValueError(f"original_sizes has {len(sizes)} entries for a batch of {len(batch)}")
+        for pixels, size in zip(batch, sizes, strict=True):
+            if len(pixels) != self.num_channels:
+                raise ValueError(f"pixels have {len(pixels)} channels; this processor has {self.num_channels}")
+            if not all(1 <= n <= most for n, most in zip(size, pixels.shape[1:], strict=True)):
+                wanted, there = ("x".join(map(str, lengths)) for lengths in (size, pixels.shape[1:]))
+                raise ValueError(f"cannot crop to the original size {wanted}: the pixels are {there} (width last)")
+        return [pixels[(slice(None), *map(slice, size))] for pixels, size in zip(batch, sizes, strict=True)]
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
         flat = _flatten(self.fetch_images(images), expected_ndims)
@@ -237,6 +238,9 @@ class WallocImageProcessor(PilBackend):
         for padded, image in zip(batch, images, strict=bool(images)):
             write_pixels(padded[:, : image.shape[1], : image.shape[2]], image)
             reflect(padded, image.shape[1], image.shape[2])
+        return self._as_feature(batch, sizes, return_tensors)
+
+    def _as_feature(self, batch: torch.Tensor, sizes: list[tuple[int, ...]], return_tensors: Any) -> BatchFeature:
         if return_tensors is None:
             return BatchFeature({"pixel_values": list(batch), "original_sizes": sizes})
         if self._in_pipeline:

@@ -70,20 +70,14 @@ class WallocVolumeImageProcessor(WallocImageProcessor):
         ]
         if not volumes:
             raise ValueError("empty batch: there is no volume to process")
-        sizes = [volume.shape[1:] for volume in volumes]
+        sizes = [tuple(volume.shape[1:]) for volume in volumes]
         patch = options["patch_size"]
         whole = [-(-max(lengths) // patch) * patch for lengths in zip(*sizes, strict=True)]
         padded = [
             extend(torch.from_numpy(volume), [(0, n - size) for n, size in zip(whole, volume.shape[1:], strict=True)])
             for volume in volumes
         ]
-        wanted = options["return_tensors"]
-        if str(getattr(wanted, "value", wanted)) == "np":
-            return BatchFeature({"pixel_values": torch.stack(padded).numpy(), "original_sizes": np.array(sizes)})
-        tensors = [volume.to(options["device"] or "cpu") for volume in padded]
-        if wanted is None:
-            return BatchFeature({"pixel_values": tensors, "original_sizes": [tuple(size) for size in sizes]})
-        return BatchFeature({"pixel_values": torch.stack(tensors), "original_sizes": torch.tensor(sizes)})
+        return self._as_feature(torch.stack(padded).to(options["device"] or "cpu"), sizes, options["return_tensors"])
 
     def post_process(  # type: ignore[override]
         self, pixels: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray], original_sizes: Any = None
@@ -103,24 +97,18 @@ class WallocVolumeImageProcessor(WallocImageProcessor):
         batch = [torch.as_tensor(volume) for volume in (pixels if isinstance(pixels, list | tuple) else [pixels])]
         if len(batch) == 1 and batch[0].ndim == 5:
             batch = list(batch[0])
-        sizes = [tuple(volume.shape[1:]) for volume in batch]
-        if original_sizes is not None:
-            sizes = [tuple(map(int, size)) for size in torch.as_tensor(original_sizes).reshape(-1, 3)]
-        if len(sizes) != len(batch):
-            raise ValueError(f"original_sizes has {len(sizes)} entries for {len(batch)} volumes")
-        raster = RasterFormat(layout="single" if self.num_channels == 1 else "channels_last")
-        if self.raster_format:
-            raster = RasterFormat.from_dict(self.raster_format)
-        results = []
-        for volume, size in zip(batch, sizes, strict=True):
-            if volume.ndim != 4 or len(volume) != self.num_channels or not volume.is_floating_point():
+        for volume in batch:
+            if volume.ndim != 4 or not volume.is_floating_point():
                 raise ValueError(
                     f"voxels of {volume.dtype} and shape {tuple(volume.shape)}; valid: floats ({self.num_channels}, "
                     "depth, height, width)"
                 )
-            if not all(1 <= n <= most for n, most in zip(size, volume.shape[1:], strict=True)):
-                raise ValueError(f"cannot crop {tuple(volume.shape[1:])} to the original sizes {size}")
-            planes = volume[(slice(None), *map(slice, size))].detach().float().numpy(force=True)
+        raster = RasterFormat(layout="single" if self.num_channels == 1 else "channels_last")
+        if self.raster_format:
+            raster = RasterFormat.from_dict(self.raster_format)
+        results = []
+        for volume in self._cropped(batch, original_sizes):
+            planes = volume.detach().float().numpy(force=True)
             if np.isnan(planes).any():
                 raise ValueError("the voxels hold NaN values; they cannot become a volume")
             results.append(raster.to_layout(raster.from_unit(planes)))

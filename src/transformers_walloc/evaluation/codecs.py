@@ -109,8 +109,8 @@ class WallocCodec(Codec):
         except OSError as error:
             raise CodecUnavailableError(str(error).splitlines()[0]) from error
         config = self.model.config
-        if (found := "image" if config.num_dims == 2 else "audio") != kind:
-            raise ValueError(f"{model} is a codec for {found}, not for {kind}")
+        if config.kind != kind:
+            raise ValueError(f"{model} is a codec for {config.kind}, not for {kind}")
         if linear:
             use_linear_decoder(self.model)
         self.name, self.kind, self.sampling_rate = os.fspath(model), kind, sampling_rate

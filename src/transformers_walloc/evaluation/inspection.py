@@ -42,7 +42,7 @@ def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> li
     path = os.fspath(path)
     data = read_bytes(path)
     kind = kind_of(path, data)
-    expected = "image" if model.config.num_dims == 2 else "audio"
+    expected = model.config.kind
     if kind == "walloc":
         kind = unpack(data)[0].kind
         blob, original = data, None

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..atomic import atomic_file
+from ..codec.kinds import KINDS
 from ..extras import naming_extras
 
 with naming_extras():
@@ -177,12 +178,7 @@ def latent_atlas(model, impulse: int = IMPULSE) -> Figure:
     columns, rows = _grid(channels, 1.35 if config.num_dims == 2 else 1.0)
     if config.num_dims == 2:
         figure = Figure(figsize=(1.15 * columns, 1.3 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for c, axis in enumerate(axes.flat):
-            axis.set(xticks=[], yticks=[])
-            if c >= channels:
-                axis.set_axis_off()
-                continue
+        for c, axis in enumerate(_picture_axes(figure, rows, columns, channels)):
             scale = np.abs(responses[c]).max() or 1.0
             image = (0.5 + 0.5 * responses[c] / scale).transpose(1, 2, 0)
             axis.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", interpolation="nearest")
@@ -262,16 +258,21 @@ def channel_maps(codes: np.ndarray, seconds: float | None = None) -> Figure:
     columns, rows = _grid(channels, 1.4 * height / width)
     side = 11 / columns
     figure = Figure(figsize=(11, rows * (side * height / width + 0.22)), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for c, axis in enumerate(axes.flat):
-        axis.set(xticks=[], yticks=[])
-        if c >= channels:
-            axis.set_axis_off()
-            continue
+    for c, axis in enumerate(_picture_axes(figure, rows, columns, channels)):
         limit = max(float(np.percentile(np.abs(codes[c]), 99.5)), 1.0)
         axis.imshow(codes[c], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
         axis.set_title(f"{c + 1} (±{limit:.0f})", fontsize=7, pad=2)
     return figure
+
+
+def _picture_axes(figure: Figure, rows: int, columns: int, count: int) -> list[Any]:
+    """Axes without ticks for so many pictures; the rest of the grid stays empty."""
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return axes[:count]
 
 
 def _grid(count: int, aspect: float) -> tuple[int, int]:
@@ -291,7 +292,7 @@ def rate_distortion(rows: Sequence[Mapping], kind: str) -> Figure:
         rows: as `walloc evaluate curves` writes them: codec (`NAME@option=value`), psnr, bpp or kbps.
         kind: "image" or "audio".
     """
-    rate = "bpp" if kind == "image" else "kbps"
+    rate = KINDS[kind].rate
     figure = Figure(figsize=(7, 4.8), layout="constrained")
     axis = figure.subplots()
     ours = 0
@@ -315,7 +316,7 @@ def rate_distortion(rows: Sequence[Mapping], kind: str) -> Figure:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
     axis.tick_params(which="both", labelsize=8)
-    axis.set_xlabel("bits per pixel" if kind == "image" else "kbit/s")
+    axis.set_xlabel(KINDS[kind].rate_unit)
     axis.set_ylabel("PSNR, dB")
     axis.grid(alpha=0.25, which="both")
     axis.legend(fontsize=8, frameon=False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..media.audio import read_clip
-from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_files
+from ..media.paths import SUFFIXES, find_files
 from ..media.pictures import read_pixels
 
 SAMPLING_RATE = 44100
@@ -50,7 +50,7 @@ class Signals:
         self.dataset: Any = None
         path = Path(data)
         if path.exists():
-            found = find_files([str(path)], IMAGE_SUFFIXES if kind == "image" else AUDIO_SUFFIXES)
+            found = find_files([str(path)], SUFFIXES[kind])
             self.entries: list = [Path(entry) for entry, _ in found]
             self.names = [Path(shown).as_posix() for _, shown in found]
         else:

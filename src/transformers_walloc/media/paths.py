@@ -12,6 +12,7 @@ from .messages import MediaError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".ppm", ".gif")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+SUFFIXES = {"image": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}  # of the kinds that there are bundled codecs for
 RASTER_SUFFIXES = (".tif", ".tiff", ".npy")  # any number of bands and bits
 VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov", ".avi", ".webm")
 WALLOC_SUFFIX = ".walloc"

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..codec.bottleneck import companding_scale
 from ..codec.configuration_walloc import WallocConfig
+from ..codec.kinds import KINDS
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..codec.modeling_walloc_volume import WallocVolumeModel
 from ..codec.rate_control import decibels
@@ -230,7 +231,9 @@ def _closed_form(
         # No finer than what companding to `latent_bits` holds of the strongest channel.
         finest = math.sqrt(variances[0]) / companding_scale(config.latent_bits)
         step = max(math.sqrt(12 * ROUNDING * max(left_out, 0.0)), finest)
-    model: Any = {1: WallocAudioModel, 2: WallocImageModel, 3: WallocVolumeModel}[config.num_dims](config)
+    model: Any = {"audio": WallocAudioModel, "image": WallocImageModel, "volume": WallocVolumeModel}[config.kind](
+        config
+    )
     fit_klt(model, statistics, step, symmetric)
     return model.eval(), step
 
@@ -282,7 +285,7 @@ def _set_scale(model, units) -> None:
 def _fit_tables(model, units, steps: int) -> None:
     """Entropy tables for the codes of these signals, at the codec's step and at a coarser one."""
     codes = [model.quantize(model.encode(x[None]).latents, coarser)[0].numpy() for coarser in (1.0, 2.0) for x in units]
-    if model.config.num_dims == 3:  # as in files: slices one below the other
+    if model.config.kind == "volume":  # as in files: slices one below the other
         codes = [item.reshape(len(item), -1, item.shape[-1]) for item in codes]
     with torch.enable_grad():
         model.set_entropy_tables(fit_entropy_tables(codes, steps=steps, hidden=8))
@@ -298,7 +301,7 @@ def _rate(model, units) -> float:
     """Bits per pixel, or kilobits per second, of finished files."""
     size = sum(len(model.compress(x[None])[0]) for x in units)
     positions = sum(math.prod(x.shape[1:]) for x in units)
-    return 8 * size / positions * (model.config.sampling_rate / 1000 if model.config.num_dims == 1 else 1.0)
+    return 8 * size / positions * (model.config.sampling_rate / 1000 if model.config.kind == "audio" else 1.0)
 
 
 def _measure(model, step: float, units, found: Gathered) -> dict[str, Any]:
@@ -306,14 +309,14 @@ def _measure(model, step: float, units, found: Gathered) -> dict[str, Any]:
     rate = _rate(model, units)
     first = found.first
     bits = 16 if first is None or first.raster is None else 8 * np.dtype(first.raster.dtype).itemsize
-    per_position = rate * 1000 / config.sampling_rate if config.num_dims == 1 else rate
+    per_position = rate * 1000 / config.sampling_rate if config.kind == "audio" else rate
     return {
         "num_levels": config.num_levels,
         "latent_channels": config.latent_channels,
         "dimensionality_reduction": round(config.dimensionality_reduction, 2),
         "step": float(step),
         "psnr": round(_psnr(model, units), 2),
-        "kbps" if config.num_dims == 1 else "bpp": round(rate, 4),
+        KINDS[config.kind].rate: round(rate, 4),
         "compression_ratio": round(bits * config.num_channels / per_position, 1),
         "raw_bits": bits,
     }
@@ -323,7 +326,7 @@ def _save(fit: Fit, output: Path, overwrite: bool) -> None:
     facts = {**fit.facts, "codec": output.name}
     documents = {"README.md": model_card(facts), "fit.json": json.dumps(facts, indent=2) + "\n"}
     save_model_folder(fit.model, output, torch.float16, overwrite, documents)
-    if fit.model.config.num_dims == 3:  # the atlas is of pictures and waveforms
+    if fit.model.config.kind == "volume":  # the atlas is of pictures and waveforms
         return
     try:
         from ..evaluation import plots

@@ -15,7 +15,7 @@ from ..atomic import atomic_file, atomic_folder, write_atomically
 from ..codec.entropy_tables import EntropyTables
 from ..loading import codec_path, load_codec
 from ..media.audio import read_clip
-from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files
+from ..media.paths import SUFFIXES, list_files
 from ..media.pictures import read_pixels
 from .entropy_fitting import fit_entropy_tables
 
@@ -50,7 +50,9 @@ def fit_tables(
         ValueError: a folder without media, or a codec that is none.
     """
     model, processor = load_codec(codec)
-    kind = "image" if model.config.num_dims == 2 else "audio"
+    kind = model.config.kind
+    if kind not in SUFFIXES:
+        raise ValueError(f"{codec} is a codec for {kind}, whose tables walloc fit makes; valid: {', '.join(SUFFIXES)}")
     codes = [
         item for step in code_steps for item in codes_of_folder(model, processor, kind, data, files, seconds, step)
     ]
@@ -76,7 +78,7 @@ def codes_of_folder(
 
     Of audio the middle `seconds` of each file are coded.
     """
-    files = list_files(folder, IMAGE_SUFFIXES if kind == "image" else AUDIO_SUFFIXES)
+    files = list_files(folder, SUFFIXES[kind])
     if count and count < len(files):
         files = [files[i * len(files) // count] for i in range(count)]
     for file in tqdm(files, desc="codes", unit="file", disable=None):

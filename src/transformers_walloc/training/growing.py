@@ -1,6 +1,7 @@
 """Surgery on residual decoders: larger ones that start as smaller ones, units that have died start anew."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,14 +39,7 @@ def grow_from(decoder: nn.Module, smaller: nn.Module) -> None:
     linear.load_state_dict(source.state_dict())
     for name, scales in smaller.named_buffers(recurse=False):
         decoder.get_buffer(name).copy_(scales)
-    for name in ("stem", "latent_stem", "latent_join", "head"):
-        if hasattr(new, name):
-            _embed(new.get_submodule(name), old.get_submodule(name))
-    for block, earlier in zip(new.blocks, old.blocks, strict=False):
-        _embed(block, earlier)
-    for added in list(new.blocks)[len(old.blocks) :]:
-        for value in added.get_submodule("conv2").parameters():
-            value.zero_()
+    _embed_layers(new, old, ("stem", "latent_stem", "latent_join", "head"))
 
 
 @torch.no_grad()
@@ -66,13 +60,7 @@ def transfer_network(decoder: nn.Module, source: nn.Module) -> None:
     _check_room(new, old)
     for value in new.latent_stem.parameters():
         value.zero_()
-    for name in ("stem", "latent_join", "head"):
-        _embed(new.get_submodule(name), old.get_submodule(name))
-    for block, earlier in zip(new.blocks, old.blocks, strict=False):
-        _embed(block, earlier)
-    for added in list(new.blocks)[len(old.blocks) :]:
-        for value in added.get_submodule("conv2").parameters():
-            value.zero_()
+    _embed_layers(new, old, ("stem", "latent_join", "head"))
 
 
 @torch.no_grad()
@@ -124,6 +112,18 @@ def _check_room(larger: Any, smaller: Any) -> None:
         )
     if smaller.stem.weight.shape[1:] != larger.stem.weight.shape[1:]:
         raise ValueError("the decoders differ in kernels or numbers of channels")
+
+
+def _embed_layers(new: Any, old: Any, names: Sequence[str]) -> None:
+    """Layers of these names, where there are any, and blocks; blocks that are added pass on what they are given."""
+    for name in names:
+        if hasattr(new, name):
+            _embed(new.get_submodule(name), old.get_submodule(name))
+    for block, earlier in zip(new.blocks, old.blocks, strict=False):
+        _embed(block, earlier)
+    for added in list(new.blocks)[len(old.blocks) :]:
+        for value in added.get_submodule("conv2").parameters():
+            value.zero_()
 
 
 def _embed(layer: nn.Module, source: nn.Module) -> None:

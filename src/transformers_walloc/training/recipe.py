@@ -15,7 +15,7 @@ from ..codec.clips import normalise_clip
 from ..codec.pixels import to_8_bits
 from ..codec.rate_control import decibels
 from ..loading import codec_path
-from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files
+from ..media.paths import SUFFIXES, list_files
 from .conversion import save_model_folder
 from .data import (
     AudioSegments,
@@ -282,7 +282,7 @@ def _has_bf16(on_cpu: bool) -> bool:
 
 def open_media(recipe: Recipe) -> tuple[list[MediaCache], list[float], MediaCache]:
     """Decoded training media with their shares, and the validation files."""
-    suffixes = IMAGE_SUFFIXES if recipe.is_image else AUDIO_SUFFIXES
+    suffixes = SUFFIXES[recipe.kind]
     caches, shares = [], []
     for entry in recipe.train:
         folder, _, share = entry.rpartition(":") if ":" in entry else (entry, "", "1")
@@ -320,7 +320,7 @@ def export(model, recipe: Recipe) -> None:
 def validate(model, cache: MediaCache) -> dict[str, float]:
     """Mean PSNR in dB over 8-bit pixels (or normalised samples) and order-0 compression ratio over all files."""
     patch, device = model.config.patch_size, model.device
-    image = model.config.num_dims == 2
+    image = model.config.kind == "image"
     psnr, bits, numbers = [], 0.0, 0
     for i in range(len(cache)):
         array = cache[i]

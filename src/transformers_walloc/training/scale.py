@@ -21,7 +21,7 @@ from ..codec.feature_extraction_walloc import WallocAudioFeatureExtractor
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.symmetries import channel_symmetry, symmetric_rows
 from ..media.audio import read_clip
-from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_files, read_bytes
+from ..media.paths import SUFFIXES, find_files, read_bytes
 from ..media.pictures import read_pixels
 
 MAX_SIDE = 1024  # pixels of an image that are looked at, from its middle
@@ -56,10 +56,9 @@ def measure_scale(model: Any, signals: Iterable[torch.Tensor]) -> tuple[list[flo
 
 def read_signals(config: Any, folders: Sequence[str]) -> Iterator[torch.Tensor]:
     """The images or the audio of folders, one by one, as the codec takes them."""
-    suffixes = IMAGE_SUFFIXES if config.num_dims == 2 else AUDIO_SUFFIXES
     images = WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
-    for path, _ in find_files(folders, suffixes):
-        if config.num_dims == 2:
+    for path, _ in find_files(folders, SUFFIXES[config.kind]):
+        if config.kind == "image":
             pixels = read_pixels(path, read_bytes(path), config.num_channels)
             top, left = (max(0, (side - MAX_SIDE) // 2) for side in pixels.shape[:2])
             image = PIL.Image.fromarray(pixels[top : top + MAX_SIDE, left : left + MAX_SIDE])
