@@ -83,6 +83,34 @@ def test_options_of_a_call(family, loaded):
         images(PICTURE, size={"longest_edge": 100})
 
 
+# InternVL and Granite-Docling take at least one tile, whatever is asked for, as their pixel models.
+BELOW = {
+    "gemma3": ({"do_pan_and_scan": True}, "do_pan_and_scan needs pan_and_scan_min_crop_size, "),
+    "gemma4": ({"max_soft_tokens": 1}, "must be one of"),
+    "siglip2": ({"max_num_patches": 0}, "max_num_patches is 0; valid: at least 1"),
+    "pixtral": ({"size": {"longest_edge": 2}}, "longest_edge is 2 pixels, less than a patch of 4"),
+    **{
+        name: ({"max_image_size": {"longest_edge": 2}}, "tiles of 2 x 2 pixels have no room for a patch of 4")
+        for name in ("idefics3", "smolvlm")
+    },
+    **{
+        name: ({"size": {"shortest_edge": 1, "longest_edge": 10}}, "max_pixels is 10; a token alone has 8 x 8 = 64")
+        for name, each in OPTIONS.items()
+        if _BUDGETS[1] in each
+    },
+}
+
+
+@pytest.mark.parametrize("family", BELOW)
+def test_budgets_below_a_patch(family, loaded):
+    options, message = BELOW[family]
+    with pytest.raises(ValueError, match=message):
+        _images_of(loaded(family)[0])(PICTURE, **options)
+    if family in ("idefics3", "smolvlm"):
+        with pytest.raises(ValueError, match="longest_edge is 0; valid: at least 1 pixel"):
+            _images_of(loaded(family)[0])(PICTURE, size={"longest_edge": 0})
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_counts_of_patches(family, loaded):
     """What servers and other processors ask, `get_number_of_image_patches`, is what comes."""

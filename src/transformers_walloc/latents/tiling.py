@@ -98,6 +98,9 @@ class Tiling:
         for key, value in given.items():
             if key not in valid:
                 raise ValueError(f"{key} is no option of {self.name}; valid: {', '.join(valid)}")
+            for edge, length in value.items() if key in ("size", "max_image_size") else ():
+                if length is not None and length < 1:
+                    raise ValueError(f"{edge} is {length}; valid: at least 1 pixel")
             if key in ("min_pixels", "max_pixels"):
                 edge = "shortest_edge" if key == "min_pixels" else "longest_edge"
                 options["size"] = {**_as_dict(options.get("size", self.own.size)), edge: value}
@@ -173,6 +176,8 @@ def render(pixels: torch.Tensor, plan: Plan, zoom: float, patch: int, unit: int)
             target = [length // patch * unit if whole else max(1, round(length * zoom)) for length in tile.canvas]
             canvas = resize_pixels(canvas, target)
         height, width = tile.box[2] // patch * unit, tile.box[3] // patch * unit
+        if not height or not width:
+            raise ValueError(f"tiles of {tile.box[2]} x {tile.box[3]} pixels have no room for a patch of {patch}")
         top, left = round(tile.box[0] * zoom), round(tile.box[1] * zoom)
         bottom, right = min(top + height, canvas.shape[2]), min(left + width, canvas.shape[3])
         part = canvas[:, :, max(top, 0) : bottom, max(left, 0) : right]
@@ -242,8 +247,6 @@ def _splits(own: Any, height: int, width: int, alone: bool) -> Plan:
     if not own.do_image_splitting:
         return Plan([overview])
     if own.size["longest_edge"]:
-        if own.size["longest_edge"] < 1:
-            raise ValueError(f"longest_edge is {own.size['longest_edge']}; valid: at least 1 pixel")
         height, width = _module(own).get_resize_output_image_size(_blank(height, width), own.size["longest_edge"])
     else:
         height, width = own.size["height"], own.size["width"]
@@ -297,6 +300,11 @@ def _pan_and_scan(own: Any, height: int, width: int, alone: bool) -> Plan:
     if own.do_pan_and_scan:
         ratio = own.pan_and_scan_min_ratio_to_activate
         limits = own.pan_and_scan_min_crop_size, own.pan_and_scan_max_num_crops, ratio
+        if not all(limits):
+            raise ValueError(
+                "do_pan_and_scan needs pan_and_scan_min_crop_size, pan_and_scan_max_num_crops and "
+                f"pan_and_scan_min_ratio_to_activate, above 0; they are {', '.join(map(str, limits))}"
+            )
         for i, crop in enumerate(
             own.pan_and_scan(_blank(height, width), *limits)
         ):  # side by side, or one below another
