@@ -31,10 +31,11 @@ from transformers_walloc import (
     WallocVolumeConfig,
     WallocVolumeModel,
 )
-from transformers_walloc.codec.bitstream import Header, WallocFormatError, pack, unpack
+from transformers_walloc.codec.bitstream import Header, pack, unpack
 from transformers_walloc.codec.entropy_tables import GenericHeader
 from transformers_walloc.codec.raster_format import RasterFormat
 from transformers_walloc.codec.side_data import SideData
+from transformers_walloc.codec.varints import WallocFormatError
 
 MAX_PIXELS = 2**16
 MAX_SAMPLES = 2**18

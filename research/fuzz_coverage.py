@@ -24,7 +24,8 @@ with atheris.instrument_imports(include=["transformers_walloc"]):
 import torch
 
 from research.fuzz_bitstream import MAX_SECONDS, decode, valid_files
-from transformers_walloc.codec.bitstream import WallocFormatError, unpack
+from transformers_walloc.codec.bitstream import unpack
+from transformers_walloc.codec.varints import WallocFormatError
 
 _MODELS: dict[str, torch.nn.Module] = {}
 _counts = {"decoded": 0, "refused": 0}

@@ -28,6 +28,7 @@ import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset, disable_progress_bars
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -169,7 +170,7 @@ def check_checkpoints(folder: Path) -> int:
 
 
 def run_links(folder: Path) -> None:
-    bundled.constants.HF_HUB_CACHE = str(folder / "out" / "hub")
+    constants.HF_HUB_CACHE = str(folder / "out" / "hub")
     bundled.link_bundled_checkpoints()
     bundled.unlink_bundled_checkpoints()
 

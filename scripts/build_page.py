@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import PIL.Image
 import torch
@@ -66,7 +66,7 @@ def build(output: Path, codecs: list[str], runtime: Path | None = None) -> None:
     (output / "models" / "catalogue.json").write_text(json.dumps(catalogue, indent=1) + "\n", encoding="utf-8")
 
 
-def add_codec(models: Path, name_or_path: str) -> dict:
+def add_codec(models: Path, name_or_path: str) -> dict[str, Any]:
     """Exports a codec to its folder; its entry in the catalogue."""
     model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
     name, config = name_or_path.rstrip("/").rsplit("/", 1)[-1], model.config

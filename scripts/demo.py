@@ -15,7 +15,7 @@ from transformers.utils import logging
 import transformers_walloc  # noqa: F401  registers the Auto classes
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo", nargs="?", help="an image file; default: the astronaut of scikit-image")
     parser.add_argument("--model", default="walloc/rgb-16x", help="a Hub id or a folder")

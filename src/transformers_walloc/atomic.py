@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write bytes, or text as UTF-8, in one step; folders on the way are made.
 
     A link is followed, and a file that exists keeps its permissions.
@@ -41,7 +41,7 @@ def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike, follow_links: bool = True) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike[str], follow_links: bool = True) -> Iterator[Path]:
     """A path in the same folder that becomes `path` when the block ends without an exception.
 
     The file behind it exists, empty. Its name has no telling suffix: tell the writer the format. Where `path` is a
@@ -68,7 +68,7 @@ def atomic_file(path: str | os.PathLike, follow_links: bool = True) -> Iterator[
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
     """An empty folder beside `path` that becomes `path` when the block ends without an exception.
 
     With `overwrite` a folder of that name is replaced as a whole: on Linux and macOS both change places in one step, so

@@ -18,6 +18,11 @@ other. A linked repository looks like a downloaded one:
 Two hops of links keep the package safe: deleting a cached revision deletes what its snapshot points to, a mere link.
 Such links, of a cache on another file system, point nowhere once the package is removed: `walloc unlink` before that.
 
+Nothing less was found that works offline by name. The Hub client knows one cache and no second one to read from.
+Answering for it means to replace each of its functions that find files, in each process. Links that are made when a
+checkpoint is first loaded are missing to `hf_hub_download`, to code of repositories and to processes without this
+package.
+
 Where the cache cannot be written, this process gets one of its own, in the folder of temporary files, with links to
 all repositories of the other; huggingface_hub and transformers read `constants.HF_HUB_CACHE` with every call.
 """
@@ -135,7 +140,9 @@ def ask_no_hub_for_bundled() -> None:
         return
 
     @functools.wraps(ask)
-    def resolve_bundled(repo_id: str, *, revision: str | None = None, local_files_only: bool = False, **options: Any):
+    def resolve_bundled(
+        repo_id: str, *, revision: str | None = None, local_files_only: bool = False, **options: Any
+    ) -> Any:
         known = revision in (None, "main") and not options.get("repo_type") and not options.get("cache_dir")
         local_files_only = local_files_only or (known and is_linked(repo_id))
         return ask(repo_id, revision=revision, local_files_only=local_files_only, **options)

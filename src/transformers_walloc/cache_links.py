@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 
@@ -40,6 +42,11 @@ _EMPTY_FOLDERS = ("adapter_config.json", "processor_config.json", "tokenizer_con
 
 
 def link_repository(folder: Path, repository: Path) -> None:
+    """Make a repository of the Hub cache whose `main` is a bundled folder; one that was downloaded stays as it is.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
     if not os.path.lexists(repository):
         # Complete before it is visible. The folder of locks is the one that tools listing the cache skip.
         with scratch_folder(repository.parent / ".locks") as scratch:
@@ -108,7 +115,7 @@ def _commit_hash(folder: Path) -> str:
     return COMMIT_PREFIX + digest.hexdigest()[: 40 - len(COMMIT_PREFIX)]
 
 
-def _state(folder: Path) -> dict:
+def _state(folder: Path) -> dict[str, Any]:
     """What changes whenever a file of the folder is written anew or replaced."""
     states = {name: os.stat(folder / name) for name in _files(folder)}
     return {
@@ -121,7 +128,7 @@ def _record_path(repository: Path, commit: str) -> Path:
     return repository / "blobs" / f"{commit}-.linked"
 
 
-def _record(repository: Path, commit: str) -> dict:
+def _record(repository: Path, commit: str) -> dict[str, Any]:
     try:
         record = json.loads(_record_path(repository, commit).read_bytes())
     except (OSError, ValueError):
@@ -172,7 +179,7 @@ def _link(source: Path, target: Path, blob: Path) -> None:
         shutil.copyfile(source, partial)
 
 
-def _make(path: Path, link) -> bool:
+def _make(path: Path, link: Callable[[Path], None]) -> bool:
     """Put a link there in one step; False where the system does not allow it."""
     try:
         with atomic_file(path, follow_links=False) as partial:

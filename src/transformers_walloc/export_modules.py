@@ -61,6 +61,7 @@ class ExportEncoder(nn.Module):
         self.encoder = model.encoder
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, num_channels, *sizes) in [-0.5, 0.5] -> (batch, latent_channels, *grid) latents."""
         return self.encoder.from_subbands(self.analysis(x))
 
 
@@ -72,6 +73,7 @@ class ExportQuantizer(nn.Module):
         self.limit, self.dtype = int(latent_limit(config.latent_bits)), code_dtype(config.latent_bits)
 
     def forward(self, latents: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Latents and a step, at least 1 -> integer codes of the same shape."""
         return torch.round(latents / step).clamp(-self.limit, self.limit).to(self.dtype)
 
 
@@ -100,6 +102,7 @@ class ExportLatentDecoder(nn.Module):
         self.synthesis = _Synthesis(model)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """(batch, latent_channels, *grid) latents -> signal in [-0.5, 0.5]."""
         return self.synthesis(decompand_by_polynomial(latents, self.latent_bits))
 
 
@@ -118,6 +121,7 @@ class ExportDecoder(nn.Module):
         self.register_buffer("values", decompand(self.levels, self.latent_bits))
 
     def forward(self, codes: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """(batch, latent_channels, *grid) codes and their step -> signal in [-0.5, 0.5]."""
         table = torch.where(step == 1.0, self.values, decompand_by_polynomial(self.levels * step, self.latent_bits))
         index = (codes.to(torch.int64) + self.limit).clamp(0, 2 * self.limit)
         return self.synthesis(table[index])
@@ -137,6 +141,7 @@ class PacketAnalysis(nn.Module):
         self.register_buffer("taps", torch.tensor(taps)[:, None])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, *sizes) -> (batch, channels * bands, *grid)."""
         for _ in range(self.num_levels):
             for axis in range(1, self.num_dims + 1):  # the last axis first: it is the higher bit of a band
                 x = self._split(x, -axis)
@@ -173,6 +178,7 @@ class PacketSynthesis(nn.Module):
         self.register_buffer("taps", taps)
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
+        """(batch, channels * bands, *grid) -> (batch, channels, *sizes)."""
         for _ in range(self.num_levels):
             for axis in range(self.num_dims, 0, -1):
                 y = self._merge(y, -axis)

@@ -24,7 +24,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def load_codec(
-    name: str | os.PathLike,
+    name: str | os.PathLike[str],
     encoder_only: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
@@ -107,7 +107,7 @@ def use_linear_decoder(model: Any) -> None:
     model.decoder = decoder
 
 
-def codec_path(name: str | os.PathLike) -> str:
+def codec_path(name: str | os.PathLike[str]) -> str:
     """What `from_pretrained` takes for a codec's name: a bundled folder, a local folder or a Hub id.
 
     Raises:

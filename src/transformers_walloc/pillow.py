@@ -15,7 +15,8 @@ from typing import Any
 import PIL.Image
 import PIL.ImageFile
 
-from .codec.bitstream import MAGIC, WallocFormatError, unpack
+from .codec.bitstream import MAGIC, unpack
+from .codec.varints import WallocFormatError
 from .media.file_codec import FileCodec, codec_of
 
 EXTENSION = ".walloc"
@@ -45,6 +46,7 @@ class WallocImageFile(PIL.ImageFile.ImageFile):
         self.info["codec"] = header.codec
 
     def load(self) -> Any:
+        """Decode the pixels, when they are first needed."""
         if self._data is not None:
             header, _ = unpack(self._data)
             decoded = PIL.Image.open(io.BytesIO(_codec(codec_of(header)).decompress(self._data, "picture.png", header)))

@@ -15,6 +15,11 @@ and loaders, and once it has registered, it is gone.
 
 Threads that use the Auto classes for the very first time at the same moment are not waited for (nor do the modules of
 transformers support that): import what they need before they start.
+
+Simpler ways were tried. Registering at once, as most packages do, multiplies the time of `walloc --help` and `walloc
+info` by forty and more, and no program can say beforehand that it needs none of it: Python imports this package before
+any module in it. The tables that transformers loads by name admit modules of `transformers.models` alone. A hook that
+fires when one module was loaded, as wrapt has it, fires half way through the others.
 """
 
 import contextlib
@@ -81,8 +86,21 @@ def register() -> None:
         AutoProcessor.register(config, WallocAudioFeatureExtractor, exist_ok=True)
     # The pipeline "feature-extraction", which is the one for sound, calls what this class gives on its inputs.
     AutoTokenizer.register(WallocAudioConfig, WallocAudioFeatureExtractor, exist_ok=True)
+    AutoTokenizer.register(WallocImageConfig, _NoTokenizer, exist_ok=True)
     ask_no_hub_for_bundled()
     say_once_that_the_hub_is_away()
+
+
+class _NoTokenizer:
+    """Stands where transformers would look for the files of a tokenizer, on the Hub as well, and miss each of them."""
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> None:
+        """Raises ValueError: an image codec has none."""
+        raise ValueError(
+            f'{name} is a codec for images and has no tokenizer: its pipeline is "image-feature-extraction", its '
+            "processor that of AutoImageProcessor"
+        )
 
 
 def register_when_needed() -> None:
@@ -96,7 +114,7 @@ def register_when_needed() -> None:
 class _Watcher(importlib.abc.MetaPathFinder):
     """Finds what the other finders find, and learns when modules have been loaded."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.depth = threading.local()
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -115,7 +133,7 @@ class _Watcher(importlib.abc.MetaPathFinder):
     def _watch(self, loader: Any) -> None:
         execute = loader.exec_module
 
-        def exec_module(module) -> None:
+        def exec_module(module: Any) -> None:
             # Back to what it was, so that nothing of this can be seen later. Loaders of files belong to one module.
             vars(loader).pop("exec_module", None)
             self.depth.value = getattr(self.depth, "value", 0) + 1

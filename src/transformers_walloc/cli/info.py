@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import native
-from ..codec.bitstream import WallocFormatError, unpack
+from ..codec.bitstream import unpack
 from ..codec.side_data import RECORDS, split_records
+from ..codec.varints import WallocFormatError
 from ..media.messages import MediaError
 from ..media.paths import WALLOC_SUFFIX, find_files, read_bytes
 from .console import complain

@@ -157,7 +157,7 @@ def _ogg_links(data: Any) -> list[int]:
     return starts
 
 
-def _finished_wav(data: Any, note: Note) -> bytes:
+def _finished_wav(data: Any, note: Note) -> Any:
     """A WAV whose sizes are those of the file, where its recorder did not live to write them."""
     position = 12
     while position + 8 <= len(data):

@@ -105,7 +105,7 @@ class Header:
     side_data: bytes = b""
     coder: str = "range"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("step", "gain", "offset", "frame_rate"):
             object.__setattr__(self, name, _float32(name, getattr(self, name)))
         if not self.coded_channels:
@@ -151,7 +151,7 @@ class Header:
         if self.frame_rate < 0 or (self.frame_rate and self.kind != "volume"):
             raise WallocFormatError(f"frame_rate is {self.frame_rate}; valid: positive, of a volume, or 0")
 
-    def _check_source(self):
+    def _check_source(self) -> None:
         if self.source is None:
             return
         channels, rate, length = self.source
@@ -179,12 +179,13 @@ class Header:
 
     @property
     def num_dims(self) -> int:
+        """Axes of the signal: 1 of audio, 2 of images, 3 of volumes."""
         return KINDS[self.kind].num_dims
 
     @property
     def patch_size(self) -> int:
         """Samples per axis that one latent stands for."""
-        return 2**self.num_levels
+        return 1 << self.num_levels
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -193,6 +194,7 @@ class Header:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
+        """(latent_channels, *grid) of the codes."""
         return (self.latent_channels, *self.grid)
 
     @property
@@ -382,7 +384,7 @@ def _key(table: dict[int, str], value: str) -> int:
 
 def _float32(name: str, value: float) -> float:
     try:
-        rounded = struct.unpack("<f", struct.pack("<f", value))[0]
+        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
     except (OverflowError, struct.error) as error:
         raise WallocFormatError(f"{name} is {value!r}; it must be a finite number of float32") from error
     if not math.isfinite(rounded):

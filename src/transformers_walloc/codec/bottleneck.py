@@ -22,12 +22,12 @@ MIN_PROBABILITY = 1e-4
 
 def companding_scale(latent_bits: int) -> float:
     """Standard deviation s of the Gaussian, in units of z."""
-    return (2 ** (latent_bits - 1) - 1) / 1.85
+    return ((1 << latent_bits - 1) - 1) / 1.85
 
 
 def latent_limit(latent_bits: int) -> float:
     """Bound m of the latents: they lie in (-m, m) and round to at most 2**(latent_bits - 1) - 1."""
-    return 2 ** (latent_bits - 1) - 0.5 - 1e-3
+    return (1 << latent_bits - 1) - 0.5 - 1e-3
 
 
 def code_dtype(latent_bits: int) -> torch.dtype:
@@ -77,5 +77,6 @@ def check_finite(x: torch.Tensor, name: str) -> None:
 
 
 def check_step(step: float) -> None:
+    """Raises ValueError unless a quantisation step is finite and at least 1, in units of codes."""
     if not (math.isfinite(step) and step >= 1):
         raise ValueError(f"step is {step}; it must be finite and at least 1")

@@ -76,7 +76,7 @@ def open_clip(clip: Any, sampling_rate: int | None) -> tuple[Any, int | None]:
     return samples, rate
 
 
-def _read(source: bytes | str | os.PathLike, name: str) -> tuple[np.ndarray, int]:
+def _read(source: bytes | str | os.PathLike[str], name: str) -> tuple[np.ndarray, int]:
     """(C, T) samples and the sampling rate of a file."""
     if not isinstance(source, bytes):
         if not Path(source).is_file():
@@ -173,7 +173,7 @@ def resample(samples: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tenso
     return result
 
 
-def to_floats(clip, device) -> torch.Tensor:
+def to_floats(clip: Any, device: Any) -> torch.Tensor:
     """Any clip -> float32 tensor (T,) or (C, T), integers scaled to [-1, 1); refuses empty and non-finite ones."""
     if not isinstance(clip, torch.Tensor):
         try:
@@ -187,17 +187,17 @@ def to_floats(clip, device) -> torch.Tensor:
         raise ValueError(f"a clip of shape {tuple(clip.shape)}; valid: (T,) and (C, T)")
     if clip.numel() == 0:
         raise ValueError(f"a clip of shape {tuple(clip.shape)} is empty")
-    clip = clip.detach() if device is None else clip.detach().to(device)
-    if clip.dtype in PCM_RANGES:
-        zero, full_scale = PCM_RANGES[clip.dtype]
-        return (clip.float() - zero) / full_scale
-    if clip.dtype not in FLOAT_DTYPES:
+    samples: torch.Tensor = clip.detach() if device is None else clip.detach().to(device)
+    if samples.dtype in PCM_RANGES:
+        zero, full_scale = PCM_RANGES[samples.dtype]
+        return (samples.float() - zero) / full_scale
+    if samples.dtype not in FLOAT_DTYPES:
         valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*PCM_RANGES, *FLOAT_DTYPES))
-        raise TypeError(f"a clip of {clip.dtype} has no known full scale; convert it to one of {valid}")
-    clip = clip.float()
-    if not torch.isfinite(clip).all():
+        raise TypeError(f"a clip of {samples.dtype} has no known full scale; convert it to one of {valid}")
+    samples = samples.float()
+    if not torch.isfinite(samples).all():
         raise ValueError("a clip holds NaN or infinite samples")
-    return clip
+    return samples
 
 
 def normalise_clip(samples: torch.Tensor) -> tuple[torch.Tensor, float, float]:

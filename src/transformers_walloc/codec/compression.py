@@ -21,7 +21,6 @@ import torch
 from .bitstream import (
     Header,
     WallocCodecMismatchError,
-    WallocFormatError,
     pack,
     unpack,
 )
@@ -32,6 +31,7 @@ from .limits import MAX_MEMORY, check_memory, check_payload
 from .pixels import scale_pixels, to_8_bits
 from .rate_control import RateControl, decibels
 from .refinement import refine_latents
+from .varints import WallocFormatError
 
 Item = TypeVar("Item")
 
@@ -305,7 +305,8 @@ def _compress_one(
 def _decode(model: Any, codes: torch.Tensor, step: float, sizes: tuple[int, ...]) -> torch.Tensor:
     """(1, latent_channels, *grid) codes -> (num_channels, *sizes)."""
     signal = model.decode(codes.to(model.device), step=step)[0][0].float()
-    return signal[(slice(None), *map(slice, sizes))]
+    cropped: torch.Tensor = signal[(slice(None), *map(slice, sizes))]
+    return cropped
 
 
 def _psnr(model: Any, signal: torch.Tensor, codes: torch.Tensor, step: float, header: Header) -> float:

@@ -93,7 +93,7 @@ class WallocConfig(PreTrainedConfig):
     rounded_fingerprints: list[str] | None = None
     latents_mean: list[float] | None = None
     latents_std: list[float] | None = None
-    latent_symmetry: dict | None = None
+    latent_symmetry: dict[str, Any] | None = None
 
     @property
     def kind(self) -> str:
@@ -103,19 +103,19 @@ class WallocConfig(PreTrainedConfig):
     @property
     def patch_size(self) -> int:
         """Samples per axis that one latent stands for."""
-        return 2**self.num_levels
+        return 1 << self.num_levels
 
     @property
     def subband_channels(self) -> int:
         """Channels of the signal in the wavelet packet domain."""
-        return self.num_channels * self.patch_size**self.num_dims
+        return self.num_channels << self.num_levels * self.num_dims
 
     @property
     def dimensionality_reduction(self) -> float:
         """How many numbers of the signal one number of the latents stands for."""
         return self.subband_channels / self.latent_channels
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.check()
         for value in (self.dtype, kwargs.get("torch_dtype")):
             if value is not None and str(value).removeprefix("torch.") not in DTYPES:
@@ -125,10 +125,10 @@ class WallocConfig(PreTrainedConfig):
             # PreTrainedConfig takes any keyword; a misspelt field must not vanish among them.
             if similar := difflib.get_close_matches(name, own_fields, n=1, cutoff=0.8):
                 raise ValueError(f"unknown field {name!r} of {type(self).__name__}; did you mean {similar[0]!r}?")
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """A configuration of the contents of `config.json`.
 
         Raises:
@@ -191,7 +191,7 @@ class WallocConfig(PreTrainedConfig):
         self._check_statistics()
         check_symmetry(self)
 
-    def _check_decoder(self):
+    def _check_decoder(self) -> None:
         if self.decoder_type not in DECODER_TYPES:
             raise ValueError(
                 f"unknown decoder_type {reprlib.repr(self.decoder_type)}; valid: {', '.join(DECODER_TYPES)}"
@@ -220,14 +220,16 @@ class WallocConfig(PreTrainedConfig):
 
     def _num_weights(self) -> int:
         """Of encoder, linear synthesis and network, roughly."""
-        width, kernel = self.decoder_hidden_size, self.decoder_kernel_size**self.num_dims
+        width = self.decoder_hidden_size
+        kernel: int = self.decoder_kernel_size**self.num_dims
         network = width * kernel * (self.latent_channels + self.subband_channels + 2 * width * self.decoder_num_layers)
         if self.decoder_type == "restoration":
-            network += width // 4 * kernel * self.latent_channels * (self.patch_size // self.decoder_downsampling) ** 2
+            cells = (self.patch_size // self.decoder_downsampling) ** 2
+            network += width // 4 * kernel * self.latent_channels * cells
         linear = 2 * self.latent_channels * self.subband_channels
         return linear + network + self.num_channels**2 * self.post_filter_size
 
-    def _check_statistics(self):
+    def _check_statistics(self) -> None:
         if (self.latents_mean is None) != (self.latents_std is None):
             raise ValueError("latents_mean and latents_std belong together: give both or neither")
         for name in ("latents_mean", "latents_std"):
@@ -268,9 +270,10 @@ class WallocImageConfig(WallocConfig):
     model_type = "walloc_image"
     num_dims = 2
 
-    raster_format: dict | None = None
+    raster_format: dict[str, Any] | None = None
 
     def check(self) -> None:
+        """Raises ValueError for what `WallocConfig.check` refuses, and a `raster_format` of other bands."""
         super().check()
         _check_raster_format(self.raster_format, self.num_channels)
 
@@ -300,9 +303,10 @@ class WallocVolumeConfig(WallocConfig):
     decoder_type: str = "linear"
     decoder_hidden_size: int = 48
     decoder_num_layers: int = 4
-    raster_format: dict | None = None
+    raster_format: dict[str, Any] | None = None
 
     def check(self) -> None:
+        """Raises ValueError for what `WallocConfig.check` refuses, too many levels, and a wrong `raster_format`."""
         super().check()
         if self.num_levels > MAX_VOLUME_LEVELS:
             raise ValueError(f"num_levels is {self.num_levels}; valid for volumes: 1 to {MAX_VOLUME_LEVELS}")
@@ -339,7 +343,7 @@ class WallocAudioConfig(WallocConfig):
         return self.sampling_rate / self.patch_size
 
 
-def _check_raster_format(options: dict | None, num_channels: int) -> None:
+def _check_raster_format(options: dict[str, Any] | None, num_channels: int) -> None:
     names = RasterFormat.from_dict(options).names if options is not None else ()
     if names and len(names) != num_channels:
         raise ValueError(f"raster_format names {len(names)} bands; the codec has {num_channels} channels")

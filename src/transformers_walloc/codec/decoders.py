@@ -44,6 +44,7 @@ class LinearDecoder(nn.Module):
         self.linear = pointwise_layer(config, config.latent_channels, config.subband_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """(batch, latent_channels, *grid) decompanded latents -> (batch, subband_channels, *grid) subbands."""
         return pointwise(self.linear, z)
 
 
@@ -137,6 +138,7 @@ class ResidualDecoder(nn.Module):
         self.receptive_field = (config.decoder_kernel_size // 2) * (2 * config.decoder_num_layers + 2)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """(batch, latent_channels, *grid) decompanded latents -> (batch, subband_channels, *grid) subbands."""
         per_channel = (-1, *[1] * (z.ndim - 2))
         hidden = torch.asinh(3.0 * z.float() / self.latent_std.float().view(per_channel)).to(self.stem.weight.dtype)
         if z.ndim == 3:
@@ -148,17 +150,22 @@ class ResidualDecoder(nn.Module):
         detail = self.head(hidden).float()
         if z.ndim == 3:
             detail = detail[:, :, 0]
-        return pointwise(self.linear, z) + detail * self.subband_scale.float().view(per_channel)
+        subbands: torch.Tensor = pointwise(self.linear, z) + detail * self.subband_scale.float().view(per_channel)
+        return subbands
 
 
 class ResidualBlock(GradientCheckpointingLayer):
+    """Two convolutions around a ReLU, added to what comes in."""
+
     def __init__(self, config: WallocConfig):
         super().__init__()
         self.conv1 = _convolution(config, config.decoder_hidden_size, config.decoder_hidden_size)
         self.conv2 = _convolution(config, config.decoder_hidden_size, config.decoder_hidden_size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + self.conv2(F.relu(self.conv1(hidden)))
+        """(batch, hidden_size, *grid) -> the same shape."""
+        result: torch.Tensor = hidden + self.conv2(F.relu(self.conv1(hidden)))
+        return result
 
 
 class PostFilter(nn.Conv1d):

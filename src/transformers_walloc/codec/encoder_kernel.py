@@ -62,7 +62,7 @@ def fits_kernel(config: Any) -> bool:
     if config.num_dims != 2 or config.latent_bits > 8 or config.encoder_padding or library() is None:
         return False
     if blocks_around(config) == (0, 0):
-        return config.num_levels == 4
+        return bool(config.num_levels == 4)
     return (config.wavelet, config.boundary) == ("bior4.4", "symmetric") and 1 <= config.num_levels <= _MAX_LEVELS
 
 
@@ -167,10 +167,10 @@ class _Packets:
         self._fields = channels, config.num_levels, outputs, padded, self._weights.ctypes.data, self._bias.ctypes.data
         self._bounds = bounds
 
-    def run(self, kernels: Any, step: float, picture: _Picture, rows: tuple[int, ...], targets: tuple) -> int:
+    def run(self, kernels: Any, step: float, picture: _Picture, rows: tuple[int, ...], targets: tuple[Any, ...]) -> int:
         encoder = _Encoder(*self._fields, *self._bounds, step)
         arguments = ctypes.byref(encoder), ctypes.byref(picture), *rows, _TILE_ROWS, _TILE_COLUMNS
-        return kernels.walloc_encode(*arguments, *targets)
+        return int(kernels.walloc_encode(*arguments, *targets))
 
 
 class _Blocks:
@@ -198,9 +198,9 @@ class _Blocks:
         self._fields = channels, outputs, (ctypes.c_int32 * 4)(*counts), *addresses
         self._bounds = bounds
 
-    def run(self, kernels: Any, step: float, picture: _Picture, rows: tuple[int, ...], targets: tuple) -> int:
+    def run(self, kernels: Any, step: float, picture: _Picture, rows: tuple[int, ...], targets: tuple[Any, ...]) -> int:
         encoder = _BlockEncoder(*self._fields, *self._bounds, step)
-        return kernels.walloc_encode_blocks(ctypes.byref(encoder), ctypes.byref(picture), *rows, *targets)
+        return int(kernels.walloc_encode_blocks(ctypes.byref(encoder), ctypes.byref(picture), *rows, *targets))
 
 
 def band_rows(

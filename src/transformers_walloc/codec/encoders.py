@@ -11,7 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
-from transformers.utils.generic import can_return_tuple
 
 from .bottleneck import check_finite, check_step, code_dtype, compand, latent_limit
 from .checkpoint_checks import check_fit, check_weights
@@ -23,7 +22,7 @@ from .identity import IdentityMixin, tables_from_buffer, tables_to_bytes
 from .kinds import KINDS
 from .layers import is_pointwise, pointwise, pointwise_layer
 from .limits import MAX_MEMORY, warn_of_range
-from .outputs import WallocEncoderOutput
+from .outputs import WallocEncoderOutput, can_return_tuple
 from .pixels import encode_pictures, encode_pixels, scale_pixels
 from .symmetries import has_symmetry
 from .wavelets import analyse_and_project, wavelet_packet_analysis
@@ -45,6 +44,7 @@ class WallocEncoder(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, num_channels, *sizes) in [-0.5, 0.5], or uint8 images -> (batch, latent_channels, *grid) latents."""
         latents = encode_pictures(self, x)
         if latents is not None:
             return latents
@@ -77,6 +77,8 @@ class WallocEncoder(nn.Module):
 
 
 class WallocPreTrainedModel(PreTrainedModel):
+    """Loading, saving and identity of all codecs; see `WallocImageModel` and its kind."""
+
     config: WallocConfig
     config_class = WallocConfig
     base_model_prefix = ""
@@ -89,19 +91,17 @@ class WallocPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path,
-        *args,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = False,
-        **kwargs,
-    ):
-        """As in transformers, with a ValueError for weights that are damaged, do not fit the configuration, or are
-        not finite."""
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers; a ValueError for weights that are damaged, not finite, or of another configuration."""
         path = pretrained_model_name_or_path
         try:
-            loaded: Any = super().from_pretrained(
-                path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
+            options: Any = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            loaded: Any = super().from_pretrained(path, *args, **options)
         except (SafetensorError, pickle.UnpicklingError) as error:
             raise ValueError(f"the weights of {path} are corrupted: {error}") from error
         model, info = loaded
@@ -113,7 +113,7 @@ class WallocPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     @torch.no_grad()
-    def _init_weights(self, module: Any):
+    def _init_weights(self, module: Any) -> None:
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.Linear):
             if isinstance(module, PostFilter):
                 init.dirac_(module.weight)
@@ -207,14 +207,14 @@ class EncodingModel(IdentityMixin, WallocPreTrainedModel):
         """
         data = tables_to_bytes(tables, self.config.latent_channels)
         self.config.entropy_tables_size = len(data)
-        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device) if data else None
-        self.entropy_tables = buffer
+        self.entropy_tables = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device) if data else None
 
     def get_entropy_tables(self) -> EntropyTables:
         """The tables that `compress` and `decompress` use."""
         return tables_from_buffer(self.entropy_tables, self.config.latent_channels)[0]
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Write a folder for `from_pretrained`, with the fingerprint of the weights; arguments as in transformers."""
         if self.config.latent_symmetry is not None and not has_symmetry(self.encoder):
             logger.warning(
                 "the projection has lost its symmetry, as training it freely does: the saved codec's latents cannot be "
@@ -276,7 +276,8 @@ class EncodingModel(IdentityMixin, WallocPreTrainedModel):
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         self.check_signal(x)
-        return self.encoder(x).to(torch.float32 if x.dtype == torch.uint8 else x.dtype)
+        latents: torch.Tensor = self.encoder(x).to(torch.float32 if x.dtype == torch.uint8 else x.dtype)
+        return latents
 
 
 class PixelEncodingModel(EncodingModel):

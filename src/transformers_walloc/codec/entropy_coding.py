@@ -32,6 +32,7 @@ byte (for generic tables 4 bytes per channel, `GenericHeader`), then the range c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import constriction
 import numpy as np
@@ -80,8 +81,8 @@ def _encode_words(codes: np.ndarray, tables: EntropyTables, levels: np.ndarray) 
     planes = codes.reshape(len(codes), -1, codes.shape[-1])
     encoder = constriction.stream.queue.RangeEncoder()
 
-    def code(key: Key, features: np.ndarray, where: tuple) -> np.ndarray:
-        target = planes[where].astype(np.int32)
+    def code(key: Key, features: np.ndarray, where: tuple[Any, ...]) -> np.ndarray:
+        target: np.ndarray = planes[where].astype(np.int32)
         values = target.ravel()
         expected, rows = _predict(tables, key, features, values.size)
         residuals, shifts = values - expected, _ROW_SHIFT[rows]
@@ -102,7 +103,8 @@ def _encode_words(codes: np.ndarray, tables: EntropyTables, levels: np.ndarray) 
         return target
 
     walk(codes.shape, tables.plan, levels, code)
-    return encoder.get_compressed().astype("<u4").tobytes()
+    words: np.ndarray = encoder.get_compressed()
+    return words.astype("<u4").tobytes()
 
 
 def decode_codes(data: bytes, shape: Sequence[int], tables: EntropyTables) -> np.ndarray:
@@ -136,8 +138,8 @@ def _decode_words(data: bytes, shape: tuple[int, ...], tables: EntropyTables, le
     out = np.empty(shape, np.int8)
     planes = out.reshape(shape[0], -1, shape[-1])
 
-    def code(key: Key, features: np.ndarray, where: tuple) -> np.ndarray:
-        target = planes[where]
+    def code(key: Key, features: np.ndarray, where: tuple[Any, ...]) -> np.ndarray:
+        target: np.ndarray = planes[where]
         expected, rows = _predict(tables, key, features, target.size)
         values = decoder.decode(_ROWS, tables.frequencies.take(rows, 0))
         values -= WINDOW

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -102,11 +102,15 @@ def magnitude_features(plan: Plan) -> list[int]:
 def mean_magnitudes(codes: np.ndarray) -> np.ndarray:
     """(C,) uint8, the rounded mean magnitude of each channel: part of the bytes, so only the encoder computes it."""
     magnitudes = MAGNITUDE.take(codes.reshape(len(codes), -1).astype(np.int32) & 255)
-    return np.rint(magnitudes.mean(1, dtype=np.float64)).astype(np.uint8)
+    levels: np.ndarray = np.rint(magnitudes.mean(1, dtype=np.float64)).astype(np.uint8)
+    return levels
 
 
 def walk(
-    shape: tuple[int, ...], plan: Plan, levels: np.ndarray, code: Callable[[Key, np.ndarray, tuple], np.ndarray]
+    shape: tuple[int, ...],
+    plan: Plan,
+    levels: np.ndarray,
+    code: Callable[[Key, np.ndarray, tuple[Any, ...]], np.ndarray],
 ) -> None:
     """Visit all codes of an item in coding order.
 

@@ -146,7 +146,7 @@ class EntropyKernel:
         self._arrays.append(packed)
         return packed.ctypes.data
 
-    def _put_structures(self, structures: list) -> int:
+    def _put_structures(self, structures: list[Any]) -> int:
         packed: ctypes.Array[Any] = (type(structures[0]) * len(structures))(*structures)
         self._arrays.append(packed)
         return ctypes.addressof(packed)
@@ -170,7 +170,8 @@ def kernel_levels(codes: np.ndarray) -> np.ndarray | None:
     positions = codes[0].size
     counts = np.zeros((len(codes), 256), np.int64)
     kernels.walloc_histograms(address(codes), len(codes), ctypes.c_int64(positions), address(counts))
-    return np.rint(counts @ MAGNITUDE.astype(np.int64) / positions).astype(np.uint8)
+    levels: np.ndarray = np.rint(counts @ MAGNITUDE.astype(np.int64) / positions).astype(np.uint8)
+    return levels
 
 
 def _sizes(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -246,6 +246,7 @@ class GenericHeader:
 
     @classmethod
     def measure(cls, codes: np.ndarray) -> GenericHeader:
+        """The header that suits (channels, *grid) int8 codes."""
         values = np.zeros((len(codes), 4), np.uint8)
         for row, channel in zip(values, codes.astype(np.float64), strict=True):
             around = [np.roll(channel, shift, axis) for axis in range(channel.ndim) for shift in (1, -1)]
@@ -260,6 +261,11 @@ class GenericHeader:
 
     @classmethod
     def parse(cls, data: bytes, num_channels: int) -> tuple[GenericHeader, bytes]:
+        """The header at the start of a payload, and what follows it.
+
+        Raises:
+            ValueError: the payload is shorter than its header, or the header holds numbers that it cannot.
+        """
         size = 4 * num_channels
         if len(data) < size:
             raise ValueError(

@@ -86,7 +86,7 @@ def fits_tiles(sizes: tuple[int, ...], num_levels: int, wavelet: str, boundary: 
     """Whether the tiled route serves an image of these sizes in blocks."""
     if len(sizes) != 2 or len(stages(num_levels)) != 1:
         return False
-    operator = block_operator(direction, num_levels, wavelet, boundary)  # type: ignore[arg-type]
+    operator = block_operator(direction, num_levels, wavelet, boundary)
     return boundary == "periodization" or min(sizes) >= operator.min_blocks
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
-from transformers.utils import PaddingStrategy, logging
+from transformers.utils import logging
+from transformers.utils.generic import PaddingStrategy
 
 from .clips import MAX_RATE, MAX_SAMPLES, check_length, mix, normalise_clip, open_clip, resample, split_batch, to_floats
 
@@ -74,8 +75,8 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
         hop_length: int = 256,
         do_normalize: bool = True,
         downmix: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         counts = {"feature_size": feature_size, "sampling_rate": sampling_rate, "hop_length": hop_length}
         for name, value in counts.items():
             low, high = RANGES[name]
@@ -100,7 +101,7 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
         self.downmix = downmix
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. The extractor of a pipeline does not join clips, since their lengths differ."""
         loaded = super().from_pretrained(*args, **kwargs)
         if isinstance(loaded, WallocAudioFeatureExtractor):
@@ -112,13 +113,14 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
         return f"{type(self).__name__}({grid})"
 
     def to_dict(self) -> dict[str, Any]:
+        """What `preprocessor_config.json` holds."""
         options = super().to_dict()
         options.pop("_in_pipeline", None)
         return options
 
     def __call__(
         self,
-        raw_audio: np.ndarray | torch.Tensor | Sequence,
+        raw_audio: np.ndarray | torch.Tensor | Sequence[Any],
         sampling_rate: int | None = None,
         padding: bool | str | PaddingStrategy | None = True,
         max_length: int | None = None,
@@ -197,8 +199,8 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
 
     def post_process(
         self,
-        audio_values: torch.Tensor | np.ndarray | Sequence,
-        padding_mask: torch.Tensor | np.ndarray | Sequence | None = None,
+        audio_values: torch.Tensor | np.ndarray | Sequence[Any],
+        padding_mask: torch.Tensor | np.ndarray | Sequence[Any] | None = None,
         gain: torch.Tensor | np.ndarray | Sequence[float] | float | None = None,
         offset: torch.Tensor | np.ndarray | Sequence[float] | float | None = None,
     ) -> list[np.ndarray]:
@@ -242,7 +244,9 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
             for clip, length, gain, offset in zip(clips, lengths, gains, offsets, strict=True)
         ]
 
-    def _check_call(self, sampling_rate, padding, max_length, truncation, return_tensors) -> PaddingStrategy:
+    def _check_call(
+        self, sampling_rate: Any, padding: Any, max_length: Any, truncation: Any, return_tensors: Any
+    ) -> PaddingStrategy:
         if sampling_rate is not None and (not sampling_rate > 0 or int(sampling_rate) != sampling_rate):
             raise ValueError(f"sampling_rate is {sampling_rate!r}; it must be a positive whole number, in Hz")
         if max_length is not None and max_length < 1:
@@ -251,9 +255,13 @@ class WallocAudioFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"unknown return_tensors {return_tensors!r}; valid: 'pt', 'np', None")
         if truncation and max_length is None:
             raise ValueError("truncation=True needs max_length")
-        return self._get_padding_strategies(padding=padding is None or padding, max_length=max_length)
+        strategies: Any = self._get_padding_strategies  # whose types transformers does not state
+        strategy: PaddingStrategy = strategies(padding=padding is None or padding, max_length=max_length)
+        return strategy
 
-    def _collate(self, clips, targets, gains, offsets, return_tensors) -> BatchFeature:
+    def _collate(
+        self, clips: list[Any], targets: list[int], gains: list[float], offsets: list[float], return_tensors: Any
+    ) -> BatchFeature:
         values, masks = [], []
         for clip, target in zip(clips, targets, strict=True):
             padding = (0, target - clip.shape[1])
@@ -281,7 +289,7 @@ def _check_level(samples: torch.Tensor) -> torch.Tensor:
     return samples
 
 
-def _per_clip(name: str, values, default: float, count: int) -> list[float]:
+def _per_clip(name: str, values: Any, default: float, count: int) -> list[float]:
     if values is None:
         return [default] * count
     result = torch.as_tensor(values, dtype=torch.float64, device="cpu").reshape(-1).tolist()
@@ -290,7 +298,7 @@ def _per_clip(name: str, values, default: float, count: int) -> list[float]:
     return result
 
 
-def _mask_lengths(padding_mask, clips: list[torch.Tensor]) -> list[int]:
+def _mask_lengths(padding_mask: Any, clips: list[torch.Tensor]) -> list[int]:
     masks = [torch.as_tensor(mask).bool() for mask in padding_mask]
     if masks and masks[0].ndim == 0:
         masks = [torch.stack(masks)]

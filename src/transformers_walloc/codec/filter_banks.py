@@ -102,7 +102,8 @@ class BlockOperator:
 
     @property
     def block(self) -> int:
-        return 2**self.num_levels
+        """Samples of a block, as many as subbands."""
+        return 1 << self.num_levels
 
 
 @functools.cache

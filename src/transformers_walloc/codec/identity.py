@@ -132,7 +132,7 @@ def _are_rounded(weights: Iterable[torch.Tensor]) -> bool:
     return any(all(torch.equal(w, w.to(half).float()) for w in wide) for half in (torch.float16, torch.bfloat16))
 
 
-def codec_name(name_or_path: str | os.PathLike | None) -> str:
+def codec_name(name_or_path: str | os.PathLike[str] | None) -> str:
     """What files call a codec: its Hub id, without the namespace walloc, or the name of its folder.
 
     Never a path of the machine that wrote the file.

@@ -31,7 +31,8 @@ def to_srgb(image: PIL.Image.Image, note: Note) -> PIL.Image.Image:
     note(f"colours are converted from {name or 'its colour profile'} to sRGB")
     if image.mode == "RGBA":
         converted.putalpha(image.getchannel("A"))
-    return converted.convert("L") if image.mode == "L" else converted
+    gray_or_colours: PIL.Image.Image = converted.convert("L") if image.mode == "L" else converted
+    return gray_or_colours
 
 
 def profile_of(profile: bytes | None, gray: bool, note: Note) -> bytes:
@@ -62,4 +63,5 @@ def as_type(samples: np.ndarray, dtype: type) -> np.ndarray:
 
 def to_gray(colours: np.ndarray) -> np.ndarray:
     """(height, width, 3) -> (height, width) by ITU-R BT.601, as Pillow converts."""
-    return np.rint(colours @ np.array(LUMA)).astype(colours.dtype)
+    gray: np.ndarray = np.rint(colours @ np.array(LUMA)).astype(colours.dtype)
+    return gray

@@ -189,11 +189,12 @@ def is_deep(image: PIL.Image.Image, data: bytes) -> bool:
     """Whether the file has samples of more than 8 bits, of which Pillow may have dropped some."""
     if image.format == "TIFF":
         tags: Any = getattr(image, "tag_v2")  # noqa: B009 - of TIFF only
-        return max(tags.get(258, (1,))) > 8  # BitsPerSample
+        return bool(max(tags.get(258, (1,))) > 8)  # BitsPerSample
     return image.mode in ("I", "F") or image.mode.startswith("I;16") or _png_depth(image, data) > 8
 
 
 def is_gray(image: PIL.Image.Image) -> bool:
+    """Whether an image has one band of light, be it with transparency."""
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
 
 
@@ -289,7 +290,7 @@ def _georeferencing(image: PIL.Image.Image) -> bytes:
 def _is_turned(data: bytes) -> bool:
     """Whether a TIFF states an orientation, which Pillow forgets when it has turned the pixels."""
     with PIL.Image.open(io.BytesIO(data)) as image:
-        return getattr(image, "tag_v2").get(ORIENTATION, 1) != 1  # noqa: B009 - of TIFF only
+        return bool(getattr(image, "tag_v2").get(ORIENTATION, 1) != 1)  # noqa: B009 - of TIFF only
 
 
 def _png_depth(image: PIL.Image.Image, data: bytes) -> int:
@@ -304,17 +305,19 @@ def _to_sixteen_bits(samples: np.ndarray, note: Note) -> np.ndarray:
         if not 0 <= low <= high <= 1:
             raise ValueError(f"floats of {low:g} to {high:g}; valid: 0 to 1, or a codec fitted to such rasters")
         note("floats are kept as integers of 16 bits")
-        return np.rint(samples * 65535).astype(np.uint16)
-    if not 0 <= low <= high <= 65535:
+        samples = np.rint(samples * 65535)
+    elif not 0 <= low <= high <= 65535:
         raise ValueError(f"integers of {low} to {high}; valid: 0 to 65535, or a codec fitted to such rasters")
-    return samples.astype(np.uint16)
+    whole: np.ndarray = samples.astype(np.uint16)
+    return whole
 
 
 def _full_range(samples: np.ndarray, bits: int) -> np.ndarray:
     """uint16 samples of 9 to 15 bits over all 16."""
     if not 8 < bits < 16:
         return samples
-    return np.rint(samples * (65535 / (2**bits - 1))).astype(np.uint16)
+    stretched: np.ndarray = np.rint(samples * (65535 / (2**bits - 1))).astype(np.uint16)
+    return stretched
 
 
 def _png_bands(data: bytes) -> np.ndarray:
@@ -325,7 +328,8 @@ def _png_bands(data: bytes) -> np.ndarray:
     decoded = [_decode(data, mode, half) for half in halves]
     if len(decoded) == 1:  # the bytes of a gray pixel and its alpha
         decoded = [decoded[0][..., 0::2], decoded[0][..., 1::2]]
-    return decoded[0].astype(np.uint16) << 8 | decoded[1]
+    samples: np.ndarray = decoded[0].astype(np.uint16) << 8 | decoded[1]
+    return samples
 
 
 def _decode(data: bytes, mode: str, rawmode: str) -> np.ndarray:

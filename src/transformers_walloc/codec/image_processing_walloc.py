@@ -42,7 +42,7 @@ class WallocImageProcessorKwargs(TypedDict, total=False):
     do_rescale: bool
     device: str | torch.device | None
     return_tensors: str | None
-    raster_format: dict | None
+    raster_format: dict[str, Any] | None
 
 
 class WallocImageProcessor(PilBackend):
@@ -100,12 +100,12 @@ class WallocImageProcessor(PilBackend):
     do_rescale = True
     _in_pipeline = False
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         check_options(kwargs, also=BOOKKEEPING_KEYS)
         super().__init__(**kwargs)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. The processor of a pipeline does not join images to batches, since their sizes differ."""
         loaded = super().from_pretrained(*args, **kwargs)
         if isinstance(loaded, WallocImageProcessor):
@@ -115,7 +115,7 @@ class WallocImageProcessor(PilBackend):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.num_channels} channels, sizes padded to multiples of {self.patch_size})"
 
-    def preprocess(self, images, **kwargs) -> BatchFeature:
+    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
         """
         Args:
             images: one image, a batch, or any nesting of lists of images; see the class for what an image may be.
@@ -131,9 +131,10 @@ class WallocImageProcessor(PilBackend):
                 [0, 1], NaN, an unreadable file.
         """
         check_options(kwargs)
-        return super().preprocess(images, **kwargs)
+        inputs: BatchFeature = super().preprocess(images, **kwargs)
+        return inputs
 
-    def fetch_images(self, image_url_or_urls):
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Opens paths, URLs, base64 strings and bytes as they are; transformers' own loader converts to 8-bit RGB."""
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(entry) for entry in image_url_or_urls]
@@ -142,12 +143,19 @@ class WallocImageProcessor(PilBackend):
         return image_url_or_urls
 
     def process_image(  # type: ignore[override]
-        self, image, num_channels: int, input_data_format=None, device=None, do_rescale: bool = True, **kwargs
+        self,
+        image: Any,
+        num_channels: int,
+        input_data_format: Any = None,
+        device: Any = None,
+        do_rescale: bool = True,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """One image of any kind -> (num_channels, h, w) tensor, values and dtype untouched."""
         if isinstance(image, PIL.Image.Image | Picture):
             to_array: Any = _pil_to_array if isinstance(image, PIL.Image.Image) else _picture_to_array
             pixels = torch.from_numpy(to_array(image, num_channels, planar=do_rescale))
+            # The base class hands over tensors alone. A copy of the picture would take a sixth of this call.
             pixels.unshared = True  # type: ignore[attr-defined]
         else:
             pixels = _channels_first(image, num_channels, input_data_format, planar=do_rescale)
@@ -205,7 +213,7 @@ class WallocImageProcessor(PilBackend):
                 raise ValueError(f"cannot crop to the original size {wanted}: the pixels are {there} (width last)")
         return [pixels[(slice(None), *map(slice, size))] for pixels, size in zip(batch, sizes, strict=True)]
 
-    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
         flat = _flatten(self.fetch_images(images), expected_ndims)
         if not flat:
             raise ValueError("empty batch: there is no image to process")
@@ -216,9 +224,9 @@ class WallocImageProcessor(PilBackend):
         images: list[torch.Tensor],
         patch_size: int,
         do_rescale: bool = True,
-        device=None,
-        return_tensors=None,
-        **kwargs,
+        device: Any = None,
+        return_tensors: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         devices = {image.device for image in images}
         if len(devices) > 1:
@@ -249,14 +257,15 @@ class WallocImageProcessor(PilBackend):
             return BatchFeature({"pixel_values": batch.cpu().numpy(), "original_sizes": np.array(sizes)})
         return BatchFeature({"pixel_values": batch, "original_sizes": torch.tensor(sizes)})
 
-    def _validate_preprocess_kwargs(self, **kwargs) -> None:  # type: ignore[override]
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:  # type: ignore[override]
         """`check_options` did; the inherited one wants a factor with `do_rescale`."""
 
-    def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         # The inherited one adds size, crop_size and the like, which would end up in preprocessor_config.json.
         return kwargs
 
     def to_dict(self) -> dict[str, Any]:
+        """What `preprocessor_config.json` holds."""
         options = super().to_dict()
         options.pop("_in_pipeline", None)
         if options.get("do_rescale") is True:
@@ -266,7 +275,8 @@ class WallocImageProcessor(PilBackend):
         return options
 
 
-def check_options(options: dict, also: tuple[str, ...] = ()) -> None:
+def check_options(options: dict[str, Any], also: tuple[str, ...] = ()) -> None:
+    """Raises TypeError for unknown options and ValueError for values out of range; `also` names further options."""
     valid = tuple(WallocImageProcessorKwargs.__annotations__)
     for name, value in options.items():
         if name not in valid + also:
@@ -283,7 +293,7 @@ def check_options(options: dict, also: tuple[str, ...] = ()) -> None:
             raise ValueError(f"unknown return_tensors {value!r}; valid: 'pt', 'np', None")
 
 
-def _flatten(images, expected_ndims: int) -> list:
+def _flatten(images: Any, expected_ndims: int) -> list[Any]:
     if isinstance(images, list | tuple):
         return [leaf for entry in images for leaf in _flatten(entry, expected_ndims)]
     if isinstance(images, np.ndarray | torch.Tensor):
@@ -361,7 +371,7 @@ def _is_unshared(image: torch.Tensor) -> bool:
     return getattr(image, "unshared", False)
 
 
-def _channels_first(image, num_channels: int, input_data_format: str | None, planar: bool) -> torch.Tensor:
+def _channels_first(image: Any, num_channels: int, input_data_format: str | None, planar: bool) -> torch.Tensor:
     """Array or tensor of two or three axes -> (C, h, w) tensor, contiguous if `planar`."""
     shape = tuple(image.shape)
     if len(shape) == 2:
@@ -370,7 +380,7 @@ def _channels_first(image, num_channels: int, input_data_format: str | None, pla
         input_data_format = find_channels(shape, num_channels, isinstance(image, torch.Tensor))
     if isinstance(image, torch.Tensor):
         image = image.detach()
-        pixels = image.permute(2, 0, 1) if input_data_format == "channels_last" else image
+        pixels: torch.Tensor = image.permute(2, 0, 1) if input_data_format == "channels_last" else image
         pixels = pixels.contiguous() if planar else pixels
     else:
         if image.dtype.kind not in "buif":

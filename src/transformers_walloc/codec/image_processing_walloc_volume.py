@@ -43,7 +43,7 @@ class WallocVolumeImageProcessor(WallocImageProcessor):
     num_channels = 1
     patch_size = 4
 
-    def preprocess(self, images: Any, **kwargs) -> BatchFeature:
+    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
         """
         Args:
             images: one volume or clip, or a batch; see the class.

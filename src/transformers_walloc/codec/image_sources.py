@@ -5,6 +5,7 @@ import binascii
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import PIL.Image
@@ -17,7 +18,7 @@ from .size_limits import MAX_ENCODED_PIXELS
 logger = logging.get_logger(__name__)
 
 
-def open_source(source: str | Path | bytes | Mapping) -> PIL.Image.Image | Picture:
+def open_source(source: str | Path | bytes | Mapping[str, Any]) -> PIL.Image.Image | Picture:
     """An image as Pillow has it, or where it has no mode for all bits of a file, a picture.
 
     Args:
@@ -51,7 +52,7 @@ class _Notes(str):
         logger.warning(f"{self}: {text}")
 
 
-def _read(source: str | Path | bytes | Mapping) -> tuple[str, bytes]:
+def _read(source: str | Path | bytes | Mapping[str, Any]) -> tuple[str, bytes]:
     """A name for messages, and the bytes of a file."""
     if isinstance(source, bytes):
         return "bytes", source

@@ -26,6 +26,7 @@ class Kind:
 
     @property
     def num_dims(self) -> int:
+        """Axes of a signal, without its channels."""
         return len(self.axes)
 
 

@@ -108,15 +108,18 @@ def pointwise(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = layer.weight.flatten(1).float(), layer.bias
             bias = None if bias is None else bias.float()
-            return F.conv1d(x.float().flatten(2), weight[:, :, None], bias).unflatten(2, x.shape[2:])
+            y: torch.Tensor = F.conv1d(x.float().flatten(2), weight[:, :, None], bias).unflatten(2, x.shape[2:])
+            return y
     weights = {name: weight for name, weight in layer.named_parameters() if weight.is_floating_point()}
     other = {name: weight for name, weight in weights.items() if weight.dtype != torch.float32}
     with torch.autocast(x.device.type, enabled=False):
         if not other:
-            return layer(x.float())
-        if any(weight.is_meta for weight in other.values()):  # a hook of accelerate brings the values
-            return layer(x.to(next(iter(other.values())).dtype)).float()
-        return functional_call(layer, {name: weight.float() for name, weight in other.items()}, (x.float(),))
+            y = layer(x.float())
+        elif any(weight.is_meta for weight in other.values()):  # a hook of accelerate brings the values
+            y = layer(x.to(next(iter(other.values())).dtype)).float()
+        else:
+            y = functional_call(layer, {name: weight.float() for name, weight in other.items()}, (x.float(),))
+    return y
 
 
 def _is_own(module: nn.Module) -> bool:

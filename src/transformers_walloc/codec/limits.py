@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from .bitstream import Header, WallocFormatError
+from .bitstream import Header
 from .configuration_walloc import WallocConfig
 from .entropy_context import SHIFTED_CHANNELS
 from .entropy_tables import EntropyTables
+from .varints import WallocFormatError
 
 MAX_MEMORY = 2 * 2**30
 # Decoding runs in tiles of latents above this many positions, so that the decoder's activations stay bounded.

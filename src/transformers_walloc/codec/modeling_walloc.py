@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
-from transformers.utils.generic import can_return_tuple
 
 from .bottleneck import QuantizationMode, check_finite, check_step, decompand, latent_limit, quantize
 from .compression import decompress
@@ -26,6 +25,7 @@ from .outputs import (
     WallocEncoderOutput,
     WallocImageDecoderOutput,
     WallocImageModelOutput,
+    can_return_tuple,
 )
 from .pixels import scale_pixels
 from .runtime import is_traced
@@ -59,7 +59,7 @@ def encode_each(model: Any, signals: Sequence[Any] | None) -> WallocEncoderOutpu
         raise ValueError(f"there is no signal to encode: pass {model.main_input_name}")
     if all(one.shape == latents[0].shape for one in latents):
         return WallocEncoderOutput(latents=torch.stack(latents))
-    return WallocEncoderOutput(latents=latents)
+    return WallocEncoderOutput(latents=latents)  # type: ignore[arg-type]  # a list, for pipelines
 
 
 class PixelEncoder(PixelEncodingModel):
@@ -136,7 +136,9 @@ class CodecModel(EncodingModel):
         dtype = next(self.decoder.parameters()).dtype
 
         def decode(tile: tuple[Any, ...]) -> torch.Tensor:
-            return self.decoder(decompand(latents[(..., *tile)].float(), self.config.latent_bits).to(dtype))
+            z = decompand(latents[(..., *tile)].float(), self.config.latent_bits)
+            signal: torch.Tensor = self.decoder(z.to(dtype))
+            return signal
 
         return self._by_tiles(decode, latents.shape[2:], getattr(self.decoder, "receptive_field", None), tile_size, 1)
 
@@ -150,7 +152,9 @@ class CodecModel(EncodingModel):
 
         def restore(tile: tuple[Any, ...]) -> torch.Tensor:
             pixels: tuple[Any, ...] = tuple(slice(block * s.start, block * s.stop) for s in tile)
-            return network(x[(..., *pixels)], decompand(latents[(..., *tile)].float(), self.config.latent_bits))
+            z = decompand(latents[(..., *tile)].float(), self.config.latent_bits)
+            restored: torch.Tensor = network(x[(..., *pixels)], z)
+            return restored
 
         return self._by_tiles(restore, latents.shape[2:], network.receptive_field, tile_size, block)
 
@@ -275,7 +279,9 @@ class PixelCodecModel(PixelEncodingModel, CodecModel):
         """
         if isinstance(pixel_values, list):
             return encode_each(self, pixel_values)
-        return self._forward(pixel_values, return_loss, self._inside(pixel_values, original_sizes))
+        inside = self._inside(pixel_values, original_sizes)
+        output: WallocImageModelOutput = self._forward(pixel_values, return_loss, inside)
+        return output
 
     def decompress(
         self, blobs: bytes | Sequence[bytes], max_memory: int | None = MAX_MEMORY, max_pixels: int | None = None
@@ -358,7 +364,8 @@ class WallocAudioModel(AudioEncodingModel, CodecModel, PreTrainedAudioTokenizerB
         """
         if clips is not None or input_values is None:
             return encode_each(self, clips)
-        return self._forward(input_values, return_loss, padding_mask)
+        output: WallocAudioModelOutput = self._forward(input_values, return_loss, padding_mask)
+        return output
 
     def decompress(
         self, blobs: bytes | Sequence[bytes], max_memory: int | None = MAX_MEMORY, max_samples: int | None = None

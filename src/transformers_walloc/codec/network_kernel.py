@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from .kernels import address, check, library
 from .layers import from_weights
+from .runtime import is_recorded
 
 _CHANNELS = 16  # of which numbers of channels are multiples
 # G of F(4 x 4, 3 x 3): 3 taps to 6 numbers (Lavin and Gray 2016, for the points 0, 1, -1, 2, -2 and infinity).
@@ -37,7 +38,7 @@ def restore_details(network: Any, pixels: torch.Tensor, latents: torch.Tensor) -
         pixels: (batch, num_channels * downsampling**2, height, width), what goes into the stem.
         latents: (batch, hidden_size / 4, height, width), what goes into the join.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or library() is None:
+    if is_recorded() or library() is None:
         return None
     if torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack():
         return None

@@ -1,12 +1,22 @@
 """What the models return, one small `ModelOutput` for each stage."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers.utils import ModelOutput
+from transformers.utils import generic
+from transformers.utils.generic import ModelOutput
 
 from .sheets import png_of
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def can_return_tuple(function: Function) -> Function:
+    """transformers' decorator, which says nothing of types: `return_dict=False` gives a tuple of a method's output."""
+    decorated: Function = generic.can_return_tuple(function)
+    return decorated
 
 
 @dataclass
@@ -18,7 +28,7 @@ class WallocEncoderOutput(ModelOutput):
             list of the latents of each.
     """
 
-    latents: torch.Tensor | list[torch.Tensor] | None = None
+    latents: torch.Tensor = None  # type: ignore[assignment]
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the channels of the first signal as gray tiles."""
@@ -33,7 +43,7 @@ class WallocImageDecoderOutput(ModelOutput):
             with a depth in front of the height.
     """
 
-    pixel_values: torch.Tensor | None = None
+    pixel_values: torch.Tensor = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -43,7 +53,7 @@ class WallocAudioDecoderOutput(ModelOutput):
         audio_values (`torch.FloatTensor` of shape `(batch, num_channels, length)`): in [-0.5, 0.5].
     """
 
-    audio_values: torch.Tensor | None = None
+    audio_values: torch.Tensor = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -61,10 +71,10 @@ class WallocModelOutput(ModelOutput):
     """
 
     loss: torch.Tensor | None = None
-    latents: torch.Tensor | None = None
+    latents: torch.Tensor = None  # type: ignore[assignment]
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
         if isinstance(self.loss, torch.Tensor) and self.loss.ndim:
             self.loss = self.loss.mean()  # rows that were taken apart are being put together again
         if "loss" in self:
@@ -82,10 +92,12 @@ class WallocModelOutput(ModelOutput):
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def to_tuple(self) -> tuple[Any, ...]:
+        """The values that are not None in the order of the fields, the loss first."""
         return tuple(self[field.name] for field in fields(self) if field.name in self)
 
     def items(self) -> Any:
-        loss, latents = self.get("loss"), self.get("latents")
+        """Names and values; the loss once for each row where it is not being learned from."""
+        loss, latents = self.loss, self.latents
         if latents is None or not isinstance(loss, torch.Tensor) or loss.ndim or loss.requires_grad:
             return super().items()
         return {**dict(super().items()), "loss": loss.expand(len(latents))}.items()
@@ -100,7 +112,7 @@ class WallocImageModelOutput(WallocModelOutput):
         pixel_values (`torch.FloatTensor`, shaped as the input): images or volumes, in [-0.5, 0.5].
     """
 
-    pixel_values: torch.Tensor | None = None
+    pixel_values: torch.Tensor = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -112,4 +124,4 @@ class WallocAudioModelOutput(WallocModelOutput):
         audio_values (`torch.FloatTensor`, shaped as the input): in [-0.5, 0.5].
     """
 
-    audio_values: torch.Tensor | None = None
+    audio_values: torch.Tensor = None  # type: ignore[assignment]

@@ -111,6 +111,11 @@ def to_8_bits(pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def find_channels(shape: tuple[int, ...], num_channels: int, is_tensor: bool) -> str:
+    """ "channels_first" or "channels_last", told from a shape of three axes.
+
+    Raises:
+        ValueError: the shape fits both, or neither.
+    """
     # The codec's own number of channels decides before the single channel that can be repeated.
     for count in (num_channels, 1) if num_channels == 3 else (num_channels,):
         first, last = shape[0] == count, shape[2] == count
@@ -125,6 +130,7 @@ def find_channels(shape: tuple[int, ...], num_channels: int, is_tensor: bool) ->
 
 
 def native(array: np.ndarray) -> np.ndarray:
+    """The same array in the byte order of this machine."""
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -163,7 +169,7 @@ def _padded(pixels: torch.Tensor, block: int, margin: int) -> torch.Tensor:
     return extend(pixels, ((margin, bottom), (margin, right)))
 
 
-def unbatch(pixels) -> list[torch.Tensor]:
+def unbatch(pixels: Any) -> list[torch.Tensor]:
     """Decoded pixels, one image, a batch or a list -> a list of (C, h, w); errors name what they are instead."""
     is_list = isinstance(pixels, list | tuple)
     entries = [torch.as_tensor(entry) for entry in (pixels if is_list else [pixels])]

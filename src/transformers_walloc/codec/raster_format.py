@@ -53,7 +53,7 @@ class RasterFormat:
     names: tuple[str, ...] = ()
     tags: bytes = dataclasses.field(default=b"", compare=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dtype not in DTYPES.values():
             raise ValueError(f"unknown sample type {self.dtype!r}; valid: {', '.join(DTYPES.values())}")
         if self.layout not in LAYOUTS.values():
@@ -71,17 +71,18 @@ class RasterFormat:
 
     @property
     def is_float(self) -> bool:
+        """Whether samples are floating point numbers."""
         return self.dtype.startswith("float")
 
     @classmethod
-    def from_dict(cls, options: dict) -> "RasterFormat":
+    def from_dict(cls, options: dict[str, Any]) -> "RasterFormat":
         """What `to_dict` gives, as configurations hold it."""
         values = dict(options)
         if values.get("nodata") is not None:
             values["nodata"] = float(values["nodata"])
         return cls(**values | {"names": tuple(values.get("names", ()))})
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which has no NaN."""
         nodata = "nan" if self.nodata is not None and math.isnan(self.nodata) else self.nodata
         fields = dataclasses.asdict(self) | {"nodata": nodata, "names": list(self.names)}
@@ -111,7 +112,8 @@ class RasterFormat:
     def marked(self, planes: np.ndarray) -> np.ndarray:
         """(C, H, W) bool, true where a sample is the number of missing ones, which must not be None."""
         nodata: Any = self.nodata
-        return np.isnan(planes) if math.isnan(nodata) else planes == np.array(nodata).astype(planes.dtype)
+        mask: np.ndarray = np.isnan(planes) if math.isnan(nodata) else planes == np.array(nodata).astype(planes.dtype)
+        return mask
 
     def to_unit(self, planes: np.ndarray) -> np.ndarray:
         """(C, H, W) samples -> (C, H, W) float32 in [-0.5, 0.5]; missing ones become the mean of their band.
@@ -137,7 +139,8 @@ class RasterFormat:
         # In this form the ends of the range become exactly -0.5 and 0.5, and 8 bits what the processor makes of them.
         values -= (self.low + self.high) / 2
         values /= self.high - self.low
-        return values.astype(np.float32, copy=False)
+        unit: np.ndarray = values.astype(np.float32, copy=False)
+        return unit
 
     def from_unit(self, planes: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         """The inverse of `to_unit`, clipped to the range and rounded for integers; missing samples become `nodata`.
@@ -179,7 +182,8 @@ class RasterFormat:
     def to_layout(self, planes: np.ndarray) -> np.ndarray:
         """The inverse of `from_layout`."""
         if self.layout == "single":
-            return planes[0]
+            plane: np.ndarray = planes[0]
+            return plane
         return planes if self.layout == "channels_first" else np.ascontiguousarray(np.moveaxis(planes, 0, -1))
 
     def pack(self, mask: np.ndarray | None = None) -> bytes:

@@ -9,7 +9,12 @@ import torch
 
 def is_traced(*tensors: torch.Tensor | None) -> bool:
     """Whether operations are recorded by a compiler or transformed by `torch.func`, as `vmap` and `grad` do."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(*tensors)
+    return is_recorded() or is_transformed(*tensors)
+
+
+def is_recorded() -> bool:
+    """Whether operations are recorded, by `torch.compile` or by `torch.jit.trace`."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def is_transformed(*tensors: torch.Tensor | None) -> bool:

@@ -55,7 +55,7 @@ def decoding_halo(model: Any) -> int | None:
         return None
     reach += overlap
     network = getattr(decoder, "network", None)
-    return reach + (network.receptive_field if network is not None else 0)
+    return int(reach + (network.receptive_field if network is not None else 0))
 
 
 def _box(starts: Sequence[int], ends: Sequence[int], magnification: int) -> tuple[Any, ...]:

@@ -14,12 +14,14 @@ class Reader:
         self.data, self.position, self.end = data, position, end
 
     def take(self, count: int) -> bytes:
+        """The next `count` bytes; WallocFormatError if there are fewer."""
         if count > self.end - self.position:
             raise WallocFormatError("the header is longer than the file")
         self.position += count
         return self.data[self.position - count : self.position]
 
     def varint(self) -> int:
+        """The next number, see `varint`; WallocFormatError if it is longer than 35 bits."""
         value = 0
         for shift in range(0, 35, 7):
             byte = self.take(1)[0]
@@ -31,6 +33,7 @@ class Reader:
         raise WallocFormatError("a number in the header is longer than 5 bytes")
 
     def floats(self, count: int) -> tuple[float, ...]:
+        """The next `count` floats of 32 bits, little endian."""
         return struct.unpack(f"<{count}f", self.take(4 * count))
 
 

@@ -6,7 +6,7 @@ A cascade of up to four levels is applied at once, with the taps of its `BlockOp
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -60,11 +60,11 @@ def _constants(make: Callable[..., Result]) -> Callable[..., Result]:
     """
     cached = functools.cache(make)
 
-    @torch.compiler.assume_constant_result
-    def get(*arguments) -> Result:
+    def get(*arguments: Any) -> Result:
         return cached(*arguments)
 
-    return get
+    constant: Callable[..., Result] = torch.compiler.assume_constant_result(get)
+    return constant
 
 
 @_constants
@@ -174,7 +174,8 @@ def _around_axis(x: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def _columns_to_bands(x: torch.Tensor, block: int) -> torch.Tensor:
-    return x.unflatten(2, (-1, block)).permute(0, 3, 1, 2, 4)  # (R, P, n * block, S) -> (R, block, P, n, S)
+    columns: torch.Tensor = x.unflatten(2, (-1, block))
+    return columns.permute(0, 3, 1, 2, 4)  # (R, P, n * block, S) -> (R, block, P, n, S)
 
 
 def _bands_to_columns(y: torch.Tensor) -> torch.Tensor:

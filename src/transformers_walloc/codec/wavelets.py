@@ -14,6 +14,9 @@ through a checkpoint. Where no gradient is needed, images and long audio take th
 compute the same numbers faster.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import torch
 
 from .fast_wavelets import analyse_tiles, filter_and_project, filter_bank, fits_tiles, put_groups, synthesise_tiles
@@ -30,6 +33,8 @@ __all__ = [
     "wavelet_packet_synthesis",
 ]
 
+
+Route: TypeAlias = Callable[..., torch.Tensor]
 
 _check_wavelet = torch.compiler.assume_constant_result(check_wavelet)  # numpy inside, see wavelet_convolutions.py
 
@@ -112,36 +117,39 @@ def analyse_and_project(
     """
     if _is_plain_inference(x) and not is_traced(weight, bias):
         grid = _grid(x, num_levels)
+        route: Route | None = None
         if fits_tiles(grid, num_levels, wavelet, boundary, "analysis"):
-            return _FastProjection.apply(x, weight, bias, _project_by_tiles, num_levels, wavelet, boundary, num_dims)
-        if num_dims == 1 and _filter_bank_is_cheaper(grid[0], len(weight), num_levels, wavelet):
-            return _FastProjection.apply(
-                x, weight, bias, _project_by_filter_bank, num_levels, wavelet, boundary, num_dims
-            )
+            route = _project_by_tiles
+        elif num_dims == 1 and _filter_bank_is_cheaper(grid[0], len(weight), num_levels, wavelet):
+            route = _project_by_filter_bank
+        if route is not None:
+            apply: Route = _FastProjection.apply
+            return apply(x, weight, bias, route, num_levels, wavelet, boundary, num_dims)
     bands = analysis_bands(x, num_levels, wavelet, boundary, num_dims)
     weight = weight.to(bands.dtype).unflatten(1, (x.shape[1], -1))
     weight = weight[:, :, band_order(num_levels, num_dims, weight.device, inverse=True)].flatten(1, 2)
     y = weight @ bands.flatten(2)
     if bias is not None:
         y = y + bias.to(y.dtype)[:, None]
-    return y.unflatten(2, bands.shape[2:])
+    latents: torch.Tensor = y.unflatten(2, bands.shape[2:])
+    return latents
 
 
 class _FastProjection(torch.autograd.Function):
     """A fast route of `analyse_and_project` for signals that need no gradient; the weights may."""
 
     @staticmethod
-    def forward(x, weight, bias, route, *transform):
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, route: Route, *transform: Any) -> Any:
         return route(x, weight, bias, *transform[:-1])
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         x, weight, bias, _, *ctx.transform = inputs
         ctx.save_for_backward(x)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         (x,) = ctx.saved_tensors
         by_weight = by_bias = None
         if ctx.needs_input_grad[1]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..codec.feature_extraction_walloc import resample
+from ..codec.clips import resample
 from ..codec.pixels import to_8_bits
 from .codecs import Clock, Codec, CodecUnavailableError
 from .stand_ins import stand_ins

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, features
 
-from ..codec.feature_extraction_walloc import resample
+from ..codec.clips import resample
 from ..media.audio import encode_audio, read_audio
 from ..media.pictures import encode_image
 from .codecs import Clock, Codec, CodecUnavailableError

@@ -82,7 +82,9 @@ class LatentAugmentation(nn.Module):
         for part, matrix in _linear_parts(codec).items():
             self.register_buffer(part, matrix, persistent=False)
 
-    def forward(self, latents: torch.Tensor, step: float = 1.0, generator: torch.Generator | None = None):
+    def forward(
+        self, latents: torch.Tensor, step: float = 1.0, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         """
         Args:
             latents: (batch, latent_channels, h, w) companded latents, or integer codes, to which `step` belongs.
@@ -176,7 +178,8 @@ class LatentAugmentation(nn.Module):
     def _mixed(self, z: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         mixing = self._mixing(matrices)
         mixed = (z - self.offset).flatten(1, 2) @ mixing.transpose(-1, -2)
-        return mixed.unflatten(1, z.shape[1:3]) + self.offset
+        result: torch.Tensor = mixed.unflatten(1, z.shape[1:3]) + self.offset
+        return result
 
     def _mixing(self, matrices: torch.Tensor) -> torch.Tensor:
         """W (M x I) S: decode linearly, mix the colours, encode."""

@@ -62,7 +62,8 @@ def unpack_encoder(packed: dict[str, Any], name: str) -> WallocImageEncoder:
     encoder = WallocImageEncoder(WallocImageConfig(**packed["config"]))
     encoder.load_state_dict(safetensors.torch.load(base64.b64decode(packed["weights"], validate=True)))
     encoder.config.name_or_path = name
-    return encoder.requires_grad_(False).eval()
+    frozen: WallocImageEncoder = encoder.requires_grad_(False).eval()
+    return frozen
 
 
 def codec_of(config: PreTrainedConfig) -> dict[str, Any] | None:
@@ -80,4 +81,4 @@ def check_device(device: Any) -> None:
 
 
 def _has(kind: str) -> bool:
-    return getattr(torch, kind).is_available()
+    return bool(getattr(torch, kind).is_available())

@@ -168,7 +168,8 @@ class LatentTransform:
         self.content, self.output_name, self.size = content, output_name, size
         self.augmentation = augmentation
 
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Columns of rows -> the same columns, with what models take in place of stored latents."""
         batch = dict(batch)
         rows = batch.pop(LATENTS)
         codes = self.reader.batch(rows)

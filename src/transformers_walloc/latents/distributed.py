@@ -187,7 +187,7 @@ class _Encoder:
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         encoder = WallocImageEncoder.from_pretrained(codec, dtype=torch.float32)
-        self.encoder = encoder.to(device)  # type: ignore[arg-type]
+        self.encoder = encoder.to(device)
         self.options, self.errors = options, errors
 
     def __call__(self, batch: pa.Table) -> pa.Table:

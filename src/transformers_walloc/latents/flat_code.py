@@ -16,7 +16,7 @@ def auto_map(auto_class: str, own_class: type) -> dict[str, str]:
     return {auto_class: f"{own_class.__module__.rpartition('.')[2]}.{own_class.__name__}"}
 
 
-def write_code(folder: str | os.PathLike, start: str = "processing") -> None:
+def write_code(folder: str | os.PathLike[str], start: str = "processing") -> None:
     """Copy a module of this folder and all that it imports of the package, flat.
 
     Args:

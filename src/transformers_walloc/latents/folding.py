@@ -49,7 +49,8 @@ def resize_matrix(size_in: int, size_out: int, resample: Resample = "box") -> np
         edges = np.arange(size_out + 1) * (size_in / size_out)
         pixels = np.arange(size_in)
         overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-        return overlap.clip(min=0) * (size_out / size_in)
+        shares: np.ndarray = overlap.clip(min=0) * (size_out / size_in)
+        return shares
     identity = torch.eye(size_in, dtype=torch.float64)[None, None]
     return F.interpolate(identity, (size_out, size_in), mode=resample, antialias=True)[0, 0].numpy()
 
@@ -226,7 +227,8 @@ def average_patch_embedding(weight: torch.Tensor, codec: WallocImageModel, kerne
     # A filter of differences between colours has no mean, and stays at zero.
     norm = mean.flatten(1).norm(dim=1).clamp_min(1e-6 * float(pixels.norm()) + 1e-300)
     mean = mean * (pixels.flatten(1).norm(dim=1) / norm / math.sqrt(channels))[:, None, None]
-    return mean[:, None] * _unit_variance(codec)[:, None, None]
+    latents: torch.Tensor = mean[:, None] * _unit_variance(codec)[:, None, None]
+    return latents
 
 
 def random_patch_embedding(num_outputs: int, codec: WallocImageModel, kernel_size: int) -> torch.Tensor:
@@ -242,7 +244,7 @@ def random_patch_embedding(num_outputs: int, codec: WallocImageModel, kernel_siz
 
 def exact_halo(config: WallocImageConfig, patch_size: int, pixel_patch_size: int, resample: Resample = "box") -> int:
     """Smallest halo with which `fold_patch_embedding` of a patch embedding is exact."""
-    return (_axis_operator(config, patch_size, pixel_patch_size, None, resample).shape[2] - patch_size) // 2
+    return int(_axis_operator(config, patch_size, pixel_patch_size, None, resample).shape[2] - patch_size) // 2
 
 
 def _axis_operator(
@@ -276,7 +278,7 @@ def _axis_operator(
         used = np.flatnonzero(np.abs(whole).max(axis=(0, 1)) > 1e-12)
         halo = int(max(first - used[0], used[-1] - (first + patch_size - 1), 0))
     start, end = first - halo, first + patch_size + halo
-    window = whole[:, :, start:end].copy()
+    window: np.ndarray = whole[:, :, start:end].copy()
     window[:, 0, 0] += whole[:, 0, :start].sum(axis=1)
     window[:, 0, -1] += whole[:, 0, end:].sum(axis=1)
     return window

@@ -90,7 +90,7 @@ class WallocLatentImageProcessor(PilBackend):
     pixel_patch_size: Any = None
     auto_map: dict[str, str] | None = None
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         if "codec" in kwargs:
             kwargs["codec"] = str(kwargs["codec"])  # a path is written into preprocessor_config.json
         if kwargs.get("tiling"):
@@ -146,7 +146,7 @@ class WallocLatentImageProcessor(PilBackend):
         unit = self.patch_size * config.patch_size
         return height // self.pixel_patch_size * unit, width // self.pixel_patch_size * unit
 
-    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> Any:
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> Any:
         """What the pixel model's image processor says of an image of this size: patches, tiles, rows and columns.
 
         Args:
@@ -162,13 +162,14 @@ class WallocLatentImageProcessor(PilBackend):
         rows, columns = self._native_size(height, width, unit)
         return rows // unit * (columns // unit)
 
-    def get_tile_grid(self, height: int, width: int, images_kwargs: dict | None = None) -> tuple[int, int]:
+    def get_tile_grid(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
         """Rows and columns that an image of this size is cut into, (1, 1) for one that is not."""
         tiling = self.tiling_of(images_kwargs or {})
         plan = Plan(rows=1, columns=1) if tiling is None else tiling.plan(height, width)
         return max(plan.rows, 1), max(plan.columns, 1)
 
-    def fetch_images(self, image_url_or_urls):
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Images of paths, URLs and rows of data sets; other images as they are."""
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(image) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, str | os.PathLike):
@@ -177,7 +178,7 @@ class WallocLatentImageProcessor(PilBackend):
         stored = stored_latents(image_url_or_urls, encoder.config, self._row_reader)
         return image_url_or_urls if stored is None else stored
 
-    def preprocess(self, images, **kwargs) -> BatchFeature:
+    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
         """
         Args:
             images: one image, a batch, or nested lists of images of any kind that [`WallocImageProcessor`] takes, and
@@ -219,18 +220,18 @@ class WallocLatentImageProcessor(PilBackend):
     @torch.no_grad()
     def _preprocess(  # type: ignore[override]
         self,
-        images,
+        images: Any,
         tiling: Tiling | None,
         size: Mapping[str, int],
         do_resize: bool,
         codec: str,
-        device,
+        device: Any,
         patch_size: int,
         halo: int,
         constant_channel: bool,
         scale: str | None,
-        mean,
-        std,
+        mean: Any,
+        std: Any,
         layout: str,
         merge_size: int,
     ) -> dict[str, Any]:
@@ -262,10 +263,10 @@ class WallocLatentImageProcessor(PilBackend):
                 if stored is not None:
                     wanted = self.input_size()
                     grid = None if wanted is None else (wanted[0] // unit, wanted[1] // unit)
-                    windows = to_whole_patches(stored, view, merge_size, grid).to(encoder.device)
-                    height, width = (length // view.kernel_size * unit for length in windows.shape[1:])
+                    whole = to_whole_patches(stored, view, merge_size, grid).to(encoder.device)
+                    height, width = (length // view.kernel_size * unit for length in whole.shape[1:])
                     plan = Plan([Tile.whole((height, width))] * (2 if layout == "tiles" else 1))
-                    tiles += [windows] * len(plan.tiles)
+                    tiles += [whole] * len(plan.tiles)
                 else:
                     pixels = to_pixels(image, return_tensors="pt")["pixel_values"]
                     if pixels.dtype == torch.uint8 and pixels.device.type != "cpu":
@@ -292,7 +293,9 @@ class WallocLatentImageProcessor(PilBackend):
         data.update(self._facts(samples, plans, sizes, tiling, layout, view, merge_size, windows))
         return data
 
-    def _facts(self, samples, plans, sizes, tiling, layout, view, merge_size, windows) -> dict[str, Any]:
+    def _facts(
+        self, samples: Any, plans: Any, sizes: Any, tiling: Any, layout: str, view: Any, merge_size: int, windows: Any
+    ) -> dict[str, Any]:
         """What the processors of text and images ask of an image processor, beside its images."""
         facts: dict[str, Any] = {}
         if layout in ("nested", "masked"):
@@ -339,7 +342,7 @@ class WallocLatentImageProcessor(PilBackend):
             self._readers[files] = RowReader(self.codec if files else self._load_encoder(self.codec, None))
         return self._readers[files]
 
-    def _load_encoder(self, codec: str, device) -> WallocImageEncoder:
+    def _load_encoder(self, codec: str, device: Any) -> WallocImageEncoder:
         if self._encoder is None or self._encoder.name_or_path != str(codec):
             if self.encoder is not None and codec == self.codec:
                 self._encoder = unpack_encoder(self.encoder, codec)
@@ -350,10 +353,11 @@ class WallocLatentImageProcessor(PilBackend):
                 check_identity(expected, self._encoder, "the encoder")
         return self._encoder if device is None else self._encoder.to(device)
 
-    def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         return kwargs
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Write the processor, and its code for machines without this package."""
         self.auto_map = auto_map("AutoImageProcessor", WallocLatentImageProcessor)
         write_code(save_directory, "image_processing")
         return super().save_pretrained(save_directory, *args, **kwargs)
@@ -366,13 +370,11 @@ class WallocLatentImageProcessor(PilBackend):
         return f"{type(self).__name__}({self.codec!r}{grid}, {patches}, halo {self.halo}, {cut})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_encoder": None,
-            "_readers": {},
-        }  # so that a processor's hash stays the same when it is used
+        # So that a processor's hash stays the same when it is used.
+        return {**self.__dict__, "_encoder": None, "_readers": {}}
 
     def to_dict(self) -> dict[str, Any]:
+        """What `preprocessor_config.json` holds."""
         loaded = self._encoder, self._readers
         self._encoder, self._readers = None, {}
         try:

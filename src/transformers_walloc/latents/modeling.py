@@ -36,13 +36,13 @@ class WallocLatentConfig(PreTrainedConfig):
     model_type = "walloc_latent"
     sub_configs = {"codec_config": WallocImageConfig, "model_config": AutoConfig}  # noqa: RUF012 - transformers' type
 
-    codec_config: dict | PreTrainedConfig | None = None
-    model_config: dict | PreTrainedConfig | None = None
+    codec_config: dict[str, Any] | PreTrainedConfig | None = None
+    model_config: dict[str, Any] | PreTrainedConfig | None = None
     model_class: str = "ViTForImageClassification"
     freeze_codec: bool = True
-    model_generation_config: dict | None = None
+    model_generation_config: dict[str, Any] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.codec_config is None:
             self.codec_config = WallocImageConfig()
         elif isinstance(self.codec_config, dict):
@@ -54,7 +54,7 @@ class WallocLatentConfig(PreTrainedConfig):
             self.model_config = AutoConfig.for_model(**{"model_type": "vit", **self.model_config})
         if not isinstance(getattr(self.model_config, "walloc_latents", None), dict):
             raise ValueError("model_config has no walloc_latents; make it with load_on_latents or from_pixel_model")
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
 
 class WallocLatentModel(PreTrainedModel):
@@ -111,7 +111,8 @@ class WallocLatentModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As of other models; the codec is frozen where `config.freeze_codec` says so."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.codec.requires_grad_(not model.config.freeze_codec)  # loading makes new parameters
@@ -145,9 +146,11 @@ class WallocLatentModel(PreTrainedModel):
             freeze_codec=freeze_codec,
         )
         encoder.to(model.device)  # type: ignore[arg-type]
-        return cls(config, encoder, model).eval()
+        whole: WallocLatentModel = cls(config, encoder, model).eval()
+        return whole
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Write codec and model into one folder, with the options of generation."""
         if self.model.can_generate():
             self.config.model_generation_config = self.model.generation_config.to_dict()
         return super().save_pretrained(save_directory, *args, **kwargs)
@@ -164,6 +167,7 @@ class WallocLatentModel(PreTrainedModel):
         return LatentView(self.codec.config, **self.model.config.walloc_latents)
 
     def extra_repr(self) -> str:
+        """The pixel model's class, the codec, and the patches."""
         view = self.view
         windows = f"patches of {view.patch_size} x {view.patch_size} latents, halo {view.halo}"
         return f"{self.config.model_class} on latents of {self.codec.extra_repr()}, {windows}"
@@ -186,7 +190,8 @@ class WallocLatentModel(PreTrainedModel):
             values = view.from_pixels(images, self.codec)
         if pixel_values.ndim == 5:  # several images a sample; those that are zero throughout only fill up the batch
             values = values * images.flatten(1).any(1)[:, None, None, None]
-        return values.unflatten(0, pixel_values.shape[:-3]).to(self.model.dtype)
+        rows: torch.Tensor = values.unflatten(0, pixel_values.shape[:-3]).to(self.model.dtype)
+        return rows
 
     def forward(
         self,
@@ -195,7 +200,7 @@ class WallocLatentModel(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
-    ):
+    ) -> Any:
         """
         Args:
             pixel_values: see `encode`; (batch, images, num_channels, height, width) for Idefics3 and SmolVLM.
@@ -209,17 +214,20 @@ class WallocLatentModel(PreTrainedModel):
         return self.model(**self._model_inputs(pixel_values, kwargs))
 
     @torch.no_grad()
-    def generate(self, pixel_values: torch.Tensor | None = None, **kwargs: Any):
+    def generate(self, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """The model's `generate`, with pixels in place of latents."""
         return self.model.generate(**self._model_inputs(pixel_values, kwargs))
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> Any:
+        """Those of the model on latents."""
         return self.model.get_input_embeddings()
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> Any:
+        """Those of the model on latents."""
         return self.model.get_output_embeddings()
 
     def can_generate(self) -> bool:  # type: ignore[override]
+        """False to transformers, though `generate` works where the model can."""
         return False  # transformers would look for the parts of a language model here; `generate` finds them in `model`
 
     def _model_inputs(self, pixel_values: torch.Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:

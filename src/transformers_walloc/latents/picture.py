@@ -76,7 +76,8 @@ def picture_rotation(codec: WallocImageModel, view: LatentView | None = None) ->
     if view.std is not None:
         variance = variance / torch.tensor(view.std, dtype=torch.float64)
     left, _, right = torch.linalg.svd(synthesis[:, :, 0, 0] * variance)
-    return left @ right
+    product: torch.Tensor = left @ right
+    return product
 
 
 def _factor(latent_channels: int, num_channels: int) -> int:

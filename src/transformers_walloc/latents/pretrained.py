@@ -129,7 +129,8 @@ def load_on_latents(
         new_weight.copy_(arrange_kernels(folded, shift, family.layout, new_weight, bias=new_bias is not None))
     # Adapters name the base that they go with, which the pixel model is not. Once saved and loaded it has a name.
     model.name_or_path = model.config.name_or_path = ""
-    return model
+    folded_model: PreTrainedModel = model
+    return folded_model
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ class WallocLatentProcessor:
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Raises TypeError: what is loaded is of a class that `of` gives."""
         raise TypeError("use load_processor_on_latents, or AutoProcessor.from_pretrained of a folder that was saved")
 
     @classmethod
@@ -53,7 +54,7 @@ class _Made(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         processor: Any = cls.__new__(cls)  # type: ignore[call-overload]
         processor.get_attributes = super(_OnLatents, cls).get_attributes  # type: ignore[misc]
-        processor.__init__(*args, **kwargs)  # type: ignore[misc]
+        processor.__init__(*args, **kwargs)
         del processor.get_attributes
         processor.__dict__.pop("video_processor", None)
         return processor

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ..bundled import BUNDLED_NAMES, NAMESPACE
 from ..codec.identity import codec_name
@@ -69,7 +69,7 @@ def _stated_class(pretrained: str) -> str | None:
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         found = _file(pretrained, file)
         if found and (name := json.loads(Path(found).read_text()).get("processor_class")):
-            return name
+            return str(name)
     return None
 
 
@@ -145,10 +145,13 @@ def load_image_codec(codec: Any) -> WallocImageModel:
         return codec
     if not isinstance(codec, str | os.PathLike):
         raise TypeError(f"codec is a {type(codec).__name__}; valid: a bundled name, a Hub id, a folder or a codec")
-    return WallocImageModel.from_pretrained(codec_path(check_codec_name(codec)), dtype=torch.float32).eval()
+    model: WallocImageModel = WallocImageModel.from_pretrained(
+        codec_path(check_codec_name(codec)), dtype=torch.float32
+    ).eval()
+    return model
 
 
-def check_codec_name(codec: str | os.PathLike) -> str:
+def check_codec_name(codec: str | os.PathLike[str]) -> str:
     """A codec's name as it is, once it can be one; a misspelt one is refused before the Hub is asked.
 
     Raises:

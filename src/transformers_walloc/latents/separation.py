@@ -12,13 +12,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput
 
 from ..codec.bottleneck import compand, companding_scale, decompand
 from ..codec.clips import normalise_clip
 from ..codec.configuration_walloc import WallocAudioConfig
 from ..codec.modeling_walloc import WallocAudioModel
+from ..codec.outputs import can_return_tuple
 
 # Latents that the network runs on at a time in `separate`: 95 s of `stereo-20x`.
 CHUNK_SIZE = 2**14
@@ -47,14 +47,14 @@ class WallocSeparationConfig(PreTrainedConfig):
     model_type = "walloc_separation"
     sub_configs = {"codec_config": WallocAudioConfig}  # noqa: RUF012 - the type transformers asks for
 
-    codec_config: dict | PreTrainedConfig | None = None
+    codec_config: dict[str, Any] | PreTrainedConfig | None = None
     source_names: list[str] | tuple[str, ...] = ("drums", "bass", "other", "vocals")
     hidden_size: int = 256
     num_layers: int = 10
     kernel_size: int = 3
     dilation_cycle: int = 5
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.codec_config, WallocAudioConfig):
             given = self.codec_config or {}
             self.codec_config = WallocAudioConfig(**(given if isinstance(given, dict) else given.to_dict()))
@@ -66,13 +66,13 @@ class WallocSeparationConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {self.kernel_size}; it must be odd")
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @property
     def sampling_rate(self) -> int:
         """Samples per second of the waveforms, in Hz."""
         codec: Any = self.codec_config
-        return codec.sampling_rate
+        return int(codec.sampling_rate)
 
 
 @dataclass
@@ -142,7 +142,8 @@ class LatentSeparator(nn.Module):
             hidden = block(hidden)
         masks, details = self.head(hidden).float().unflatten(1, (2, self.num_sources, -1)).unbind(1)
         details = details - details.mean(1, keepdim=True)
-        return masks.softmax(1) * values.float()[:, None] + details * scale
+        sources: torch.Tensor = masks.softmax(1) * values.float()[:, None] + details * scale
+        return sources
 
 
 class _Block(GradientCheckpointingLayer):
@@ -154,7 +155,8 @@ class _Block(GradientCheckpointingLayer):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = self.norm(hidden.transpose(1, 2)).transpose(1, 2)
-        return hidden + self.conv2(F.gelu(self.conv1(normed)))
+        result: torch.Tensor = hidden + self.conv2(F.gelu(self.conv1(normed)))
+        return result
 
 
 class WallocForAudioSourceSeparation(PreTrainedModel):
@@ -204,7 +206,7 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
 
     @classmethod
     def from_codec(
-        cls, codec: WallocAudioModel, source_names: Sequence[str] | None = None, **kwargs
+        cls, codec: WallocAudioModel, source_names: Sequence[str] | None = None, **kwargs: Any
     ) -> "WallocForAudioSourceSeparation":
         """A new model with random weights of the network.
 
@@ -215,16 +217,20 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
         """
         if source_names is not None:
             kwargs["source_names"] = list(source_names)
-        return cls(WallocSeparationConfig(codec_config=codec.config.to_dict(), **kwargs), codec).eval()
+        model: WallocForAudioSourceSeparation = cls(
+            WallocSeparationConfig(codec_config=codec.config.to_dict(), **kwargs), codec
+        ).eval()
+        return model
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As of other models; the codec is frozen."""
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).codec.requires_grad_(False)  # loading makes new parameters
         return loaded
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: Any) -> None:
         if isinstance(module, nn.Conv1d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
@@ -236,7 +242,8 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
             init.ones_(module.scale)
             init.zeros_(module.head.weight)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "WallocForAudioSourceSeparation":
+        """As of other modules; the frozen codec stays in evaluation mode."""
         super().train(mode)
         self.codec.eval()  # frozen: latents without noise
         return self

@@ -47,7 +47,9 @@ def stored_latents(image: Any, config: WallocImageConfig, reader: Any = None) ->
     return _wrap(image.detach().float(), 0) if is_latents else None
 
 
-def to_whole_patches(latents: StoredLatents, view: LatentView, merge_size: int, grid: tuple[int, int] | None):
+def to_whole_patches(
+    latents: StoredLatents, view: LatentView, merge_size: int, grid: tuple[int, int] | None
+) -> torch.Tensor:
     """Windows of one picture's latents, (channels, height, width).
 
     A grid that is no whole number of tokens goes on at the bottom and at the right as it ends there.

@@ -43,6 +43,7 @@ class Tile:
 
     @classmethod
     def whole(cls, canvas: Size, **more: Any) -> "Tile":
+        """A tile that is the whole of a canvas, (height, width) in pixels."""
         return cls(canvas, (0, 0, *canvas), **more)
 
 
@@ -85,7 +86,8 @@ class Tiling:
 
     @property
     def name(self) -> str:
-        return self.options["image_processor_type"]
+        """Name of the image processor's class whose tiles these are."""
+        return str(self.options["image_processor_type"])
 
     def with_options(self, given: Mapping[str, Any]) -> "Tiling":
         """The same with other options, as its own call takes them.

@@ -49,5 +49,6 @@ class ToLatents(nn.Module):
         return (values, *others) if others else values
 
     def extra_repr(self) -> str:
+        """The codec, its grid and its channels."""
         config = self.encoder.config
         return f"{self.name!r}, grid of {config.patch_size} pixels, {config.latent_channels} channels"

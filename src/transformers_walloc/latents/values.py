@@ -56,7 +56,7 @@ class LatentView:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.patch_size < 1 or self.halo < 0:
             raise ValueError(
                 f"patch_size is {self.patch_size} and halo {self.halo}; valid: at least 1 and at least 0 latents"
@@ -129,7 +129,8 @@ class LatentView:
         if pixels.dtype != torch.uint8:
             pixels = pixels.float()
             check_range(pixels)
-        return encoder.encode(self.extend(pixels)).latents
+        latents: torch.Tensor = encoder.encode(self.extend(pixels)).latents
+        return latents
 
     def extend(self, pixels: torch.Tensor) -> torch.Tensor:
         """Images (..., height, width) reflected up to whole latents, and by the halo on all sides."""

@@ -67,7 +67,7 @@ class WrittenLatents:
 @naming_extras()
 def write_latent_dataset(
     dataset: Any,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     codec: str,
     split: str = "train",
     image_column: str = "image",
@@ -150,7 +150,7 @@ def write_latent_dataset(
 @naming_extras()
 def compress_dataset(
     source: str,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     codec: str = "walloc/rgb-16x",
     splits: Sequence[str] | None = None,
     push_to_hub: str | None = None,
@@ -228,10 +228,10 @@ def _load_images(source: str) -> dict[str, Any]:
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
-_worker: tuple = ()
+_worker: tuple[Any, ...] = ()
 
 
-def _start_worker(dataset, codec, device, image_column, root, options):
+def _start_worker(dataset: Any, codec: str, device: Any, image_column: str, root: str, options: dict[str, Any]) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent says what is to be done
     signal.signal(signal.SIGTERM, _leave)
@@ -250,7 +250,7 @@ def _work(rows: range, path: str) -> int:
 
 
 def _write_shard(
-    dataset, encoder, image_column: str, root: str, rows: range, path: str, options: dict
+    dataset: Any, encoder: Any, image_column: str, root: str, rows: range, path: str, options: dict[str, Any]
 ) -> Iterator[int]:
     """Yields the rows of each batch as it is encoded; the shard is there after the last."""
     from datasets import Dataset, Features, concatenate_datasets
@@ -303,7 +303,7 @@ def _errors_of(shard: Path) -> Path:
     return shard.parent.parent / "errors" / shard.name
 
 
-def _root(dataset, image_column: str) -> str:
+def _root(dataset: Any, image_column: str) -> str:
     """The folder that all files of a data set are in; "" where they have no paths or come from several places."""
     column = dataset.data.table.column(image_column)
     if not pyarrow.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
@@ -311,10 +311,10 @@ def _root(dataset, image_column: str) -> str:
     paths = pyarrow.compute.struct_field(column, "path").to_pylist()
     if not paths or not all(path and os.path.isabs(path) for path in paths):
         return ""
-    return os.path.commonpath([os.path.dirname(path) for path in paths])
+    return str(os.path.commonpath([os.path.dirname(path) for path in paths]))
 
 
-def _file_names(shard, image_column: str, root: str) -> list[str] | None:
+def _file_names(shard: Any, image_column: str, root: str) -> list[str] | None:
     """Where the pictures came from: below the folder of the data set, or by their names; None if nothing is known."""
     from datasets import Image
 
@@ -327,7 +327,9 @@ def _file_names(shard, image_column: str, root: str) -> list[str] | None:
     return [os.path.relpath(path, root) if root and path else os.path.basename(path or "") for path in paths]
 
 
-def _encode_batch(images, numbers: range, encoder, column: str, options: dict) -> list[dict[str, Any] | str]:
+def _encode_batch(
+    images: Any, numbers: range, encoder: Any, column: str, options: dict[str, Any]
+) -> list[dict[str, Any] | str]:
     """Rows, or what is wrong with a picture in their place."""
     files = _as_files(images, column)
     try:
@@ -344,7 +346,7 @@ def _encode_batch(images, numbers: range, encoder, column: str, options: dict) -
 
 
 @contextlib.contextmanager
-def _without_bars():
+def _without_bars() -> Iterator[None]:
     """`datasets` shows a bar for each shard."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -359,4 +361,5 @@ def _without_bars():
 
 def _load(codec: str, device: str | None) -> WallocImageEncoder:
     encoder = WallocImageEncoder.from_pretrained(codec_path(codec), dtype=torch.float32)
-    return encoder if device is None else encoder.to(device)  # type: ignore[arg-type]
+    moved: WallocImageEncoder = encoder if device is None else encoder.to(device)
+    return moved

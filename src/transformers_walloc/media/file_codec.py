@@ -285,7 +285,7 @@ class FileCodec:
         import numpy as np
         import torch.nn.functional as F
 
-        from ..codec.feature_extraction_walloc import resample
+        from ..codec.clips import resample
         from .segments import decompress_segments
 
         if window:

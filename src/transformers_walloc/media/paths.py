@@ -82,6 +82,7 @@ def _root(pattern: str) -> str:
 
 
 def read_bytes(path: str) -> bytes:
+    """Content of a file, or of the standard input; MediaError where there is none."""
     if path == STANDARD_STREAM:
         return sys.stdin.buffer.read()
     try:

@@ -84,6 +84,7 @@ class TiffRows:
         self._first, self._kept = 0, np.empty((0, self.width, self.channels), np.uint8)
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` as (rows, width, channels) uint8."""
         if self._page.is_contiguous:
             line, handle = self.width * self.channels, self._page.parent.filehandle
             handle.seek(self._page.dataoffsets[0] + start * line)

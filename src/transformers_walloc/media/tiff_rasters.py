@@ -70,6 +70,12 @@ def tiff_options(
 def read_tiff(
     source: io.BytesIO, max_pixels: int | None
 ) -> tuple[np.ndarray, str, float | None, tuple[str, ...], bytes]:
+    """Samples, layout, missing value, names of bands and georeferencing of a TIFF.
+
+    Raises:
+        MediaError: several images, a palette, too many pixels, or a package is missing.
+        ValueError: damaged, or with axes that are not those of a raster.
+    """
     with reading_tiff() as tifffile, tifffile.TiffFile(source) as tiff:
         series, page = tiff.series[0], tiff.pages[0]
         if len(tiff.series) > 1:

@@ -141,6 +141,7 @@ def rows_of(result: dict, name: str) -> dict | None:
 
 
 def result_table(name: str, result: dict) -> str:
+    """A table in Markdown of one measurement: the codec `name` and its rivals, with rate, quality and speed."""
     rows, kind = result["rows"], result["kind"]
     columns = [c for c in TITLES if any(row.get(c) is not None for row in rows)]
     stages = ("encode", "decode") if _timed(result) else ()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..codec.entropy_context import Key, Plan, feature_counts, mean_magnitudes, walk
+from ..codec.entropy_context import INPUT_MAX, Key, Plan, feature_counts, mean_magnitudes, walk
 from ..codec.entropy_tables import (
     CLASS_BITS,
     CLASS_SHIFT,
@@ -25,7 +25,6 @@ from ..codec.entropy_tables import (
     EXACT,
     HIDDEN_BITS,
     HIDDEN_MAX,
-    INPUT_MAX,
     MEAN_BITS,
     NUM_CLASSES,
     NUM_PHASES,

@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..codec.feature_extraction_walloc import resample
+from ..codec.clips import resample
 from ..codec.image_colours import to_gray
 from ..codec.image_decoding import Picture, picture_of
 from ..codec.raster_format import RasterFormat
