@@ -223,7 +223,12 @@ def _model_of_qwen() -> Any:
             "num_key_value_heads": 1, "vocab_size": 64, "pad_token_id": 0,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}}  # fmt: skip
     vision = {"depth": 2, "embed_dim": 64, "num_heads": 2, "mlp_ratio": 2, "hidden_size": 64, "patch_size": 14}
-    ids = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
+    ids: dict[str, Any] = {
+        "image_token_id": 60,
+        "video_token_id": 61,
+        "vision_start_token_id": 62,
+        "vision_end_token_id": 63,
+    }
     config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
     return transformers.AutoModelForImageTextToText.from_config(config)
 

@@ -32,7 +32,7 @@ class WallocImageFile(PIL.ImageFile.ImageFile):
     def _open(self) -> None:
         self._data: bytes | None = self.fp.read()  # type: ignore[union-attr]
         try:
-            header, _ = unpack(self._data)  # type: ignore[arg-type]
+            header, _ = unpack(self._data)
         except WallocFormatError as error:
             raise OSError(f"cannot read the .walloc file: {error}") from error
         if header.kind != "image" or header.raster or header.num_channels not in (1, 3):

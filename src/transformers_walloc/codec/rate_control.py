@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Trial = TypeVar("Trial")
 
@@ -102,15 +102,15 @@ class RateControl:
             raise self._out_of_reach(bad or fine, coarse)
         return (good or found).result
 
-    def _meets(self, tried: _Attempt, target: float | None = None) -> bool:
+    def _meets(self, tried: _Attempt[Any], target: float | None = None) -> bool:
         target = self.target if target is None else target
         return tried.value >= target if self.name == "psnr" else tried.value <= target
 
-    def _is_close(self, tried: _Attempt, target: float, close: tuple[float, float]) -> bool:
+    def _is_close(self, tried: _Attempt[Any], target: float, close: tuple[float, float]) -> bool:
         return abs(tried.value - target) <= (close[1] if self.name == "psnr" else close[0] * target)
 
     def _between(
-        self, good: _Attempt, bad: _Attempt, target: float, weights: tuple[float, float] = (1.0, 1.0)
+        self, good: _Attempt[Any], bad: _Attempt[Any], target: float, weights: tuple[float, float] = (1.0, 1.0)
     ) -> float:
         """A step where a line in its logarithm through two attempts crosses the target, and not quite at one of them.
 
@@ -118,7 +118,8 @@ class RateControl:
         """
         near, far = (w * abs(tried.value - target) for w, tried in zip(weights, (good, bad), strict=True))
         share = near / (near + far) if 0 < near + far < math.inf else 0.5
-        return good.step * (bad.step / good.step) ** min(max(share, 0.02), 0.98)
+        step: float = good.step * (bad.step / good.step) ** min(max(share, 0.02), 0.98)
+        return step
 
     def _search(
         self, attempt: Callable[[float], _Attempt[Trial]], fine: _Attempt[Trial], coarse: _Attempt[Trial], target: float
@@ -131,7 +132,8 @@ class RateControl:
         bad, good = (coarse, fine) if self.name == "psnr" else (fine, coarse)
         if self._meets(bad, target):  # the best end already does
             return bad
-        weights, moved = (1.0, 1.0), None  # whether the good end did
+        weights = (1.0, 1.0)
+        moved: bool | None = None  # whether the good end did
         for _ in range(_MAX_TRIALS):
             if self._is_close(good, target, _CLOSE) or not self._meets(good, target):
                 break
@@ -142,7 +144,7 @@ class RateControl:
             good, bad, moved = (middle, bad, meets) if meets else (good, middle, meets)
         return good
 
-    def _out_of_reach(self, fine: _Attempt, coarse: _Attempt) -> ValueError:
+    def _out_of_reach(self, fine: _Attempt[Any], coarse: _Attempt[Any]) -> ValueError:
         low, high = sorted((fine.value, coarse.value))
         return ValueError(
             f"{self.name} {self.target:g} is out of reach: this signal and codec give {low:.4g} to {high:.4g}"

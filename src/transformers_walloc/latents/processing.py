@@ -126,7 +126,11 @@ def _class_of(name: str) -> Any:
     if not (isinstance(base, type) and issubclass(base, ProcessorMixin)):
         raise ValueError(f"pixel_processor_class is {name!r}; valid: the name of a processor's class in transformers")
     # transformers finds classes by this name in what is registered.
-    shown = {"pixel_processor_class": name, "__module__": __name__, "__doc__": WallocLatentProcessor.__doc__}
+    shown: dict[str, Any] = {
+        "pixel_processor_class": name,
+        "__module__": __name__,
+        "__doc__": WallocLatentProcessor.__doc__,
+    }
     if name == "SmolVLMProcessor":  # whose template of chats asks for both; servers take it for videos elsewhere
         shown["video_processor"] = SimpleNamespace(num_frames=None, fps=None)
     return _Made(WallocLatentProcessor.__name__, (_OnLatents, base), shown)

@@ -84,7 +84,7 @@ def model_card(
         purpose=purpose,
         patch=patch,
         rows=result_table(name, result) if result is not None else "",
-        speed_size=f"{MAIN_SIZE[result['kind']][0]} ({shape_of(result['kind'])})" if _timed(result) else "",
+        speed_size=f"{MAIN_SIZE[result['kind']][0]} ({shape_of(result['kind'])})" if result and _timed(result) else "",
         described=described(result) if result is not None else "",
         command=result.get("command", "") if result is not None else "",
         pictures={stem: _suffix(folder, stem) for stem in ("reconstruction", "atlas")},
