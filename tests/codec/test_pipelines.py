@@ -23,6 +23,11 @@ def test_image_feature_extraction_gives_latents():
     np.testing.assert_allclose(listed[1], expected.numpy(), rtol=1e-6)
 
 
+def test_the_pipeline_of_texts_and_sound_names_the_one_of_images():
+    with pytest.raises(ValueError, match='^walloc/rgb-16x is a codec for images .* "image-feature-extraction"'):
+        pipeline("feature-extraction", model="walloc/rgb-16x")
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("rgb-16x", WallocImageProcessor), ("stereo-20x", WallocAudioFeatureExtractor)]
 )
