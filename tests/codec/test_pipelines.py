@@ -24,7 +24,7 @@ def test_image_feature_extraction_gives_latents():
 
 
 def test_the_pipeline_of_texts_and_sound_names_the_one_of_images():
-    with pytest.raises(ValueError, match='^walloc/rgb-16x is a codec for images .* "image-feature-extraction"'):
+    with pytest.raises(ValueError, match=r'^walloc/rgb-16x is a codec for images .* "image-feature-extraction"'):
         pipeline("feature-extraction", model="walloc/rgb-16x")
 
 
