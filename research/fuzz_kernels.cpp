@@ -226,6 +226,21 @@ void encode(bool overlapping) {
     walloc_encode_blocks(&encoder, &picture, first, count, between(1, 2), latents.data(), codes.data());
 }
 
+// A layer of random weights on a random grid.
+void convolve() {
+    const int inputs = 16 * between(1, 4), outputs = 16 * between(1, 4), height = between(1, 21), width = between(1, 120);
+    const size_t positions = static_cast<size_t>(height) * width;
+    Array<float> weights(static_cast<size_t>(36) * inputs * outputs), bias(outputs), in(positions * inputs);
+    Array<float> residual(positions * outputs), out(positions * outputs);
+    for (const Array<float>* array : {&weights, &bias, &in, &residual})
+        for (size_t i = 0; i < array->size(); i++) array->data()[i] = static_cast<float>(between(-99, 99)) * 0.01f;
+    const bool adds = below(2) == 0;
+    const Convolution layer{inputs, outputs, weights.data(), bias.data(), adds ? residual.data() : nullptr, below(2)};
+    walloc_convolve(&layer, in.data(), height, width, between(1, 2), out.data());
+    for (size_t i = 0; i < out.size(); i++)
+        if (!std::isfinite(out.data()[i])) std::fprintf(stderr, "a convolution is not finite\n"), std::abort();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -240,6 +255,7 @@ int main(int argc, char** argv) {
         switch (below(8)) {
             case 0: round_trip(one); break;
             case 1: below(2) ? encode<float>(below(2)) : encode<uint8_t>(below(2)); break;
+            case 2: convolve(); break;
             default: decode(one);
         }
     }

@@ -22,6 +22,8 @@
 namespace {
 
 constexpr int kBefore = 4, kAfter = 3;  // blocks that a block's bands depend on
+constexpr int kStrips = 4;              // read at a time
+constexpr int kGap = 48;                // floats between strips, which would share few sets of the cache
 
 // What the lifting steps multiply by: odd samples, even samples, odd, even.
 constexpr float kLift[4] = {-1.586134342059924f, -0.052980118572961f, 0.882911075530934f, 0.443506852043971f};
@@ -133,13 +135,18 @@ public:
         const int inner = (tile.row - top) * block_, groups = (tile.rows * block_ + kLanes - 1) / kLanes;
         const ptrdiff_t row_size = static_cast<ptrdiff_t>(kLanes) * vectors;   // of a strip
         const ptrdiff_t group_size = strips * kLanes * row_size;               // of 8 rows
-        float* strip = strip_.reserve((rows + kLanes) * row_size);
+        const ptrdiff_t strip_size = (rows + kLanes) * row_size + kGap;
+        float* read = strips_.reserve(kStrips * strip_size);
         float* bands = bands_.reserve(groups * group_size);
         for (int s = 0; s < strips; s++) {
-            if (picture_.is_float)
-                read_strip<float>(strip, top * block_, rows, left * block_ + s * kLanes);
-            else
-                read_strip<uint8_t>(strip, top * block_, rows, left * block_ + s * kLanes);
+            float* strip = read + s % kStrips * strip_size;
+            if (s % kStrips == 0) {
+                const int count = std::min(kStrips, strips - s), x = left * block_ + s * kLanes;
+                if (picture_.is_float)
+                    read_strips<float>(strip, strip_size, top * block_, rows, x, count);
+                else
+                    read_strips<uint8_t>(strip, strip_size, top * block_, rows, x, count);
+            }
             std::fill_n(strip + rows * row_size, kLanes * row_size, 0.0f);  // rows of a last, incomplete group
             lift_packets(strip, row_size, rows, vectors, encoder_.num_levels);
             for (int g = 0; g < groups; g++)
@@ -170,14 +177,20 @@ public:
     }
 
 private:
-    // Rows from `y` on, eight columns from `x` on, of the padded picture, as (row, column, channel), or as (row, channel,
-    // column) where the picture is planar.
+    // `count` strips from column `x` on, rows from `y` on, of the padded picture, as (row, column, channel), or as (row,
+    // channel, column) where the picture is planar. What lies in a line of the cache is read at once: where rows are
+    // powers of two apart, it would be gone when the next strip wants the rest.
     template <class Value>
-    void read_strip(float* strip, int y, int rows, int x) const {
+    void read_strips(float* strip, ptrdiff_t strip_size, int y, int rows, int x, int count) const {
         const Picture& p = picture_;
         const int channels = encoder_.channels, size = kLanes * channels, column = x - p.margin;
         const bool packed = p.channel_stride == sizeof(Value) && p.column_stride == p.channel_stride * channels;
-        const bool inside = column >= 0 && column + kLanes <= p.width;
+        const bool inside = column >= 0 && column + count * kLanes <= p.width;
+        if (count > 1 && !(inside && (packed || planar_))) {
+            for (int s = 0; s < count; s++)
+                read_strips<Value>(strip + s * strip_size, strip_size, y, rows, x + s * kLanes, 1);
+            return;
+        }
         const ptrdiff_t to_column = planar_ ? 1 : channels, to_channel = planar_ ? kLanes : 1;
         int64_t columns[kLanes];
         for (int i = 0; i < kLanes; i++) columns[i] = mirror(column + i, p.width) * p.column_stride;
@@ -186,11 +199,16 @@ private:
             const uint8_t* line = p.pixels + row * p.row_stride;
             if (packed && inside) {
                 const Value* from = reinterpret_cast<const Value*>(line) + static_cast<int64_t>(column) * channels;
-                for (int c = 0; c < channels; c++) store(strip + c * kLanes, load_values(from + c * kLanes));
+                for (int s = 0; s < count; s++)
+                    for (int c = 0; c < channels; c++, from += kLanes)
+                        store(strip + s * strip_size + c * kLanes, load_values(from));
+                prefetch(from);
             } else if (planar_ && inside) {
                 for (int c = 0; c < channels; c++) {
                     const Value* from = reinterpret_cast<const Value*>(line + c * p.channel_stride) + column;
-                    store(strip + c * kLanes, load_values(from));
+                    for (int s = 0; s < count; s++)
+                        store(strip + s * strip_size + c * kLanes, load_values(from + s * kLanes));
+                    prefetch(from + count * kLanes);
                 }
             } else {
                 for (int i = 0; i < kLanes; i++)
@@ -200,6 +218,12 @@ private:
                     }
             }
         }
+    }
+
+    // What the next strips read.
+    static void prefetch(const void* from) {
+        __builtin_prefetch(from, 0, 2);
+        __builtin_prefetch(static_cast<const char*>(from) + 64, 0, 2);
     }
 
     // Where the inputs of a position lie from its first one on.
@@ -233,7 +257,7 @@ private:
 
     // N vectors of outputs of some positions, companded; see `project` for what it returns.
     template <int N, int... P>
-    Vector product(std::integer_sequence<int, P...>, const float* x, ptrdiff_t stride, int first, float* out) const {
+    __attribute__((noinline)) Vector product(std::integer_sequence<int, P...>, const float* x, ptrdiff_t stride, int first, float* out) const {
         const int padded = encoder_.padded_outputs;
         const Vector bias[2] = {load(encoder_.bias + first), load(encoder_.bias + first + (N - 1) * kLanes)};
         Vector low[] = {(static_cast<void>(P), bias[0])...}, high[] = {(static_cast<void>(P), bias[1])...};
@@ -242,8 +266,12 @@ private:
             const Vector w0 = load(weights), w1 = load(weights + (N - 1) * kLanes);
             weights += padded;
             const float* at = x + offset;
-            ((low[P] += w0 * at[P * stride]), ...);
-            if (N == 2) ((high[P] += w1 * at[P * stride]), ...);
+            const auto step = [&](int p) __attribute__((always_inline)) {
+                const float value = at[p * stride];
+                low[p] += w0 * value;
+                if (N == 2) high[p] += w1 * value;
+            };
+            (step(P), ...);
         }
         Vector finite = fill(0);
         ((finite += low[P] * 0.0f), ...);
@@ -281,7 +309,7 @@ private:
     int8_t* codes_;
     const int block_, grid_height_, grid_width_;
     const bool planar_;
-    Buffer strip_, bands_, outputs_;
+    Buffer strips_, bands_, outputs_;
     std::vector<int32_t> offsets_;
 };
 
