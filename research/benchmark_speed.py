@@ -8,7 +8,8 @@ The last table is of training: what one process of the loader delivers beside wh
 
 Every row of a table is timed in turn within one process, on the same input and threads, after warming up; the table
 shows medians, in megapixels (images) or million samples of all channels (audio) a second, and the ratio to the original
-where the PyPI package `walloc` is installed (`pip install walloc==1.2.1 'setuptools<80'`). All weights are random.
+where the PyPI package `walloc` is installed (`pip install walloc==1.2.1 'setuptools<80'`). Pictures are decoded by the
+bundled codecs; all other weights are random.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel
+from transformers_walloc import WallocAudioConfig, WallocAudioModel, WallocImageConfig, WallocImageModel, bundled_path
 from transformers_walloc.atomic import write_atomically
 from transformers_walloc.codec.bottleneck import compand
 from transformers_walloc.codec.wavelet_convolutions import analysis_bands, band_order, synthesis_bands
@@ -44,6 +46,8 @@ SIGNALS = ("image", "audio")
 Rows = dict[str, Callable[[], object]]
 # A decode of the original takes seconds at the smallest size, and its attention 67 GB at 3840 x 2160.
 MAX_ORIGINAL_DECODE_PIXELS = 2**19
+# Beside the original's decoder of as many latent channels: what reduces the dimensions as far.
+DECODERS = {12: ("rgb-16x", "rgb-f16c48"), 48: ("rgb-4x",)}
 
 
 def import_original():
@@ -151,18 +155,24 @@ def image_encode_rows(original, device: str, batch: int, height: int, width: int
 
 
 def image_decode_rows(original, device: str, batch: int, height: int, width: int, channels: int) -> Rows:
-    config = WallocImageConfig(latent_channels=channels)
-    model = on(device, WallocImageModel(config))
-    half = on(device, WallocImageModel(config), torch.bfloat16)
-    codes = torch.randint(-20, 20, (batch, channels, height // 8, width // 8), device=device).to(torch.int8)
     rows: Rows = {}
     if original and batch * height * width <= MAX_ORIGINAL_DECODE_PIXELS:
         codec = original.Codec2D(3, 3, 32, 768, channels, 8, True).to(device).eval()
-        floats = codes.float()
+        floats = torch.randint(-20, 20, (batch, channels, height // 8, width // 8), device=device).float()
         rows["original (width 768)"] = lambda: codec.wavelet_synthesis(codec.decoder(floats), 3)
-    rows["ours, float32"] = lambda: model.decode(codes)
-    rows["ours, bfloat16"] = lambda: half.decode(codes)
+    for name in DECODERS[channels]:
+        for dtype in (torch.float32, torch.bfloat16) if multiplies_bfloat16(device) else (torch.float32,):
+            model = on(device, WallocImageModel.from_pretrained(bundled_path(name)), dtype)
+            patch = model.config.patch_size
+            shape = batch, model.config.latent_channels, height // patch, width // patch
+            codes = torch.randint(-20, 20, shape, device=device).to(torch.int8)
+            rows[f"{name}, {str(dtype).removeprefix('torch.')}"] = partial(model.decode, codes)
     return rows
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether products of bfloat16 are not emulated."""
+    return device == "cuda" or torch.cpu._is_avx512_bf16_supported()
 
 
 def audio_synthesis_rows(original, device: str, batch: int, length: int, channels: int) -> Rows:
@@ -270,6 +280,9 @@ def main(argv: list[str] | None = None) -> None:
             if part not in (arguments.only or PARTS) or signal not in (arguments.signal or SIGNALS):
                 continue
             for size in TRAINING_SIZES if part == "train" else sizes[signal]:
+                is_slow = (part, signal, arguments.device) == ("decode", "image", "cpu")
+                if is_slow and original and math.prod(size) > MAX_ORIGINAL_DECODE_PIXELS:
+                    continue  # nothing to compare with
                 for channels in latent_channels:
                     rows = make_rows(original, arguments.device, *size, channels)
                     batch, *extent = size

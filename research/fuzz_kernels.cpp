@@ -241,6 +241,21 @@ void convolve() {
         if (!std::isfinite(out.data()[i])) std::fprintf(stderr, "a convolution is not finite\n"), std::abort();
 }
 
+// Bytes of pictures as floats, between rows of both that are not touched.
+void rescale() {
+    const int height = between(1, 9), width = between(1, 70), over = between(0, 5);
+    const int64_t row = 3 * width + over, out_row = width + over, plane = out_row * height;
+    Array<uint8_t> pixels(static_cast<size_t>(row * height - over));
+    Array<float> out(static_cast<size_t>(3 * plane - over));
+    for (size_t i = 0; i < pixels.size(); i++) pixels.data()[i] = static_cast<uint8_t>(random_bits());
+    walloc_rescale(pixels.data(), row, height, width, out.data(), out_row, plane);
+    for (int y = 0; y < height; y++)
+        for (int i = 0; i < 3 * width; i++)
+            if (out.data()[i % 3 * plane + y * out_row + i / 3] !=
+                (static_cast<float>(pixels.data()[y * row + i]) - 127.5f) / 255.0f)
+                std::fprintf(stderr, "a value is not scaled\n"), std::abort();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -255,7 +270,7 @@ int main(int argc, char** argv) {
         switch (below(8)) {
             case 0: round_trip(one); break;
             case 1: below(2) ? encode<float>(below(2)) : encode<uint8_t>(below(2)); break;
-            case 2: convolve(); break;
+            case 2: below(2) ? convolve() : rescale(); break;
             default: decode(one);
         }
     }

@@ -3,6 +3,7 @@
 import contextlib
 
 import numpy as np
+import PIL.Image
 import pytest
 import skimage.data
 import torch
@@ -333,3 +334,20 @@ def test_gradients_go_through_torch(codecs):
 def test_command_line_says_what_runs(capsys):
     assert info.run([], kernels=True) == 0
     assert capsys.readouterr().out.strip() == native.describe()
+
+
+@pytest.mark.parametrize("width", [2, 15, 16, 53])
+def test_processor_scales_bytes_as_torch_does(level, monkeypatch, width):
+    calls = []
+    rescale = kernels.library().walloc_rescale
+    monkeypatch.setattr(kernels.library(), "walloc_rescale", lambda *a: calls.append(rescale(*a)))
+    rng = np.random.default_rng(width)
+    array = rng.permutation(np.arange(41 * width * 3) % 256).astype(np.uint8).reshape(41, width, 3)
+    expected = torch.from_numpy(np.pad(array, ((0, 7), (0, -width % 8), (0, 0)), "reflect"))
+    expected = (expected.permute(2, 0, 1).float() - 127.5) / 255
+    every_other = np.repeat(array, 2, axis=0)[::2]
+    for image in (array, every_other, PIL.Image.fromarray(array), torch.from_numpy(array).permute(2, 0, 1)):
+        for batch in ([image], [image, np.zeros((48, 64, 3), np.uint8)]):
+            pixels = WallocImageProcessor()(batch, return_tensors="pt")["pixel_values"][0]
+            assert pixels.is_contiguous() and torch.equal(pixels[:, :48, : expected.shape[2]], expected)
+    assert len(calls) == 12  # each picture, and the second of the batches

@@ -21,7 +21,16 @@ from transformers.utils import logging
 from .image_colours import to_gray, to_srgb
 from .image_decoding import Picture, upright
 from .image_sources import open_source
-from .pixels import FLOAT_DTYPES, find_channels, native, reflect, to_picture, unbatch, write_pixels
+from .pixels import (
+    FLOAT_DTYPES,
+    find_channels,
+    native,
+    reflect,
+    rescales_interleaved,
+    to_picture,
+    unbatch,
+    write_pixels,
+)
 from .raster_format import RasterFormat
 
 logger = logging.get_logger(__name__)
@@ -152,13 +161,14 @@ class WallocImageProcessor(PilBackend):
         **kwargs: Any,
     ) -> torch.Tensor:
         """One image of any kind -> (num_channels, h, w) tensor, values and dtype untouched."""
+        planar = do_rescale and not rescales_interleaved(num_channels)
         if isinstance(image, PIL.Image.Image | Picture):
             to_array: Any = _pil_to_array if isinstance(image, PIL.Image.Image) else _picture_to_array
-            pixels = torch.from_numpy(to_array(image, num_channels, planar=do_rescale))
+            pixels = torch.from_numpy(to_array(image, num_channels, planar=planar))
             # The base class hands over tensors alone. A copy of the picture would take a sixth of this call.
             pixels.unshared = True  # type: ignore[attr-defined]
         else:
-            pixels = _channels_first(image, num_channels, input_data_format, planar=do_rescale)
+            pixels = _channels_first(image, num_channels, input_data_format, planar=planar)
         if min(pixels.shape[1:]) == 0:
             raise ValueError(f"empty image: height {pixels.shape[1]}, width {pixels.shape[2]}")
         if pixels.shape[0] == 1 and num_channels == 3:
@@ -361,10 +371,11 @@ def _pil_to_array(image: PIL.Image.Image, num_channels: int, planar: bool) -> np
     count = len(image.getbands())
     if count != num_channels:
         raise ValueError(f"a PIL image of mode {image.mode!r} has {count} bands; num_channels is {num_channels}")
-    if not planar:
-        return np.array(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
-    # Band by band is twice as fast as converting the interleaved image and transposing it.
-    return np.stack([np.asarray(band) for band in image.split()])
+    if planar:
+        # Band by band is twice as fast as converting the interleaved image and transposing it.
+        return np.stack([np.asarray(band) for band in image.split()])
+    # In two steps: several times as fast as `np.array(image)`.
+    return np.asarray(image).copy().reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
 
 def _is_unshared(image: torch.Tensor) -> bool:

@@ -5,6 +5,7 @@ The last of these runs in a compiled kernel where that serves, and in torch othe
 
 from __future__ import annotations
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from .bottleneck import code_dtype, latent_limit
 from .encoder_kernel import PictureEncoder, fits_kernel
+from .kernels import library
 from .layers import from_weights, is_pointwise
 from .reflection import extend, mirrored
 from .runtime import is_traced
@@ -134,10 +136,17 @@ def native(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+def rescales_interleaved(num_channels: int) -> bool:
+    """Whether a kernel takes apart and scales bytes of this many channels that lie side by side."""
+    return num_channels == 3 and library() is not None
+
+
 def write_pixels(target: torch.Tensor, image: torch.Tensor) -> None:
     """Writes `image` (C, h, w) into the view `target` of the same shape, mapped to [-0.5, 0.5] if that is float32."""
     if target.dtype == torch.uint8:
         target.copy_(image)
+        return
+    if _rescale_interleaved(target, image):
         return
     if image.dtype in FLOAT_DTYPES:
         low, high = (bound.item() for bound in torch.aminmax(image))
@@ -154,6 +163,21 @@ def write_pixels(target: torch.Tensor, image: torch.Tensor) -> None:
     target.copy_(image).sub_(middle)
     if span != 1:
         target.div_(span)
+
+
+def _rescale_interleaved(target: torch.Tensor, image: torch.Tensor) -> bool:
+    """`write_pixels` in one pass by the kernel; False where it does not serve."""
+    kernels = library()
+    if kernels is None or image.dtype != torch.uint8 or not all(_is_plain(x) and x.is_cpu for x in (target, image)):
+        return False
+    if len(image) != 3 or (image.stride(0), image.stride(2), target.stride(2)) != (1, 3, 1):
+        return False
+    _, height, width = image.shape
+    kernels.walloc_rescale(
+        ctypes.c_void_p(image.data_ptr()), ctypes.c_int64(image.stride(1)), height, width,
+        ctypes.c_void_p(target.data_ptr()), ctypes.c_int64(target.stride(1)), ctypes.c_int64(target.stride(0)),
+    )  # fmt: skip
+    return True
 
 
 def reflect(padded: torch.Tensor, height: int, width: int) -> None:

@@ -37,18 +37,6 @@ inline Pair fold(Bytes v) {
     return {a + b, a - b};
 }
 
-// Sixteen pixels of three channels that lie side by side, taken apart.
-inline void split3(const uint8_t* p, Bytes out[3]) {
-    Bytes a, b, c;
-    std::memcpy(&a, p, 16), std::memcpy(&b, p + 16, 16), std::memcpy(&c, p + 32, 16);
-    const Bytes ab0 = __builtin_shufflevector(a, b, 0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 0, 0, 0, 0, 0);
-    const Bytes ab1 = __builtin_shufflevector(a, b, 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 0, 0, 0, 0, 0);
-    const Bytes ab2 = __builtin_shufflevector(a, b, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 0, 0, 0, 0, 0, 0);
-    out[0] = __builtin_shufflevector(ab0, c, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 17, 20, 23, 26, 29);
-    out[1] = __builtin_shufflevector(ab1, c, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 18, 21, 24, 27, 30);
-    out[2] = __builtin_shufflevector(ab2, c, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 19, 22, 25, 28, 31);
-}
-
 class BlockWorker {
 public:
     BlockWorker(const BlockEncoder& encoder, const Picture& picture, float* latents, int8_t* codes)

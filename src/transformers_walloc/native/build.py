@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-KERNELS = ("encoder.cpp", "block_encoder.cpp", "convolution.cpp", "entropy.cpp")
+KERNELS = ("encoder.cpp", "block_encoder.cpp", "convolution.cpp", "entropy.cpp", "pixels.cpp")
 SUPPORT, HEADERS = "support.cpp", ("kernels.h", "vectors.h", "context_network.h", "range_coder.h")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-pthread", "-Wall", "-Wno-psabi")
 

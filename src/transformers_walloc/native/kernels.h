@@ -107,6 +107,11 @@ struct Convolution {
 EXPORT int walloc_convolve(const Convolution* convolution, const float* in, int32_t height, int32_t width,
                            int32_t num_threads, float* out);
 
+// Three channels that lie side by side, rows `row_stride` bytes apart -> planes of (value - 127.5) / 255, strides in
+// floats.
+EXPORT void walloc_rescale(const uint8_t* pixels, int64_t row_stride, int32_t height, int32_t width, float* out,
+                           int64_t out_row_stride, int64_t out_channel_stride);
+
 EXPORT int32_t walloc_interface();
 
 // Whether this processor has what the kernels are compiled for.
