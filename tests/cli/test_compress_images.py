@@ -43,7 +43,7 @@ def test_image_formats_in_and_out(here, codecs, suffix):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
-def test_modes_of_images(here, codecs, mode):
+def test_modes_of_images(here, codecs, mode, capsys):
     suffix = ".tif" if mode == "CMYK" else ".png"
     image = PIL.Image.fromarray(pictures()[1])
     if mode == "I;16":
@@ -52,6 +52,8 @@ def test_modes_of_images(here, codecs, mode):
         image = image.convert(mode)
     image.save(f"in{suffix}")
     assert main(["compress", f"in{suffix}", "--model", codecs["image"]]) == 0
+    said = "note: in.tif: colours are converted from CMYK without a profile" in capsys.readouterr().err
+    assert said == (mode == "CMYK")
     assert main(["decompress", "in.walloc", "-o", "out.png", "--model", codecs["image"]]) == 0
     grey = PIL.Image.open("out.png")
     grey = np.asarray(grey) / 257 if grey.mode == "I;16" else grey.convert("L")

@@ -257,7 +257,10 @@ def _colours(image: PIL.Image.Image, gray: bool, note: Note) -> tuple[PIL.Image.
     if image.mode == "LAB":
         lab, srgb = PIL.ImageCms.createProfile("LAB"), PIL.ImageCms.createProfile("sRGB")
         image = PIL.ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
-    return to_srgb(image, note), b""
+    converted = to_srgb(image, note)
+    if converted is image and image.mode == "CMYK":
+        note("colours are converted from CMYK without a profile")
+    return converted, b""
 
 
 def _sixteen_bits(image: PIL.Image.Image, data: bytes, note: Note) -> np.ndarray | None:
