@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """A data set of images as a data set of latents, 10 to 40 times smaller, once for all epochs.
 
+    pip install "transformers-walloc[examples]"
     python examples/encode_dataset.py photos photo-latents --codec walloc/rgb-f16c48 --size 896 896
     python examples/encode_dataset.py lmms-lab/DocVQA docvqa-latents --for_model docvqa-on-latents
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """A pretrained classifier of images on latents: four times the resolution, as many tokens.
 
+    pip install "transformers-walloc[examples]"
     python examples/image_classification.py --model google/vit-base-patch16-224 --dataset food101 \\
         --codec walloc/rgb-f16c48 --output_dir food-on-latents --max_steps 2000
 
