@@ -21,7 +21,7 @@ from transformers.utils import logging
 from .image_colours import to_gray, to_srgb
 from .image_decoding import Picture, upright
 from .image_sources import open_source
-from .pixels import (
+from .pixels import channels_first
     FLOAT_DTYPES,
     find_channels,
     native,
@@ -168,7 +168,7 @@ class WallocImageProcessor(PilBackend):
             # The base class hands over tensors alone. A copy of the picture would take a sixth of this call.
             pixels.unshared = True  # type: ignore[attr-defined]
         else:
-            pixels = _channels_first(image, num_channels, input_data_format, planar=planar)
+            pixels = channels_first(image, num_channels, input_data_format, planar=planar)
         if min(pixels.shape[1:]) == 0:
             raise ValueError(f"empty image: height {pixels.shape[1]}, width {pixels.shape[2]}")
         if pixels.shape[0] == 1 and num_channels == 3:
@@ -380,27 +380,3 @@ def _pil_to_array(image: PIL.Image.Image, num_channels: int, planar: bool) -> np
 
 def _is_unshared(image: torch.Tensor) -> bool:
     return getattr(image, "unshared", False)
-
-
-def _channels_first(image: Any, num_channels: int, input_data_format: str | None, planar: bool) -> torch.Tensor:
-    """Array or tensor of two or three axes -> (C, h, w) tensor, contiguous if `planar`."""
-    shape = tuple(image.shape)
-    if len(shape) == 2:
-        image, input_data_format = image[None], "channels_first"
-    if input_data_format is None:
-        input_data_format = find_channels(shape, num_channels, isinstance(image, torch.Tensor))
-    if isinstance(image, torch.Tensor):
-        image = image.detach()
-        pixels: torch.Tensor = image.permute(2, 0, 1) if input_data_format == "channels_last" else image
-        pixels = pixels.contiguous() if planar else pixels
-    else:
-        if image.dtype.kind not in "buif":
-            raise TypeError(f"an array of dtype {image.dtype} is no image; valid: integers and floats")
-        image = image.transpose(2, 0, 1) if input_data_format == "channels_last" else image
-        array = native(image)
-        if planar or min(array.strides) < 0:
-            array = np.ascontiguousarray(array)
-        pixels = torch.from_numpy(array if array.flags.writeable else array.copy())
-    if pixels.shape[0] != num_channels and not (pixels.shape[0] == 1 and num_channels == 3):
-        raise ValueError(f"an image of shape {shape} has {pixels.shape[0]} channels; num_channels is {num_channels}")
-    return pixels

@@ -131,6 +131,30 @@ def find_channels(shape: tuple[int, ...], num_channels: int, is_tensor: bool) ->
     raise ValueError(f"an image of shape {shape} has no axis of {num_channels} channels, first or last")
 
 
+def channels_first(image: Any, num_channels: int, input_data_format: str | None, planar: bool) -> torch.Tensor:
+    """Array or tensor of two or three axes -> (C, h, w) tensor, contiguous if `planar`."""
+    shape = tuple(image.shape)
+    if len(shape) == 2:
+        image, input_data_format = image[None], "channels_first"
+    if input_data_format is None:
+        input_data_format = find_channels(shape, num_channels, isinstance(image, torch.Tensor))
+    if isinstance(image, torch.Tensor):
+        image = image.detach()
+        pixels: torch.Tensor = image.permute(2, 0, 1) if input_data_format == "channels_last" else image
+        pixels = pixels.contiguous() if planar else pixels
+    else:
+        if image.dtype.kind not in "buif":
+            raise TypeError(f"an array of dtype {image.dtype} is no image; valid: integers and floats")
+        image = image.transpose(2, 0, 1) if input_data_format == "channels_last" else image
+        array = native(image)
+        if planar or min(array.strides) < 0:
+            array = np.ascontiguousarray(array)
+        pixels = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if pixels.shape[0] != num_channels and not (pixels.shape[0] == 1 and num_channels == 3):
+        raise ValueError(f"an image of shape {shape} has {pixels.shape[0]} channels; num_channels is {num_channels}")
+    return pixels
+
+
 def native(array: np.ndarray) -> np.ndarray:
     """The same array in the byte order of this machine."""
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
