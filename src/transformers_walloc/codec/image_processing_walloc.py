@@ -21,9 +21,9 @@ from transformers.utils import logging
 from .image_colours import to_gray, to_srgb
 from .image_decoding import Picture, upright
 from .image_sources import open_source
-from .pixels import channels_first
+from .pixels import (
     FLOAT_DTYPES,
-    find_channels,
+    channels_first,
     native,
     reflect,
     rescales_interleaved,
