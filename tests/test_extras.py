@@ -69,18 +69,22 @@ def test_the_message():
             "from transformers_walloc.latents.writing import compress_dataset as compress; compress('a', 'b')",
         ),
         ("matplotlib", "import transformers_walloc.evaluation.plots"),
+        ("accelerate", "import transformers_walloc.training.trainer"),
+        ("accelerate", "import transformers_walloc.training.recipe"),
     ],
 )
 def test_doors(missing, code, tmp_path):
     """In a process that lacks the package, with a picture at hand."""
     script = f"""
 import sys
-from importlib.abc import MetaPathFinder
-class Missing(MetaPathFinder):
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == {missing!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Missing())
+        return None if name.partition(".")[0] == {missing!r} else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = map(Without, sys.meta_path)
 from PIL import Image
 Image.new("RGB", (32, 32)).save("photo.png")
 import transformers_walloc

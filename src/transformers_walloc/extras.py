@@ -39,8 +39,18 @@ def naming_extras() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        if name not in EXTRAS or "pip install" in str(error):
+        name = _missing(error)
+        if name is None or "pip install" in str(error):
             raise
         message = f"{name} is not installed: pip install 'transformers-walloc[{EXTRAS[name]}]'"
         raise ModuleNotFoundError(message, name=error.name) from error
+
+
+def _missing(error: BaseException | None) -> str | None:
+    """The package of ours that an error, or what it came from, lacks: transformers says `Could not import module`."""
+    while error is not None:
+        name = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and name in EXTRAS:
+            return name
+        error = error.__cause__ or error.__context__
+    return None

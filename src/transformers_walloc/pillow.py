@@ -1,6 +1,7 @@
 """Pictures in .walloc files through Pillow, and so through everything that reads pictures with it.
 
 ```python
+import PIL.Image
 import transformers_walloc.pillow  # registers
 
 image = PIL.Image.open("photo.walloc")  # size and mode at once; the codec is loaded for the pixels

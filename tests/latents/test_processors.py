@@ -203,7 +203,7 @@ def test_another_codec_is_refused(repositories, codec_folder, saved, tmp_path):
         other.encoder.projection.weight.mul_(1.01)
     other.save_pretrained(tmp_path / "other")
     model = AUTO_CLASSES["vit"].from_pretrained(saved("vit"))
-    message = r"is of codec 'other' \(\w{16}\), the model is on latents of 'tiny' \(\w{16}\): use that codec"
+    message = r"is of codec 'other' \(\w{16}\), the model is on latents of codec 'tiny' \(\w{16}\): use that codec"
     with pytest.raises(ValueError, match=message):
         WallocLatentImageProcessor.for_model(model.config, str(tmp_path / "other"))
     with pytest.raises(ValueError, match=message):

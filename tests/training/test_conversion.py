@@ -216,7 +216,7 @@ def test_command_line_and_training_leftovers(original, tmp_path, capsys):
     assert "WallocImageModel" in done.stdout
     assert convert(*paths, tmp_path / "out") == 1
     message = capsys.readouterr().err
-    assert message.startswith("error: ") and "--force" in message and len(message.splitlines()) == 1
+    assert message.startswith("walloc: error: ") and "--force" in message and len(message.splitlines()) == 1
 
 
 def test_plain_state_dict(original, tmp_path):
@@ -271,7 +271,7 @@ def failure(capsys, *arguments) -> str:
     assert convert(*arguments, out) == 1
     assert not out.exists()
     message = capsys.readouterr().err
-    assert message.startswith("error: ")
+    assert message.startswith("walloc: error: ")
     return message
 
 

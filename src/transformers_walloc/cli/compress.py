@@ -11,14 +11,14 @@ from .jobs import plan_outputs, run_jobs
 from .options import DEFAULT_CODECS, add_files, add_limits, add_model, add_rate
 
 EXAMPLES = """\
-  walloc compress photo.png                         photo.walloc, beside the photo
-  walloc compress photo.png -o out.walloc --bpp 0.4 at most 0.4 bits per pixel
-  walloc compress photo.png --refine 10             sharper in a few percent more bytes; some 20 s a megapixel
-  walloc compress photos/ -o small/ -j 4            a folder with its subfolders, four files at a time
-  walloc compress photos/ -o small/ --skip-existing the same job again: only what is new
-  walloc compress '*.wav' --kbps 24 --force         overwrites what is there
-  walloc compress concert.flac --downmix            six channels to stereo
-  walloc compress - < photo.png > photo.walloc      between other programs
+  walloc compress photo.png                          # photo.walloc, beside the photo
+  walloc compress photo.png -o out.walloc --bpp 0.4  # at most 0.4 bits per pixel
+  walloc compress photo.png --refine 10 --force      # sharper in a few percent more bytes; some 20 s a megapixel
+  walloc compress photos/ -o small/ -j 4             # a folder with its subfolders, four files at a time
+  walloc compress photos/ -o small/ --skip-existing  # the same job again: only what is new
+  walloc compress '*.wav' --kbps 24                  # a pattern
+  walloc compress concert.flac --downmix             # six channels to stereo
+  walloc compress - < photo.png > copy.walloc        # between other programs
 
 Images are upright afterwards; metadata is not kept, but transparency and colour profiles are, without loss, and so is
 whether there were 16 bits or gray. What a .walloc file does not keep (frames of an animation, CMYK) is said. a.png and

@@ -8,12 +8,12 @@ pickled code runs, and a weight that is missing, left over, of another shape or 
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import torch
 
 from ..training.conversion import convert_files
+from .console import complain
 from .options import in_kebab_case
 
 
@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             overwrite=options.force,
         )
     except FileExistsError as error:
-        print(f"error: {error}; replace it with --force", file=sys.stderr)
+        complain(f"{error}; replace it with --force")
         return 1
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
     if ignored:
         print(f"not part of a model, left out: {', '.join(ignored)}")

@@ -8,8 +8,8 @@ from .options import count
 
 EXAMPLES = """\
   walloc dataset photos/ latents/ --size 896 896 --num-proc 8
-  walloc dataset beans latents/ --storage int8 --push-to-hub user/beans-latents
-  walloc dataset s3://bucket/photos s3://bucket/latents --engine ray --num-proc 512
+  walloc dataset beans bean-latents/ --storage int8 --push-to-hub user/beans-latents
+  walloc dataset s3://bucket/photos s3://bucket/photo-latents --engine ray --num-proc 512
 
 The same command continues an interrupted run. Reading it back, in Python:
 

@@ -22,11 +22,11 @@ from .options import add_files, add_limits, add_model
 _MAX_MEMORY = 2147  # MB
 
 EXAMPLES = """\
-  walloc decompress photo.walloc                    photo.png beside it (audio: .wav)
-  walloc decompress photo.walloc -o photo.jpg       the suffix names the format
+  walloc decompress photo.walloc               # photo.png beside it (audio: .wav)
+  walloc decompress photo.walloc -o photo.jpg  # the suffix names the format
   walloc decompress small/ -o full/ --format webp
-  walloc decompress slide.walloc -o part.png --window 4000 7000 512 512 --max-pixels 0
-  walloc decompress photos/ -o previews/ --format jpg --linear
+  walloc decompress slide.walloc -o part.png --window 1024 2048 512 512 --max-pixels 0
+  walloc decompress small/ -o previews/ --format jpg --linear
   walloc decompress song.walloc -o - --format flac | ffplay -
 
 Images come back gray, with 16 bits, transparency and their colour profile if they had them, audio at its rate, channels

@@ -1,7 +1,7 @@
 """Fit the entropy coder's tables to a trained codec and store them in its checkpoint.
 
-    walloc fit-tables runs/rgb-16x --data DIR  # images or audio that it was trained on
-    walloc fit-tables runs/rgb-16x --data DIR --steps 2000 --out runs/rgb-16x-coded
+    walloc fit-tables runs/rgb-16x --data photos/  # images or audio that it was trained on
+    walloc fit-tables runs/rgb-16x --data photos/ --steps 2000 --out runs/rgb-16x-coded
 
 Codes at the steps of --code-steps are mixed, so that the tables also suit files that rate control made coarser. Files
 that were written with other tables can no longer be read with the checkpoint: fit before publishing it.

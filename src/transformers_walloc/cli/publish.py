@@ -1,7 +1,9 @@
 """Publish a checkpoint folder, or the page for browsers, on the Hub.
 
-    walloc publish model_cards/rgb-16x walloc/rgb-16x [--private] [--dry-run DIR] [--eval-dataset USER/kodak]
-    walloc publish build/page walloc/demo
+    walloc publish my-codec USER/my-codec --dry-run staged     # look at what would be uploaded
+    walloc publish my-codec USER/my-codec --private
+    walloc publish my-codec USER/my-codec --eval-dataset USER/kodak
+    walloc publish build/page USER/walloc                       # the page for browsers
 
 Of a checkpoint, weights, card and measured results are uploaded as they are. Configuration and processor get an
 `auto_map`, and the package's modules are put beside them, so that `AutoModel.from_pretrained(...,

@@ -25,7 +25,7 @@ from .bitstream import (
     unpack,
 )
 from .entropy_coding import EntropyTables, decode_codes, encode_codes
-from .identity import codec_name, tables_from_buffer
+from .identity import called, codec_name, tables_from_buffer
 from .kernels import library
 from .limits import MAX_MEMORY, check_memory, check_payload
 from .pixels import scale_pixels, to_8_bits
@@ -357,13 +357,13 @@ def _check_codec(model: Any, header: Header, reads: bool, tables: str) -> None:
     kind = config.kind
     if header.kind != kind:
         raise WallocCodecMismatchError(
-            f"the file holds {header.kind} of codec {name or header.fingerprint!r}; {own_name!r} is for {kind}: load "
-            "the codec that the file names"
+            f"the file holds {header.kind} of {called(name)}; {called(own_name)} is for {kind}: load the codec that "
+            "wrote it"
         )
     if not reads:
         raise WallocCodecMismatchError(
-            f"the file was written by codec {name or 'without a name'!r} (latents {header.fingerprint}), this model is "
-            f"{own_name!r} (latents {model.fingerprint()}): load the codec that wrote it, at the same revision"
+            f"the file was written by {called(name)} (latents {header.fingerprint}), this model is "
+            f"{called(own_name)} (latents {model.fingerprint()}): load the codec that wrote it, at the same revision"
         )
     for field in ("num_channels", "num_levels", "latent_channels", "latent_bits", "encoder_padding"):
         if getattr(header, field) != getattr(config, field):

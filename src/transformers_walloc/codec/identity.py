@@ -146,6 +146,11 @@ def codec_name(name_or_path: str | os.PathLike[str] | None) -> str:
     return text.encode(errors="replace")[:MAX_CODEC_BYTES].decode(errors="ignore")
 
 
+def called(name: str) -> str:
+    """A codec's name in a message; folders and models that were never saved have none."""
+    return f"codec {name!r}" if name else "a codec without a name"
+
+
 def tables_to_bytes(tables: EntropyTables | None, latent_channels: int) -> bytes:
     """Tables as a checkpoint carries them; nothing for the generic ones, None.
 

@@ -97,7 +97,8 @@ class WallocImageProcessor(PilBackend):
 
     >>> processor = WallocImageProcessor()
     >>> inputs = processor("photo.png", return_tensors="pt")
-    >>> inputs["pixel_values"].shape, inputs["original_sizes"]
+    >>> inputs["pixel_values"].shape, inputs["original_sizes"]  # of a photo of 198 x 125 pixels
+    (torch.Size([1, 3, 128, 200]), tensor([[125, 198]]))
     >>> image = processor.post_process(inputs["pixel_values"], inputs["original_sizes"])[0]  # the same 8-bit pixels
     ```"""
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..codec.configuration_walloc import WallocImageConfig
-from ..codec.identity import codec_name
+from ..codec.identity import called, codec_name
 from ..codec.modeling_walloc import WallocImageEncoder
 
 
@@ -38,9 +38,9 @@ def check_identity(expected: Any, found: Any, what: str) -> None:
         what: has that codec, for the message.
     """
     if expected is not None and not found.reads(expected["fingerprint"]):
-        name = codec_name(found.config.name_or_path) or "without a name"
+        name = called(codec_name(found.config.name_or_path))
         raise ValueError(
-            f"{what} is of codec {name!r} ({found.fingerprint()}), the model is on latents of {expected['name']!r} "
+            f"{what} is of {name} ({found.fingerprint()}), the model is on latents of {called(expected['name'])} "
             f"({expected['fingerprint']}): use that codec"
         )
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig
 
 from ..codec.bitstream import unpack
 from ..codec.configuration_walloc import WallocImageConfig
-from ..codec.identity import codec_name
+from ..codec.identity import called, codec_name
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder, WallocImageModel
 from .codecs import check_identity, codec_of
@@ -270,9 +270,10 @@ class RowReader:
     def _check(self, row: dict[str, Any]) -> None:
         name, _, fingerprint = row["codec"].rpartition(":")
         if not self.reads(fingerprint):
+            own = codec_name(self.config.name_or_path)
             raise ValueError(
-                f"the latents were written by codec {name!r} ({fingerprint}), this is "
-                f"{codec_name(self.config.name_or_path)!r} ({self.fingerprint()})"
+                f"the latents were written by {called(name)} ({fingerprint}), this is {called(own)} "
+                f"({self.fingerprint()})"
             )
         _check_storage(row["storage"])
 

@@ -323,21 +323,24 @@ class WallocForAudioSourceSeparation(PreTrainedModel):
         return WallocSeparationOutput(loss=loss, source_values=sources, audio_values=audio)
 
     @torch.no_grad()
-    def separate(self, waveform: torch.Tensor, chunk_size: int = CHUNK_SIZE) -> torch.Tensor:
+    def separate(self, waveform: Any, chunk_size: int = CHUNK_SIZE) -> torch.Tensor:
         """Separate audio of any length and level.
 
         Args:
-            waveform: (num_channels, length) or (batch, num_channels, length), at the codec's sampling rate.
+            waveform: (num_channels, length) or (batch, num_channels, length), at the codec's sampling rate: a tensor
+                on any device, or an array.
             chunk_size: latents that the network runs on at a time. Chunks overlap by its receptive field, so that they
                 give the same as the whole.
 
         Returns:
-            ([batch,] sources, num_channels, length), the sources in the order of `config.source_names`.
+            ([batch,] sources, num_channels, length) on the model's device, the sources in the order of
+            `config.source_names`.
 
         Raises:
             ValueError: another shape, or a chunk size below 1.
         """
         channels, patch = self.codec.config.num_channels, self.codec.config.patch_size
+        waveform = torch.as_tensor(waveform, device=self.separator.scale.device)
         if waveform.ndim not in (2, 3) or waveform.shape[-2] != channels or 0 in waveform.shape:
             raise ValueError(f"waveform must be ([batch,] {channels}, length), got {tuple(waveform.shape)}")
         if chunk_size < 1:

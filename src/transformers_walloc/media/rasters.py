@@ -1,6 +1,9 @@
 """Rasters in files, TIFF and NumPy, any number of bands, 8 to 64 bits, missing values; and as .walloc files.
 
 ```python
+from transformers_walloc.media.paths import write_bytes
+from transformers_walloc.media.rasters import compress_raster, decompress_raster, encode_raster, read_raster
+
 array, raster = read_raster("scene.tif")             # as stored; RasterFormat: dtype, range, nodata, layout, names
 blob = compress_raster(model, array, raster)         # a .walloc file that remembers all of it
 array, raster = decompress_raster(model, blob)       # same dtype, shape and layout

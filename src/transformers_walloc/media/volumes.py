@@ -1,6 +1,10 @@
 """Volumes and clips in files: stacks of slices as TIFF pages or NumPy arrays, frames of a video.
 
 ```python
+from transformers_walloc.media.paths import write_bytes
+from transformers_walloc.media.rasters import compress_raster, decompress_raster
+from transformers_walloc.media.volumes import encode_volume, read_volume
+
 array, raster, frame_rate = read_volume("stack.tif")      # (D, H, W), (D, H, W, C) or (C, D, H, W)
 blob = compress_raster(model, array, raster)              # the same functions as for rasters of two dimensions
 array, raster = decompress_raster(model, blob)

@@ -131,6 +131,8 @@ def load_original_config(path: str | PathLike) -> tuple[dict, list[str]]:
     Raises:
         ValueError: not a JSON object, or an argument is missing or of the wrong type.
     """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no configuration at {path}")
     with open(path, encoding="utf-8") as file:
         try:
             config = json.load(file)

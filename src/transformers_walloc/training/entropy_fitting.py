@@ -3,7 +3,7 @@
 Run once after a codec is trained, on codes of its training data (never on the data that it is compared on):
 
 ```python
-tables = fit_entropy_tables([codes for codes in ...])    # int8, each (C, h, w) or (C, t)
+tables = fit_entropy_tables(training_codes)  # int8 arrays, each (C, h, w) or (C, t)
 model.set_entropy_tables(tables)
 ```
 """

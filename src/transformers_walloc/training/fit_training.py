@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import IterableDataset
-from transformers import TrainingArguments
 
+from ..extras import naming_extras
 from .trainer import CodecTrainer
+
+with naming_extras():
+    from transformers import TrainingArguments
 
 PIECE_SIZES = {2: 128, 1: 32768, 3: 32}
 

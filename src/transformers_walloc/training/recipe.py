@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import TrainingArguments, set_seed
 
 from ..codec.clips import normalise_clip
 from ..codec.pixels import to_8_bits
 from ..codec.rate_control import decibels
+from ..extras import naming_extras
 from ..loading import codec_path
 from ..media.paths import SUFFIXES, list_files
 from .conversion import save_model_folder
@@ -26,6 +26,9 @@ from .data import (
 from .start import make_model
 from .symmetric import keep_symmetric, make_symmetric
 from .trainer import CodecTrainer, last_checkpoint, of_first_process, remove_incomplete_checkpoints
+
+with naming_extras():
+    from transformers import TrainingArguments, set_seed
 
 # Settings of a machine, which say nothing about the codec.
 _LOCAL = ("output", "cache", "cpu", "workers", "statistics", "compile")

@@ -18,10 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState, ProgressCallback, TrainerState
-from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..codec.modeling_walloc import CodecModel
@@ -32,6 +28,10 @@ from .muon import Muon
 
 with naming_extras():
     from accelerate.utils import broadcast_object_list
+    from transformers import Trainer
+    from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+    from transformers.trainer_callback import ExportableState, ProgressCallback, TrainerCallback, TrainerState
+    from transformers.trainer_utils import TrainOutput
 
 
 class CodecTrainer(Trainer):
