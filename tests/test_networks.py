@@ -150,3 +150,21 @@ print(json.dumps([before, load()]))
         assert asked[0].startswith("/api/models/walloc/rgb-16x/revision")  # of the download
         done, _ = run(script, tmp_path, **environment, HF_HUB_OFFLINE="1")
         assert done == [2 * ["residual"]] * 2
+
+
+def test_a_download_can_be_forced(tmp_path):
+    newer = Path(__file__).parents[1] / "model_cards" / "rgb-16x-klt"
+    script = """
+import json
+import transformers_walloc
+from transformers import AutoImageProcessor, AutoModel
+done = [AutoModel.from_pretrained("walloc/rgb-16x").config.decoder_type]
+done += [AutoModel.from_pretrained("walloc/rgb-16x", force_download=True).config.decoder_type]
+done += [type(AutoImageProcessor.from_pretrained("walloc/rgb-16x", force_download=True)).__name__]
+done += [AutoModel.from_pretrained("walloc/rgb-16x").config.decoder_type]
+print(json.dumps(done))
+"""
+    with HubServer() as server:
+        server.commit_folder("walloc/rgb-16x", newer)
+        done, _ = run(script, tmp_path, **server.environment(tmp_path / "home"))
+    assert done == ["restoration", "residual", "WallocImageProcessor", "residual"]

@@ -28,6 +28,7 @@ EXAMPLE = re.compile(r"^ +walloc (?:.*\\\n)*.*$", re.MULTILINE)
 # What makes an example short: the last of two options counts.
 SHORT = {
     "train": "--max-steps 1 --klt-draws 50 --piece-size 64 --batch-size 2 --workers 0 --cpu",
+    "fit": "--table-steps 0",
     "fit-tables": "--steps 2 --files 1",
     "evaluate": "--files 1",
     "dataset": "--num-proc 1",
@@ -155,7 +156,7 @@ def _runs(line: str, here: Path, monkeypatch, output) -> None:
         save_as_the_original_does("RGB_16x")
     if "ray" in words:
         pytest.importorskip("ray")
-    shorter = "--minutes 0.02" if words[1] == "fit" and "--minutes" in words else SHORT.get(words[1], "")
+    shorter = SHORT.get(words[1], "") + (" --minutes 0.02" if words[1] == "fit" and "--minutes" in words else "")
     output.readouterr()
     try:
         status = main([*words[1:], *shorter.split()])
