@@ -5,7 +5,6 @@ encoder.onnx          pixel_values (B, C, H, W) or input_values (B, C, L)  ->  l
 quantizer.onnx        latents, step (1,)                                   ->  codes, int8 (int16 above 8 bits)
 decoder.onnx          codes, step (1,)                                     ->  pixel_values or audio_values
 latent_decoder.onnx   latents                                              ->  the same, latents not being rounded
-decoder_int8.onnx     as decoder.onnx, most of its network in 8-bit integers
 config.json, preprocessor_config.json
 ```
 
@@ -16,12 +15,9 @@ values.
 """
 
 import copy
-import logging
-import math
 import os
-import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +38,7 @@ from .export_modules import (
 from .loading import load_codec, make_processor
 
 FORMATS = ("onnx",)
-PARTS = ("encoder", "quantizer", "decoder", "latent_decoder", "decoder_int8")
+PARTS = ("encoder", "quantizer", "decoder", "latent_decoder")
 OPSET = 18  # what the exporter writes without a conversion
 
 
@@ -51,7 +47,6 @@ def export_codec(
     folder: str | os.PathLike,
     format: str = "onnx",
     parts: Sequence[str] = ("encoder", "quantizer", "decoder"),
-    calibration: Iterable[torch.Tensor] = (),
 ) -> dict[str, Path]:
     """Write the parts of a codec as graphs with dynamic batch and sizes.
 
@@ -59,16 +54,14 @@ def export_codec(
         codec: a `WallocImageModel` or `WallocAudioModel`, or the name of one: bundled, Hub id or folder.
         folder: where to write; made if missing.
         format: "onnx".
-        parts: of `PARTS`. `decoder_int8` is for processors that multiply bytes (VNNI), where it is more than twice as
-            fast; it loses some hundredths of a decibel.
-        calibration: for `decoder_int8`: a few signals as `encode` takes them, which tell how large activations become.
+        parts: of `PARTS`.
 
     Returns:
         The file of each part. Beside them lie `config.json` and `preprocessor_config.json`.
 
     Raises:
-        ValueError: an unknown format or part; `decoder_int8` without calibration, or of a decoder without a network.
-        ImportError: onnx, onnxscript or (for `decoder_int8`) onnxruntime is missing.
+        ValueError: an unknown format or part.
+        ImportError: onnx or onnxscript is missing.
     """
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; valid: {', '.join(FORMATS)}")
@@ -77,29 +70,14 @@ def export_codec(
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-
-        if "decoder_int8" in parts:
-            import onnxruntime  # noqa: F401
     except ImportError as error:
         raise ImportError(f"export needs {error.name}: pip install 'transformers-walloc[onnx]'") from error
     model = _load(codec)
-    feeds: list[dict[str, Any]] = []
-    if "decoder_int8" in parts:
-        if model.config.decoder_type == "linear":
-            raise ValueError("decoder_int8: a linear decoder has no network to be quantised")
-        feeds = _decoder_feeds(model, calibration)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {part: folder / f"{part}.onnx" for part in parts}
-    with tempfile.TemporaryDirectory() as scratch:
-        graphs = dict(paths)
-        if "decoder_int8" in parts:
-            graphs.pop("decoder_int8")
-            graphs.setdefault("decoder", Path(scratch, "decoder.onnx"))
-        for part, path in graphs.items():
-            _write_onnx(export_program(model, part), path, _names(model.config, part))
-        if "decoder_int8" in parts:
-            _quantise_blocks(graphs["decoder"], paths["decoder_int8"], feeds)
+    for part, path in paths.items():
+        _write_onnx(export_program(model, part), path, _names(model.config, part))
     model.config.save_pretrained(folder)
     make_processor(model.config).save_pretrained(folder)
     return paths
@@ -137,67 +115,6 @@ def export_program(codec: Any, part: str) -> torch.export.ExportedProgram:
         return torch.export.export(
             module.eval(), inputs, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True
         )
-
-
-def _quantise_blocks(source: Path, target: Path, feeds: Sequence[dict[str, Any]]) -> None:
-    """Statically quantise the residual blocks of a graph: 8-bit activations, weights with a scale for each channel.
-
-    What joins and leaves the blocks stays in float32, and so does everything that is not a convolution of equally many
-    inputs and outputs. Activations are unsigned, which is faster with VNNI; processors without it add products of
-    unsigned and signed bytes in 16 bits, so weights have 7 bits.
-
-    Args:
-        source, target: ONNX files.
-        feeds: inputs of the graph that tell how large activations become.
-    """
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self):
-            self.rest = iter(feeds)
-
-        def get_next(self):
-            return next(self.rest, None)
-
-    graph = onnx.load(source).graph
-    shapes = {item.name: tuple(item.dims) for item in graph.initializer}
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    inner = [node.name for node in convolutions if _of_a_block(shapes.get(node.input[1], ()))]
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it recommends to prepare the graph, which the exporter has done
-    try:
-        with atomic_file(target) as partial:
-            quantize_static(
-                source,
-                partial,
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                reduce_range=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_quantize=inner,
-            )
-    finally:
-        logger.setLevel(level)
-
-
-def _of_a_block(shape: tuple[int, ...]) -> bool:
-    """Whether weights (outputs, inputs, *kernel) are of a residual block, and not of a wavelet transform."""
-    return len(shape) > 2 and shape[0] == shape[1] > 2 and math.prod(shape[2:]) > 1
-
-
-def _decoder_feeds(model: Any, signals: Iterable[torch.Tensor]) -> list[dict[str, Any]]:
-    feeds = []
-    for signal in signals:
-        with torch.inference_mode():
-            codes = model.quantize(model.encode(signal)[0])
-        feeds.append({"codes": codes.numpy(), "step": torch.ones(1).numpy()})
-    if not feeds:
-        raise ValueError("decoder_int8 needs calibration: a few signals as encode takes them")
-    return feeds
 
 
 def _load(codec: Any) -> Any:

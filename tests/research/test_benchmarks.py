@@ -2,11 +2,7 @@
 
 import json
 
-import numpy as np
-import pytest
-import torch
-
-from research import benchmark_device, benchmark_int8, measure_memory
+from research import benchmark_device, measure_memory
 
 
 def test_device(tmp_path, capsys):
@@ -35,12 +31,16 @@ def test_large_files_are_readable(tmp_path):
     assert soundfile.info(tmp_path / "a.wav").frames == 158_760
 
 
-def test_decoders_in_bytes_are_measured_against_floats(capsys):
-    original = torch.linspace(-0.5, 0.5, 3 * 16 * 16).reshape(1, 3, 16, 16)
-
-    def off(codes):  # by two levels of 255
-        return (original + 2 / 255).clamp(-0.5, 0.5).numpy()
-
-    found = benchmark_int8.measure({"off": off, "off too": off}, [original], [original], rounds=1)
-    assert found["off"][1] == pytest.approx(20 * np.log10(255 / 2), abs=0.1)
-    assert found["off"][0] > 0 and "off too" in capsys.readouterr().out
+def test_table_of_growth_leaves_out_what_was_not_measured():
+    step = {"seconds": 2.0, "processor": 1.234, "megabytes": 1400.4}
+    result = {
+        "codec": "`rgb-16x`",
+        "machine": {"processor": "one", "load": 1.0, "cores": 2},
+        "rows": [
+            {"size": 0.1, "compress": step, "decompress a window": step, "decompress all": step},
+            {"size": 1000, "compress": step},
+        ],
+    }
+    lines = measure_memory.page_table(result).splitlines()
+    assert lines[-2] == "| 0.1 | 1.23 s, 1,400 MB | 1.23 s, 1,400 MB |  | 1.23 s, 1,400 MB |"
+    assert lines[-1] == "| 1,000 | 1.23 s, 1,400 MB |  |  |  |"
