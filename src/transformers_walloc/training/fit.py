@@ -170,6 +170,8 @@ def fit_codec(
     if minutes:
         shape = {"decoder_type": "residual", "decoder_hidden_size": 48, "decoder_num_layers": 4}
         model, step = _closed_form(model.config, statistics, model.config.latent_channels, step, symmetric, **shape)
+        if progress:
+            print(f"decoder: {minutes:g} min of training", flush=True)
         with torch.enable_grad():
             train_decoder(model, [found.to_unit(signal) for signal in found.kept.signals], minutes)
         model.eval()

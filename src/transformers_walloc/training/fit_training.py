@@ -11,7 +11,7 @@ from ..extras import naming_extras
 from .trainer import CodecTrainer
 
 with naming_extras():
-    from transformers import TrainingArguments
+    from transformers import PrinterCallback, TrainingArguments
 
 PIECE_SIZES = {2: 128, 1: 32768, 3: 32}
 
@@ -74,6 +74,7 @@ def train_decoder(model, signals: Sequence[torch.Tensor], minutes: float) -> Non
             eval_dataset=[],
             time_budget=60 * minutes,
         )
+        trainer.remove_callback(PrinterCallback)  # of counts and speeds, which say nothing here
         trainer.train()
         model.load_state_dict(trainer.average.averaged.module.state_dict())
     vars(model.config).pop("use_cache", None)  # Trainer sets it, for text models
