@@ -259,7 +259,7 @@ class WallocImageProcessor(PilBackend):
             reflect(padded, image.shape[1], image.shape[2])
         return self._as_feature(batch, sizes, return_tensors)
 
-    def _as_feature(self, batch: torch.Tensor, sizes: list[tuple[int, ...]], return_tensors: Any) -> BatchFeature:
+    def _as_feature(self, batch: torch.Tensor, sizes: Any, return_tensors: Any) -> BatchFeature:
         if return_tensors is None:
             return BatchFeature({"pixel_values": list(batch), "original_sizes": sizes})
         if self._in_pipeline:
