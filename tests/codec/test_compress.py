@@ -266,6 +266,7 @@ def test_kbps_and_psnr_of_audio():
 
 
 def test_an_audio_encoder_and_padding_of_the_original(tmp_path):
+    pytest.importorskip("diffusers")
     config = WallocAudioConfig(num_levels=4, latent_channels=6, decoder_type="oobleck", encoder_padding=1)
     config.decoder_hidden_size = 12
     model = WallocAudioModel(config).eval()

@@ -164,7 +164,7 @@ def resample(samples: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tenso
             raise ImportError(
                 f"resampling from {from_rate} to {to_rate} Hz needs soxr (pip install soxr) or torchaudio"
             ) from error
-        resampled = soxr.resample(samples.T.cpu().numpy(), from_rate, to_rate).T
+        resampled = soxr.resample(samples.T.cpu().numpy().copy(), from_rate, to_rate).T  # contiguous, as soxr wants it
         result = torch.from_numpy(np.ascontiguousarray(resampled)).to(samples.device)
     else:
         result = torchaudio_resample(samples, from_rate, to_rate)
