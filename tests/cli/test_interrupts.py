@@ -17,7 +17,9 @@ HEAD = "import sys\nfrom transformers_walloc.cli import main, progress\nprogress
 
 def interrupted(script: str, folder: Path, number: int, word: str) -> tuple[int, str]:
     """Status and output of a script that gets a signal once it has said a word."""
-    command = [sys.executable, "-u", "-c", script]
+    # Shells start what runs in the background with Ctrl-C ignored, and children inherit that.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-u", "-c", heard + script]
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
     ) as process:
@@ -27,7 +29,10 @@ def interrupted(script: str, folder: Path, number: int, word: str) -> tuple[int,
             if word in line:
                 break
         process.send_signal(number)
-        rest, _ = process.communicate(timeout=120)
+        try:
+            rest, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
     return process.returncode, said + rest
 
 
