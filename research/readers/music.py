@@ -192,7 +192,7 @@ class Ways:
         if way == "resample":
             return way
         model, _ = self.model(CODECS[float(dr)][0], way == "linear")
-        decoder = sum(float(p.double().abs().sum()) for p in model.decoder.parameters())
+        decoder = sum(float(p.detach().double().abs().sum()) for p in model.decoder.parameters())
         return f"{model.fingerprint()}:{decoder:.6e}"
 
     def model(self, name: str, linear: bool) -> tuple[WallocAudioModel, WallocAudioFeatureExtractor]:

@@ -44,7 +44,7 @@ class Ways:
         if way in IMAGE_FORMATS:
             return f"{way}:{self.model('walloc', int(dr)).fingerprint()}"
         model = self.model(way, int(dr))
-        decoder = sum(float(p.double().abs().sum()) for p in model.decoder.parameters())
+        decoder = sum(float(p.detach().double().abs().sum()) for p in model.decoder.parameters())
         return f"{model.fingerprint()}:{decoder:.6e}"
 
     def model(self, way: str, dr: int) -> WallocImageModel:

@@ -94,13 +94,11 @@ def summarise(name: str, path: Path, measures: dict[str, str], ratios: Sequence[
     main, against = next(iter(measures)), next(iter(ways))
     parts = [f"{title}; {len(signals)} of them, means with 95% intervals of the bootstrap over these."]
     head = ["DR", *ways.values(), *(f"{ways[way]} - {ways[against]}" for way in ways if way != against)]
-    rows = [["1", *[_shown(interval(study.values("original", main, signals)))] * len(ways), *[""] * (len(ways) - 1)]]
+    rows = [["1", *[shown(interval(study.values("original", main, signals)))] * len(ways), *[""] * (len(ways) - 1)]]
     for ratio in ratios:
         values = {way: study.values(f"{way}-{ratio:g}", main, signals) for way in ways}
         differences = [interval(values[way] - values[against]) for way in ways if way != against]
-        rows.append(
-            [f"{ratio:g}", *map(_shown, map(interval, values.values())), *(_shown(d, "+") for d in differences)]
-        )
+        rows.append([f"{ratio:g}", *map(shown, map(interval, values.values())), *(shown(d, "+") for d in differences)])
     parts += [f"{measures[main]}:", _table(head, rows)]
     rest = [measure for measure in measures if measure != main]
     if rest:
@@ -121,15 +119,15 @@ def summarise(name: str, path: Path, measures: dict[str, str], ratios: Sequence[
         [
             f"{ratio:g}",
             *(f"{np.nanmean(study.values(f'{way}-{ratio:g}', main, signals)):.0f}" for way in (against, best)),
-            _shown(gains[ratio], "+"),
+            shown(gains[ratio], "+"),
         ]
         for ratio in ratios
     ]
     whole = f"{np.nanmean(study.values('original', main, signals)):.0f}"
     short.insert(0, ["1 (the original)", whole, whole, ""])
     # Where both are marked: everything, and the main table without intervals.
-    shown = {PAGE: parts, README: [_table(["DR", ways[against], ways[best], "difference (95% interval)"], short)]}
-    for page, text in shown.items():
+    texts = {PAGE: parts, README: [_table(["DR", ways[against], ways[best], "difference (95% interval)"], short)]}
+    for page, text in texts.items():
         if f"<!-- {name}:begin -->" in (old := page.read_text()):
             write_atomically(page, between(old, name, "\n\n".join(text)))
     _draw(study, signals, main, ratios, ways, measures[main], PICTURE.with_stem(f"{PICTURE.stem}_{name}"))
@@ -168,16 +166,16 @@ def summarise_ways(
             (way, measure): study.values(f"{way}-{ratio:g}", measure, signals) for way in found for measure in shares
         }
         means = {way: np.nanmean(values[way, main]) for way in found}
-        gain = _shown(interval(values[best, main] - values[against, main]), "+") if best in found else ""
+        gain = shown(interval(values[best, main] - values[against, main]), "+") if best in found else ""
         short.append([f"{ratio:g}", *(f"{means[way]:.1f}" if way in means else "" for way in ways), gain])
         readme.append([f"{ratio:g}", *(f"{means[way]:.0f}" if way in means else "" for way in chosen), gain])
         for way in found:
             rate = study.values(f"{way}-{ratio:g}", "bpp", signals, 1)
             row = [f"{ratio:g}", ways[way], "" if np.isnan(rate).all() else f"{np.nanmean(rate):.3f}"]
             for measure in shares:
-                row.append(_shown(interval(values[way, measure])))
+                row.append(shown(interval(values[way, measure])))
                 row.append(
-                    "" if way == against else _shown(interval(values[way, measure] - values[against, measure]), "+")
+                    "" if way == against else shown(interval(values[way, measure] - values[against, measure]), "+")
                 )
             rows.append(row)
     signals = study.common(["original"])
@@ -227,9 +225,9 @@ def _draw(
     figure.savefig(path, dpi=120)
 
 
-def _shown(values: tuple[float, float, float], sign: str = "") -> str:
-    mean, low, high = values
-    return "" if np.isnan(mean) else f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
+def shown(values: tuple[float, float, float], sign: str = "", digits: int = 1) -> str:
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in values)
+    return "" if np.isnan(values[0]) else f"{mean} ({low} to {high})"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -37,18 +37,22 @@ class Line:
     columns: tuple[float, ...]
 
 
-def lines_of_boxes(boxes: Iterable[tuple[np.ndarray, str, float]], size: tuple[int, int]) -> list[Line]:
+def lines_of_boxes(
+    boxes: Iterable[tuple[np.ndarray, str, float]], size: tuple[int, int], everything: bool = False
+) -> list[Line]:
     """What an OCR read of a page, as lines of the page of 896 x 448; those that a window does not hold are left out.
 
     Args:
         boxes: corners (4, 2) as (x, y), clockwise from the upper left, text and confidence.
         size: (width, height) of the page that was read.
+        everything: keep what is unsure, tall or partly of other characters as well.
     """
     scale = np.array([PAGE[1] / size[0], PAGE[0] / size[1]])
     parts = []
     for corners, text, confidence in boxes:
         text = unicodedata.normalize("NFKC", text).upper()
-        text = "" if any(c.isalnum() and c not in CHARACTERS for c in text) else spelled(text)
+        strange = any(c.isalnum() and c not in CHARACTERS for c in text)
+        text = "" if strange and not everything else spelled(text)
         box = np.asarray(corners, float) * scale
         left, right = (box[0] + box[3]) / 2, (box[1] + box[2]) / 2
         parts.append((left, right, box[:, 1].max() - box[:, 1].min(), text, confidence))
@@ -64,7 +68,11 @@ def lines_of_boxes(boxes: Iterable[tuple[np.ndarray, str, float]], size: tuple[i
     lines = []
     for row in rows:
         # A word that was not understood spoils its line, and a tall or slanting one does not fit into a window.
-        if any(confidence < 0.9 or not text or height > WINDOW for *_, height, text, confidence in row):
+        if everything:
+            row = [part for part in row if part[3]]
+        elif any(confidence < 0.9 or not text or height > WINDOW for *_, height, text, confidence in row):
+            continue
+        if not row:
             continue
         row.sort(key=lambda part: part[0][0])
         text, columns = "", list[float]()

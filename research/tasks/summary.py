@@ -26,6 +26,7 @@ TASKS = {
     "classification": "Classification",
     "folding": "Folding a pretrained classifier",
     "picture": "A pretrained ResNet",
+    "imagenet": "A network of ImageNet",
     "reading": "Reading receipts",
     "separation": "Source separation",
 }
@@ -49,6 +50,10 @@ METRICS = {
 }
 # What the experiments ask, a row of the first table and of the picture each: task, condition, metric, question.
 QUESTIONS = (
+    ("imagenet", "walloc-folded", "start_accuracy", "EfficientNet of ImageNet, stem folded, frozen, 64 px"),
+    ("imagenet", "walloc-folded", "accuracy", "EfficientNet of ImageNet, stem folded, fine-tuned, 64 px"),
+    ("imagenet", "walloc-picture", "start_accuracy", "EfficientNet of ImageNet, latents as a picture, frozen, 64 px"),
+    ("imagenet", "walloc-picture", "accuracy", "EfficientNet of ImageNet, latents as a picture, fine-tuned, 64 px"),
     ("picture", "walloc-folded", "accuracy", "ResNet, its stem folded, fine-tuned, 64 px"),
     ("picture", "walloc-picture", "accuracy", "ResNet, latents as a picture, fine-tuned, 64 px"),
     ("picture", "walloc-folded+random", "accuracy", "ResNet from random weights, 64 px"),
@@ -224,8 +229,8 @@ def _described(runs: list[dict]) -> str:
     sizes = sorted({f"{r['parameters'] / 1e6:.2f}" for r in runs if "parameters" in r}, key=float)
     if sizes:
         parts.append(f"{' to '.join(dict.fromkeys((sizes[0], sizes[-1])))} M parameters")
-    if "steps" in run["settings"]:
-        parts.append(f"{run['settings']['steps']:,} steps")
+    if steps := run["settings"].get("steps") or run["settings"].get("fine_tuning_steps"):
+        parts.append(f"{steps:,} steps")
     minutes = statistics.median(r["seconds"] for r in runs) / 60
     where = run["machine"]
     cores = f"{where['threads']} thread of {where['processor']}" if where["device"] == "cpu" else where["device"]

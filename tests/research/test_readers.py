@@ -1,16 +1,19 @@
 """Scores of frozen readers, on texts and numbers whose answers are plain."""
 
 import io
+import json
 
 import mido
 import numpy as np
 import pytest
 import skimage.data
 import soundfile
+import torch
 from PIL import Image
 
 from research.corpora import multitracks
-from research.readers import classifier, documents, music, pictures, scores
+from research.readers import classifier, documents, music, pictures, pitch, scores, tuned
+from transformers_walloc import WallocImageModel
 
 ANSWERS = {"company": "ACME SDN BHD", "date": "25/12/2018", "address": "12, JALAN SAGU", "total": "9.00"}
 
@@ -24,6 +27,34 @@ def test_fields_are_found_regardless_of_case_spaces_and_punctuation():
     assert (found["company"], found["date"], found["total"], found["found"]) == (1, 0, 0, 0.5)
     assert 0.8 < found["anls"] < 1
     assert documents.score("", ANSWERS)["anls"] == 0
+
+
+def test_questions_are_answered_from_the_lines_that_were_read(tmp_path, monkeypatch):
+    def box(top: int, text: str) -> tuple:
+        return np.array([[10, top], [90, top], [90, top + 10], [10, top + 10]]), text, 0.5
+
+    (tmp_path / "images").mkdir()
+    answers = {"a": ANSWERS, "b": ANSWERS | {"total": "7.00"}, "c": ANSWERS | {"date": "3-4-17"}, "d": ANSWERS}
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    for name in answers:
+        Image.new("RGB", (100, 200)).save(tmp_path / "images" / f"{name}.jpg")
+    lines = [box(10, "Acme Sdn Bhd"), box(40, "12, JALAN SAGU"), box(70, "25/12/2018"), box(100, "TOTAL 9.00")]
+    monkeypatch.setattr(documents, "reader", lambda threads: lambda page: lines)
+    monkeypatch.setattr(documents, "ANSWERS", tmp_path / "study.json")
+    argv = ["measure-answers", "--data", str(tmp_path), "--conditions", "original", "resize-16"]
+    argv += ["--pages", "4"]
+    assert documents.main(argv) == 0
+    study = scores.load_study(tmp_path / "study.json", "")
+    names = study.common()
+    assert names == ["a", "b", "c", "d"] and set(study.scores) == {"original", "resize-16", "constant"}
+    # ANLS of 9.00 for 7.00 is 3/4, and of a date that is quite another nothing.
+    assert study.values("original", "total", names) == pytest.approx([100, 75, 100, 100])
+    assert study.values("original", "date", names) == pytest.approx([100, 100, 0, 100])
+    assert study.values("original", "anls", names) == pytest.approx([100, 100 * 2.75 / 3, 100 * 2 / 3, 100])
+    assert study.values("constant", "company", names) == pytest.approx([100] * 4)
+    assert study.values("constant", "total", names) == pytest.approx([100, 75, 100, 100])  # of the other pages
+    monkeypatch.setattr(documents, "reader", lambda threads: None)  # nothing is left to read
+    assert documents.main(argv) == 0
 
 
 def test_intervals_hold_the_mean_and_shrink_with_more_signals():
@@ -188,6 +219,61 @@ def test_the_classifier_knows_a_cat_and_goes_on_where_it_was(tmp_path, monkeypat
     monkeypatch.setattr(classifier, "_read", None)  # nothing is left to read
     assert classifier.main([*argv, "--pictures", "2"]) == 0
     assert classifier.main([*argv, "--pictures", "9"]) == 2
+
+
+class Grain(torch.nn.Module):
+    """A network that says whether a picture has fine detail along its rows, along its columns or none."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = (x.diff(dim=dim).abs().mean((1, 2, 3)) for dim in (3, 2))
+        return 50 * torch.stack([rows, columns, 0 * rows], 1)
+
+
+def test_a_decoder_learns_for_a_reader_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    for i in range(8):
+        for name, picture in (("cat", skimage.data.chelsea()), ("coffee", skimage.data.coffee())):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(picture[10 * i : 10 * i + 64, :96]).save(tmp_path / name / f"{i}.png")
+    files = sorted(tmp_path.glob("*/*.png"))
+    for name, value in (("STEPS", 4), ("BATCH", 2), ("CROP", 32), ("SAVED_EVERY", 3)):
+        monkeypatch.setattr(tuned, name, value)
+    network, saved = Grain(), tmp_path / "state.pt"
+    whole = tuned.tune(network, files, 1e-3, saved)
+    assert torch.load(saved, weights_only=True)["step"] == 3
+    codec = tuned.tune(network, files, 1e-3, saved)  # goes on with the last step
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(codec.state_dict()[name], weight)
+    fresh = WallocImageModel.from_pretrained(f"walloc/{tuned.CODEC}")
+    assert codec.fingerprint() == fresh.fingerprint()  # its files are those of the codec
+    x = tuned.crops(files, 99)
+    assert x.shape == (2, 3, 32, 32) and torch.equal(x, tuned.crops(files, 99))
+    with torch.no_grad():
+        learnt, before = tuned.losses(network, codec, x)[0], tuned.losses(network, fresh.eval(), x)[0]
+    assert 0 <= learnt < before
+
+    # Scores of pictures, and the table of what they have.
+    monkeypatch.setattr(tuned, "STORE", tmp_path / "study.json")
+    monkeypatch.setattr(tuned, "PAGE", tmp_path / "page.md")
+    codec.save_pretrained(tmp_path / "codec")
+    tuned.score(network, {"walloc": "walloc/rgb-16x", "strong": str(tmp_path / "codec")}, files[:2])
+    (tmp_path / "page.md").write_text("<!-- tuned:begin -->\nold\n<!-- tuned:end -->\n")
+    tuned.summarise()
+    rows = (tmp_path / "page.md").read_text().splitlines()
+    assert rows[1].startswith("2 test photographs") and sum("tuned at a rate" in row for row in rows) == 1
+
+
+def test_pitches_within_a_quarter_tone():
+    heard = pitch.score(np.array([100.0, 100, 100, 100]), np.array([100.0, 102.8, 103.1, 200]))  # 48 and 53 cents
+    assert heard == {"pitch": 0.5, "octave": 0.75}
+
+
+@pytest.mark.slow
+def test_a_pitch_is_heard():
+    pytest.importorskip("torchcrepe")
+    time = np.arange(44100) / 44100
+    clip = np.stack([0.3 * np.sin(2 * np.pi * 440 * time), 0.3 * np.sin(2 * np.pi * 440 * time)])
+    found, sure = pitch.pitches(clip, 44100)
+    assert sure[2:-2].all() and np.abs(1200 * np.log2(found[2:-2] / 440)).max() < 30
 
 
 def test_notes_that_were_played_are_those_of_the_score(tmp_path):

@@ -1,5 +1,6 @@
 """The experiments on latents (research/tasks/*.py) on tiny data, against facts that do not come from the scripts."""
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -251,6 +252,50 @@ def test_picture(classes, tmp_path):
     assert float((folded - expected).norm() / expected.norm()) < 0.25
     with pytest.raises(ValueError, match=r"model is 'vit'; valid: resnet"):
         picture.Settings(model="vit")
+
+
+class SmallNetwork(torch.nn.Module):
+    """The parts of an EfficientNet that the task on ImageNet's weights touches."""
+
+    def __init__(self):
+        super().__init__()
+        self._conv_stem = torch.nn.Conv2d(3, 8, 3, 2, bias=False)
+        self._bn, self._fc = torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 1000)
+
+    def extract_features(self, x: torch.Tensor) -> torch.Tensor:
+        return self._bn(self._conv_stem(x)).relu()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._fc(self.extract_features(x).mean((2, 3)))
+
+
+def test_imagenet(classes, tmp_path, monkeypatch):
+    """All see as many numbers on the network's scale; the folded stem gives what it gave; the probe names two."""
+    from research.tasks import imagenet
+
+    torch.manual_seed(0)
+    network = SmallNetwork()
+    monkeypatch.setattr(imagenet, "load_network", lambda: copy.deepcopy(network))
+    options = ["--data", str(classes), "--output", str(tmp_path), "--fine_tuning_steps=1", *TINY]
+    runs = load(imagenet.main(options))
+    assert set(runs) == set(imagenet.CONDITIONS) and {run["model_inputs"] for run in runs.values()} == {64 * 64 * 3}
+    assert all(run["metrics"]["start_accuracy"] == 100 for run in runs.values())
+
+    settings = imagenet.Settings(data=str(classes))
+    shown = {}
+    for condition in imagenet.CONDITIONS:
+        found = imagenet.views_of(condition, settings, "cpu")["test"]
+        shown[condition] = torch.stack([found[i]["pixel_values"] for i in range(len(found))])
+    pixels, picture = shown["resize-64"], shown["walloc-picture"]
+    assert -1 <= pixels.min() < 0 < pixels.max() <= 1
+    assert float((picture - pixels).square().mean().sqrt()) < 0.4 * float(pixels.std())
+    expected = network._conv_stem(pixels)[..., 2:30, 2:30].detach()
+    imagenet.fold_stem(network)
+    folded = network._conv_stem(shown["walloc-folded"]).detach()
+    assert folded.shape == (2, 8, 32, 32)
+    folded = folded[..., 2:-2, 2:-2]
+    # What the codec, the halo and the pixels' rounding and resize leave of the difference.
+    assert float((folded - expected).norm() / expected.norm()) < 0.25
 
 
 def test_split_by_file(classes):
@@ -650,6 +695,8 @@ def test_lines_that_ocr_read():
     assert line.text == "TOTAL 9.00" and line.middle == 59
     assert line.columns[0] == 25 and line.columns[4] == 65 and line.columns[6] == 205 and line.columns[-1] == 235
     assert line.columns[5] == (65 + 200) / 2 and list(line.columns) == sorted(line.columns)
+    every = [line.text for line in lines_of_boxes(boxes, (896, 1792), everything=True)]
+    assert every == ["TOTAL 9.00", "SMUDGE", "LOGO", "A BLUR"]
 
 
 def test_answers_picked():
