@@ -2,6 +2,8 @@
 
 import io
 import json
+import sys
+import types
 
 import mido
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 
 from research.corpora import multitracks
-from research.readers import classifier, documents, music, pictures, pitch, scores, tuned
+from research.readers import classifier, documents, lines, music, pictures, pitch, scores, tuned
 from transformers_walloc import WallocImageModel
 
 ANSWERS = {"company": "ACME SDN BHD", "date": "25/12/2018", "address": "12, JALAN SAGU", "total": "9.00"}
@@ -260,6 +262,41 @@ def test_a_decoder_learns_for_a_reader_and_goes_on_where_it_was(tmp_path, monkey
     tuned.summarise()
     rows = (tmp_path / "page.md").read_text().splitlines()
     assert rows[1].startswith("2 test photographs") and sum("tuned at a rate" in row for row in rows) == 1
+
+
+@pytest.mark.parametrize("rows", lines.HEIGHTS)
+def test_a_reader_of_lines_folds(rows):
+    """Its first convolution on latents gives what it gives on the decoded and enlarged line, but for the border."""
+    pytest.importorskip("matplotlib")
+    torch.manual_seed(0)
+    reader = lines.Reader(lines.Network().eval())
+    text, line = lines.render(3, ["to be or not to be that is the question"], rows)
+    assert line.shape[0] == rows and line.shape[1] % 8 == 0 and line.min() < 90 < 190 < line.max()
+    assert text == lines.render(3, ["to be or not to be that is the question"], 96 - rows)[0]
+    with torch.inference_mode():
+        codes = reader.codec.quantize(reader.codec.encode(torch.from_numpy(line)[None, None] / 255 - 0.5).latents)
+        pixels = torch.nn.functional.interpolate(
+            reader.codec.decode(codes).pixel_values, scale_factor=64 / rows, mode="bilinear"
+        )
+        expected = reader.first(2 * pixels)[..., 28:36, 28:-28]
+        found = reader.folded(64 // rows)(reader.view.from_latents(codes))[..., 28:36, 28:-28]
+    assert float((found - expected).norm() / expected.norm()) < 0.02
+    for way in lines.WAYS:
+        assert isinstance(reader(line, way), str)
+
+
+def test_lines_are_read_and_scored(tmp_path, monkeypatch):
+    steps = torch.full((6, 97), -1.0)
+    for step, character in enumerate(["", "4", "4", "", "4", "a"]):
+        steps[step, lines.CHARACTERS.index(character) + 1 if character else 0] = 1
+    assert lines.to_text(steps) == "44a" and len(lines.CHARACTERS) == 96
+    assert lines.score("44ab", "44a") == {"characters": 0.75, "line": 0.0}
+    module = types.ModuleType("easyocr_en_models")
+    monkeypatch.setitem(sys.modules, "easyocr_en_models", module)
+    monkeypatch.setattr(module, "model_dir", lambda: str(tmp_path), raising=False)
+    (tmp_path / "english_g2.pth").write_bytes(b"other")
+    with pytest.raises(ValueError, match="valid: 5864788e1821be9e454ec108d61b887d"):
+        lines.load_network()
 
 
 def test_pitches_within_a_quarter_tone():
