@@ -7,13 +7,11 @@
 
 english_g2, EasyOCR's recogniser of English (convolutions, LSTM and CTC; PyTorch), reads gray lines of 64 rows. They are
 rendered here, so that their text is known: words of Python's manual and amounts in the fonts that come with matplotlib,
-a little blurred and noisy. Lines have 64 rows, or 32 as scanned receipts have them, which are enlarged (bilinear). The
-network reads each as it is and from 16 times fewer numbers:
+a little blurred and noisy. The network reads each as it is and from 16 times fewer numbers:
 
     resize    the line made smaller by 4 per side (Lanczos), 8 bits, and enlarged to its size again (bicubic)
     decoded   latents of gray-16x, rounded, and decoded
-    folded    the same latents as they are: the network's first convolution, with the enlargement in front of it, is
-              folded onto them (`fold_convolution`)
+    folded    the same latents as they are: the network's first convolution is folded onto them (`fold_convolution`)
 
 Nothing is trained. The score is the share of characters that are right, 1 - edit distance / length. The wheel states
 no licence; the file in it has the checksum that the source of EasyOCR (Apache-2.0) names for its own, and no other is
@@ -21,7 +19,6 @@ read.
 """
 
 import argparse
-import functools
 import hashlib
 import random
 import string
@@ -31,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import nn
 from tqdm.auto import tqdm
@@ -47,10 +43,7 @@ from transformers_walloc.latents.folding import fold_convolution
 
 STORE = RESULTS / "readers_lines.json"
 ROWS, CODEC, FACTOR = 64, "walloc/gray-16x", 4  # per side, of the resized lines
-HALO = 3  # latents around the one that outputs stand for; lines of 32 rows have but four of them
-HEIGHTS = (64, 32)
 WAYS = {"original": "as it is", "resize": "resized", "decoded": "latents, decoded", "folded": "latents, folded"}
-CONDITIONS = [f"{way}-{rows}" for rows in HEIGHTS for way in WAYS]
 MEASURES = {"characters": "characters right, %", "line": "whole line right, %"}
 MD5 = "5864788e1821be9e454ec108d61b887d"
 CHARACTERS = string.digits + string.punctuation + " €" + string.ascii_uppercase + string.ascii_lowercase
@@ -76,12 +69,10 @@ def main(argv=None) -> int:
     study, prose = load_study(STORE, "english_g2 of EasyOCR, rendered lines"), page_text()[0]
     for i in tqdm(range(args.lines), unit="line", mininterval=10):
         name = f"{i:04}"
-        keys = {condition: reader.key(condition) for condition in CONDITIONS}
-        missing = [condition for condition, key in keys.items() if study.get(condition, name, key) is None]
-        for condition in missing:
-            way, _, rows = condition.partition("-")
-            text, line = render(i, prose, int(rows))
-            study.put(condition, name, keys[condition], score(text, reader(line, way)))
+        missing = [way for way in WAYS if study.get(way, name, reader.key(way)) is None]
+        text, line = render(i, prose)
+        for way in missing:
+            study.put(way, name, reader.key(way), score(text, reader(line, way)))
         if missing and i % 10 == 9:
             save_study(STORE, study)
     save_study(STORE, study)
@@ -92,23 +83,22 @@ def score(text: str, read: str) -> dict[str, float]:
     return {"characters": max(0.0, 1 - levenshtein(text, read) / len(text)), "line": float(read == text)}
 
 
-def render(seed: int, prose: list[str], rows: int) -> tuple[str, np.ndarray]:
-    """A text, and (rows, columns) uint8 of it, columns a multiple of 8; the text is the same whatever the rows."""
+def render(seed: int, prose: list[str]) -> tuple[str, np.ndarray]:
+    """A text, and (ROWS, columns) uint8 of it, columns a multiple of 8."""
     import matplotlib
 
-    draw, font = random.Random(f"line-{seed}"), ImageFont.truetype
+    draw = random.Random(f"line-{seed}")
     words = draw.choice(prose).split()
     start = draw.randrange(max(1, len(words) - 4))
     text = " ".join(words[start : start + draw.randint(2, 4)])
     text = "".join(c for c in text if c in CHARACTERS)[:32].strip()
     if draw.random() < 0.4:
         text = f"{text} {draw.randint(0, 999)}.{draw.randint(0, 99):02}"
-    letters = font(
-        Path(matplotlib.get_data_path(), "fonts", "ttf", f"{draw.choice(FONTS)}.ttf"), rows * draw.uniform(0.56, 0.69)
-    )
+    file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{draw.choice(FONTS)}.ttf")
+    letters = ImageFont.truetype(file, draw.randint(36, 44))
     columns = -(-(round(letters.getlength(text)) + 24) // 8) * 8
-    picture = Image.new("L", (columns, rows), draw.randint(200, 250))
-    ImageDraw.Draw(picture).text((12, rows // 2), text, font=letters, fill=draw.randint(0, 70), anchor="lm")
+    picture = Image.new("L", (columns, ROWS), draw.randint(200, 250))
+    ImageDraw.Draw(picture).text((12, ROWS // 2), text, font=letters, fill=draw.randint(0, 70), anchor="lm")
     pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 0.9))), dtype=float)
     noise = np.random.default_rng(seed).normal(0, draw.uniform(2, 8), pixels.shape)
     return text, np.clip(np.round(pixels + noise), 0, 255).astype(np.uint8)
@@ -184,15 +174,15 @@ class Reader:
         self.network, self.codec = network, WallocImageModel.from_pretrained(CODEC).eval()
         self.view = LatentView(self.codec.config)
         self.first = network.FeatureExtraction.ConvNet[0]
+        self.folded = fold_convolution(self.first, self.codec, self.codec.config.patch_size, None, [0.5], [0.5])
 
-    def key(self, condition: str) -> str:
+    def key(self, way: str) -> str:
         """What a result depends on beside the line."""
-        way = condition.partition("-")[0]
         return way if way in ("original", "resize") else self.codec.fingerprint()
 
     @torch.inference_mode()
     def __call__(self, line: np.ndarray, way: str) -> str:
-        """The text of (rows, columns) uint8."""
+        """The text of (ROWS, columns) uint8."""
         if way == "resize":
             small = [size // FACTOR for size in line.shape[::-1]]
             resized = Image.fromarray(line).resize(small, Image.Resampling.LANCZOS)
@@ -203,17 +193,10 @@ class Reader:
         if way in ("decoded", "folded"):
             codes = self.codec.quantize(self.codec.encode(x).latents)
             if way == "folded":
-                layers[0] = self.folded(ROWS // len(line))
+                layers[0] = self.folded
                 return to_text(self.network(self.view.from_latents(codes))[0])
             x = self.codec.decode(codes).pixel_values
-        x = F.interpolate(x, scale_factor=ROWS / len(line), mode="bilinear")
         return to_text(self.network(2 * x)[0])
-
-    @functools.cache  # noqa: B019 (one object a program)
-    def folded(self, enlarged: int) -> nn.Module:
-        """The network's first convolution on latents of lines that are to be enlarged so many times."""
-        pixels, scale = enlarged * self.codec.config.patch_size, ([0.5], [0.5])
-        return fold_convolution(self.first, self.codec, pixels, HALO, *scale, resample="bilinear")
 
 
 def to_text(scores: torch.Tensor) -> str:
@@ -224,17 +207,16 @@ def to_text(scores: torch.Tensor) -> str:
 
 def summarise() -> None:
     study = load_study(STORE, "")
-    lines = study.common(CONDITIONS)
-    head = ["rows", "line", *(title for measure in MEASURES.values() for title in (measure, "against resized"))]
+    lines = study.common(WAYS)
+    head = ["line", *(title for measure in MEASURES.values() for title in (measure, "against resized"))]
     rows = []
-    for height in HEIGHTS:
-        for way, title in WAYS.items():
-            row = [str(height), title]
-            for measure in MEASURES:
-                values = study.values(f"{way}-{height}", measure, lines)
-                gain = values - study.values(f"resize-{height}", measure, lines)
-                row += [f"{values.mean():.1f}", "" if way in ("original", "resize") else shown(interval(gain), "+")]
-            rows.append(row)
+    for way, title in WAYS.items():
+        row = [title]
+        for measure in MEASURES:
+            values = study.values(way, measure, lines)
+            gain = values - study.values("resize", measure, lines)
+            row += [f"{values.mean():.1f}", "" if way in ("original", "resize") else shown(interval(gain), "+")]
+        rows.append(row)
     text = f"english_g2 of EasyOCR, {len(lines)} rendered lines:\n\n{table(head, rows)}"
     write_atomically(PAGE, between(PAGE.read_text(), "lines", text))
 

@@ -264,23 +264,18 @@ def test_a_decoder_learns_for_a_reader_and_goes_on_where_it_was(tmp_path, monkey
     assert rows[1].startswith("2 test photographs") and sum("tuned at a rate" in row for row in rows) == 1
 
 
-@pytest.mark.parametrize("rows", lines.HEIGHTS)
-def test_a_reader_of_lines_folds(rows):
-    """Its first convolution on latents gives what it gives on the decoded and enlarged line, but for the border."""
+def test_a_reader_of_lines_folds():
+    """Its first convolution on latents gives what it gives on the decoded line, but for the border."""
     pytest.importorskip("matplotlib")
     torch.manual_seed(0)
     reader = lines.Reader(lines.Network().eval())
-    text, line = lines.render(3, ["to be or not to be that is the question"], rows)
-    assert line.shape[0] == rows and line.shape[1] % 8 == 0 and line.min() < 90 < 190 < line.max()
-    assert text == lines.render(3, ["to be or not to be that is the question"], 96 - rows)[0]
+    text, line = lines.render(3, ["to be or not to be that is the question"])
+    assert line.shape[0] == 64 and line.shape[1] % 8 == 0 and line.min() < 90 < 190 < line.max()
     with torch.inference_mode():
         codes = reader.codec.quantize(reader.codec.encode(torch.from_numpy(line)[None, None] / 255 - 0.5).latents)
-        pixels = torch.nn.functional.interpolate(
-            reader.codec.decode(codes).pixel_values, scale_factor=64 / rows, mode="bilinear"
-        )
-        expected = reader.first(2 * pixels)[..., 28:36, 28:-28]
-        found = reader.folded(64 // rows)(reader.view.from_latents(codes))[..., 28:36, 28:-28]
-    assert float((found - expected).norm() / expected.norm()) < 0.02
+        expected = reader.first(2 * reader.codec.decode(codes).pixel_values)[..., 28:36, 28:-28]
+        found = reader.folded(reader.view.from_latents(codes))[..., 28:36, 28:-28]
+    assert text and float((found - expected).norm() / expected.norm()) < 1e-3
     for way in lines.WAYS:
         assert isinstance(reader(line, way), str)
 
