@@ -54,7 +54,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     measure = commands.add_parser("measure", help="read lines and keep the scores")
-    measure.add_argument("--lines", type=int, default=100, help="how many (default: %(default)s)")
+    measure.add_argument("--lines", type=int, default=80, help="how many (default: %(default)s)")
     commands.add_parser("summarise", help="write the tables and the picture")
     return parser.parse_args(argv)
 
