@@ -70,13 +70,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
-            complain(error)
+            complain(_refusal(error) or error)
             return 1
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "huggingface_hub"):
                 raise
             complain(f"the Hub cannot be reached: {error}")
             return 1
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What to do where the Hub knows nobody, or lets this user not do it."""
+    if getattr(getattr(error, "response", None), "status_code", None) not in (401, 403):
+        return None
+    return f"the Hub refused: log in with `hf auth login` or HF_TOKEN, as a user who may do this ({error})"
 
 
 def _run(name: str, *arguments: str) -> int:
