@@ -40,10 +40,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture = skimage.data.astronaut()
     PIL.Image.fromarray(picture[:250, 100:401]).save("photo.png")
-    for i in range(4):
+    for i in range(10):
         path = Path("photos", "ab"[i % 2], f"{i}.jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(picture[40 * i : 40 * i + 120, 100:300]).save(path)
+        PIL.Image.fromarray(picture[40 * (i // 2) : 40 * (i // 2) + 120, 100:300]).save(path)
     clip = sound(1.0)
     with wave.open("music.wav", "wb") as file:
         file.setnchannels(2)

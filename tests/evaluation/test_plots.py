@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import soundfile
@@ -29,8 +31,8 @@ def audio_model():
 
 
 def is_picture(path):
-    if path.suffix == ".svg":
-        return path.read_text().startswith("<?xml")
+    if path.suffix == ".html":  # which holds the pictures themselves
+        return path.read_text().count('src="data:image/png;base64,') == 4
     pixels = np.asarray(Image.open(path).convert("L"))
     return pixels.std() > 2  # something is drawn
 
@@ -38,9 +40,10 @@ def is_picture(path):
 def test_inspect_an_image(image_model, tmp_path):
     Image.fromarray(data.astronaut()[:130, :171]).save(tmp_path / "a.png")
     paths = inspect(tmp_path / "a.png", image_model, tmp_path / "out")
-    names = {"reconstruction.png", "channels.png", "histograms.png", "histograms.svg", "atlas.png"}
+    names = {"reconstruction.png", "channels.png", "histograms.png", "atlas.png", "index.html"}
     assert {path.name for path in paths} == names
     assert all(is_picture(path) for path in paths)
+    assert "a.png by a codec without a name" in paths._repr_html_()
     blob = image_model.compress(torch.zeros(1, 3, 16, 16))[0]
     (tmp_path / "b.walloc").write_bytes(blob)
     assert len(inspect(tmp_path / "b.walloc", image_model, tmp_path / "out2")) == len(paths)
@@ -50,7 +53,7 @@ def test_inspect_audio(audio_model, image_model, tmp_path):
     t = np.arange(20000) / 44100
     soundfile.write(tmp_path / "a.wav", 0.3 * np.stack([np.sin(2000 * t), np.sin(3000 * t)], axis=1), 44100)
     paths = inspect(tmp_path / "a.wav", audio_model, tmp_path / "out")
-    assert all(is_picture(path) for path in paths) and {"atlas.svg", "channels.png"} <= {path.name for path in paths}
+    assert all(is_picture(path) for path in paths) and {"index.html", "channels.png"} <= {path.name for path in paths}
     with pytest.raises(MediaError, match="is audio, the codec is for image"):
         inspect(tmp_path / "a.wav", image_model, tmp_path / "out")
     with pytest.raises(MediaError, match=r"(?i)no such file"):
@@ -80,6 +83,23 @@ def test_details_are_taken_where_the_texture_is():
 def test_histograms_show_entropy():
     figure = plots.latent_histograms(np.array([[0, 1, 2, 3], [5, 5, 5, 5]]))
     assert [axis.get_title() for axis in figure.axes] == ["1: 2.00 bit", "2: 0.00 bit"]
+    assert {axis.get_yscale() for axis in figure.axes} == {"log"}
+    assert Image.open(io.BytesIO(figure._repr_png_())).format == "PNG"
+
+
+def test_waveforms_show_every_channel_with_its_name():
+    clip = np.stack([np.sin(np.arange(3000) / 9), np.zeros(3000)])
+    figure = plots.waveforms({"original": clip, "decoded": clip / 2}, 44100)
+    left, _, right, _ = figure.axes[:4]  # row by row
+    for axis, name, channel in ((left, "left", clip[0]), (right, "right", clip[1])):
+        (line,) = axis.get_lines()
+        np.testing.assert_array_equal(line.get_ydata(), channel)
+        assert axis.get_legend().get_texts()[0].get_text() == name
+
+
+def test_atlas_of_audio_has_a_legend(audio_model):
+    (legend,) = plots.latent_atlas(audio_model).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["left", "right"]
 
 
 def test_inspect_on_the_command_line(image_model, tmp_path, capsys):

@@ -9,7 +9,9 @@ EXAMPLES = """\
   walloc inspect photo.png -o pictures/
   walloc inspect song.flac -o pictures/ --model stereo-5x
 
-Writes the reconstruction, the latent channels as pictures, their histograms, and what each channel stands for."""
+Writes the reconstruction, the latent channels as pictures, their histograms, what each channel stands for, and
+index.html, one page that holds them all. In Python: transformers_walloc.evaluation.inspection.inspect, and the single
+pictures in transformers_walloc.evaluation.plots."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

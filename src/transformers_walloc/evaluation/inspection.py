@@ -1,5 +1,7 @@
-"""`inspect`: what a codec makes of one file, as pictures."""
+"""`inspect`: what a codec makes of one file, as pictures, and one page that holds them all."""
 
+import base64
+import html
 import os
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..atomic import write_atomically
 from ..codec.bitstream import unpack
+from ..codec.identity import called, codec_name
 from ..loading import make_processor
 from ..media.audio import read_audio
 from ..media.kinds import kind_of
@@ -21,7 +25,7 @@ MAX_SECONDS = 30.0  # of audio that is drawn
 
 
 @torch.inference_mode()
-def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> list[Path]:
+def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> "Inspection":
     """Draw the pictures of one file and one codec.
 
     Args:
@@ -30,8 +34,9 @@ def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> li
         output_dir: where the pictures go; made if it does not exist.
 
     Returns:
-        Paths of what was written: `reconstruction` (beside an image it resized to as many numbers, and JPEG and
-        WebP files of the same size), `channels`, `histograms`, `atlas`, as PNG and, without pixels, as SVG too.
+        Paths of what was written: `reconstruction.png` (beside an image it resized to as many numbers, and JPEG and
+        WebP files of the same size), `channels.png`, `histograms.png`, `atlas.png`, and `index.html`, a page that
+        holds them all and can be sent as it is. A notebook shows it.
 
     Raises:
         ValueError: the file is of another kind than the codec, or cannot be read.
@@ -77,9 +82,37 @@ def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> li
         seconds = header.sizes[0] / rate
         written += plots.save(plots.waveforms(clips, rate), output / "reconstruction", ["png"])
         written += plots.save(plots.channel_maps(codes, seconds), output / "channels", ["png"])
-    written += plots.save(plots.latent_histograms(codes), output / "histograms")
-    written += plots.save(plots.latent_atlas(model), output / "atlas", ["png"] if kind == "image" else ["png", "svg"])
-    return written
+    written += plots.save(plots.latent_histograms(codes), output / "histograms", ["png"])
+    written += plots.save(plots.latent_atlas(model), output / "atlas", ["png"])
+    title = f"{os.path.basename(path)} by {called(codec_name(model.config.name_or_path))}: {len(blob):,} bytes"
+    return Inspection([*written, _write_page(output / "index.html", title, written)])
+
+
+class Inspection(list[Path]):
+    """Paths of pictures, and of the page that holds them, the last; a notebook shows the page."""
+
+    def _repr_html_(self) -> str:
+        return self[-1].read_text(encoding="utf-8")
+
+
+_LEGENDS = {
+    "reconstruction": "What comes back, beside the original; details, or spectrograms, below.",
+    "channels": "The codes, channel by channel: red is above zero, blue below.",
+    "histograms": "How often each code occurs, on a logarithmic scale, and the bits that a code of the channel takes.",
+    "atlas": "What each channel stands for: one code of it, decoded.",
+}
+
+
+def _write_page(path: Path, title: str, pictures: list[Path]) -> Path:
+    figures = [
+        f'<figure><figcaption>{_LEGENDS[picture.stem]}</figcaption><img alt="{picture.stem}" style="max-width: 100%" '
+        f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"></figure>'
+        for picture in pictures
+    ]
+    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>'
+    style = "<style>body { font-family: sans-serif } h1 { font-size: 1.3em } figure { margin: 1em 0 }</style>"
+    write_atomically(path, "\n".join([head, style, *figures]) + "\n")
+    return path
 
 
 def _image(path: str, data: bytes, model) -> tuple[np.ndarray, dict]:

@@ -154,9 +154,9 @@ def write_result(result: dict, out: str | Path, store: str | Path | None = None)
         write_atomically(store, text)
     if "bd_rate" not in result:
         return
-    from . import plots
+    from . import curves, plots
 
-    for name, draw in (("rate_distortion", plots.rate_distortion), ("three_axes", plots.three_axes)):
+    for name, draw in (("rate_distortion", curves.rate_distortion), ("three_axes", curves.three_axes)):
         figure = draw(result["rows"], result["kind"])
         plots.save(figure, out / name)
         if store is not None:

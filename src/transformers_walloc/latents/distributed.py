@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import ray.data
 
 ERRORS = pa.schema({"id": pa.string(), "error": pa.string()})
+_CLASSES = b"walloc_classes"
 # The column between both steps. Pixels travel as bytes: arrays of one column would have to be of one type.
 PIXELS = "walloc_pixels"
 PIXELS_TYPE = pa.struct({"data": pa.binary(), "shape": pa.list_(pa.int32()), "dtype": pa.string()})
@@ -129,11 +130,49 @@ def compress_with_ray(
 
 @naming_extras()
 def read_images(source: str) -> "ray.data.Dataset":
-    """The image files below a folder or URL, as `compress_with_ray` takes them."""
+    """The image files below a folder or URL, as `compress_with_ray` takes them.
+
+    Columns are `path`, `bytes`, and `label` where every file is in one of several folders, all as deep: the number of
+    its folder among their sorted names, as `datasets` has it of a folder of images.
+    """
     import ray.data
 
     suffixes = [suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES]
-    return ray.data.read_binary_files(_uri(source), include_paths=True, file_extensions=suffixes)
+    images = ray.data.read_binary_files(_uri(source), include_paths=True, file_extensions=suffixes)
+    classes = _classes(_uri(source))
+    if classes is None:
+        return images
+    return images.map_batches(_add_labels, fn_kwargs={"classes": classes}, batch_format="pyarrow")
+
+
+def _classes(source: str) -> list[str] | None:
+    """Names of the folders of pictures; None where they are no classes."""
+    files, root = pa.fs.FileSystem.from_uri(source)
+    found = files.get_file_info(pa.fs.FileSelector(root, recursive=True))
+    paths = [info.path for info in found if info.type == pa.fs.FileType.File]
+    folders = [posixpath.dirname(path) for path in paths if path.lower().endswith(tuple(IMAGE_SUFFIXES))]
+    names = sorted({posixpath.basename(folder) for folder in folders})
+    return names if len(names) > 1 and len({folder.count("/") for folder in folders}) == 1 else None
+
+
+def _add_labels(batch: pa.Table, classes: list[str]) -> pa.Table:
+    """A column of class numbers; the names travel in the schema's metadata, which all steps keep."""
+    paths = batch.column("path").to_pylist()
+    labels = [classes.index(posixpath.basename(posixpath.dirname(path))) for path in paths]
+    table = batch.append_column("label", pa.array(labels, pa.int64()))
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), _CLASSES: json.dumps(classes)})
+
+
+def _with_features(table: pa.Table) -> pa.Table:
+    """Metadata by which `datasets` knows the names of the classes, if there are some."""
+    metadata = table.schema.metadata or {}
+    if _CLASSES not in metadata:
+        return table
+    from datasets import ClassLabel, Features
+
+    features = Features.from_arrow_schema(table.schema)
+    features["label"] = ClassLabel(names=json.loads(metadata[_CLASSES]))
+    return table.replace_schema_metadata(features.arrow_schema.metadata)
 
 
 class _Errors:
@@ -208,7 +247,8 @@ class _Encoder:
                 except (TypeError, ValueError) as error:
                     messages[i] = str(error)
         self.errors.write(rest, messages)
-        return rest.take(pa.array(kept, pa.int64())).append_column(LATENTS, pa.array(rows, LATENTS_TYPE))
+        table = rest.take(pa.array(kept, pa.int64())).append_column(LATENTS, pa.array(rows, LATENTS_TYPE))
+        return _with_features(table)
 
 
 def _uri(folder: str) -> str:
