@@ -2,7 +2,7 @@
 
 import { Codec, loadCatalogue } from "./codec.js";
 import { unpack } from "./container.js";
-import { jpegAndWebp } from "./rivals.js";
+import { jpegAndWebp, resized } from "./rivals.js";
 
 const MAX_PIXELS = 4e6; // of a picture that is encoded here; a larger one is made smaller first, for the memory of phones
 const $ = (id) => document.getElementById(id);
@@ -12,6 +12,7 @@ let chosen = null; // name of the codec
 let source = null; // ImageData of the picture in hand, null if a file was opened
 let title = "picture";
 let busy = Promise.resolve();
+let panels = new Map(); // pictures by the names that both sides choose from
 const codecs = new Map();
 
 async function start() {
@@ -86,6 +87,7 @@ async function compress() {
   const bytes = encoded.file.length;
   const rows = [
     { name: "WaLLoC", bytes, picture: decoded.picture, encode: encoded.milliseconds, decode: decoded.milliseconds },
+    await resized(source, (3 * source.width * source.height) / encoded.codes.length),
     ...(await jpegAndWebp(source, bytes)),
   ];
   for (const row of rows) row.psnr = psnr(source, row.picture);
@@ -118,20 +120,18 @@ function show({ codec, file, codes, shape, rows, original }) {
     Latents: shape.join("\u2009×\u2009"),
   });
 
-  draw($("left"), original ?? rows[0].picture);
+  panels = new Map(rows.filter((row) => row.picture).map((row) => [row.name, row.picture]));
+  if (original) panels.set("original", original);
   $("compare").classList.toggle("single", !original);
-  const pick = (name) => {
-    draw($("right"), rows.find((row) => row.name === name).picture);
-    $("right-tag").textContent = name;
-  };
-  $("left-tag").textContent = original ? "original" : "decoded";
-  segments($("rivals"), rows.filter((row) => row.picture).map(({ name }) => [name, name]), pick);
-  pick(rows[0].name);
+  document.querySelector(".sides").hidden = !original;
+  offer("left", original ? "Resized" : "WaLLoC");
+  offer("right", "WaLLoC");
 
   $("table").tBodies[0].replaceChildren(
     ...rows.map((row) => {
       const cells = [
         row.name,
+        row.picture && (row.numbers ?? (row.name === "WaLLoC" ? codes.length : 3 * pixels)).toLocaleString("en"),
         row.picture ? row.bytes.toLocaleString("en") : "not in this browser",
         row.picture && ((8 * row.bytes) / pixels).toFixed(3),
         row.picture && `${((3 * pixels) / row.bytes).toFixed(1)}×`,
@@ -156,6 +156,42 @@ function show({ codec, file, codes, shape, rows, original }) {
   $("latents").replaceChildren(...latentPictures(codes, shape));
   say(`${title}: done with ${codec.name}.`);
   window.walloc = { file, codes, shape, picture: rows[0].picture, rows };
+}
+
+/** Fills one side's list of pictures and shows the named one. */
+function offer(side, name) {
+  const list = $(`${side}s`);
+  list.replaceChildren(...[...panels.keys()].map((key) => new Option(key, key, false, key === name)));
+  list.onchange = () => {
+    draw($(side), panels.get(list.value));
+    $(`${side}-tag`).textContent = list.value;
+  };
+  list.onchange();
+}
+
+/** A lens at the pointer, four times enlarged: its left half of the left picture, its right half of the right one. */
+function magnify(event) {
+  const lens = $("lens");
+  const box = $("left").getBoundingClientRect();
+  const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+  const inside = x >= 0 && y >= 0 && x < box.width && y < box.height;
+  lens.hidden = !($("magnify").checked && inside) || event.pointerType === "touch";
+  if (lens.hidden) return;
+  const part = lens.width / 4; // of the picture, in its own pixels
+  const left = Math.round((x / box.width) * $("left").width - part / 2);
+  const top = Math.round((y / box.height) * $("left").height - part / 2);
+  const context = lens.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.clearRect(0, 0, lens.width, lens.height);
+  const half = lens.width / 2;
+  const sides = $("compare").classList.contains("single") ? [["left", 0], ["left", half]] : [["left", 0], ["right", half]];
+  for (const [side, at] of sides) {
+    // The same place in both halves, so that they can be held against each other.
+    context.drawImage($(side), left + part / 4, top, part / 2, part, at, 0, half, lens.height);
+  }
+  context.fillStyle = "#fff";
+  context.fillRect(half - 1, 0, 2, lens.height);
+  lens.style.translate = `${x - half}px ${y + (y > box.height / 2 ? -lens.height - 16 : 16)}px`;
 }
 
 function latentPictures(codes, [channels, height, width]) {
@@ -235,6 +271,15 @@ function painted() {
 
 $("slider").addEventListener("input", (event) => {
   $("compare").style.setProperty("--at", `${event.target.value / 10}%`);
+});
+$("compare").addEventListener("pointermove", magnify);
+$("compare").addEventListener("pointerleave", () => ($("lens").hidden = true));
+$("sample").addEventListener("click", () => {
+  enqueue(async () => {
+    const answer = await fetch("sample.jpg");
+    if (!answer.ok) throw new Error("The sample is not beside this page.");
+    await open(new File([await answer.blob()], "sample.jpg"));
+  });
 });
 $("file").addEventListener("change", (event) => {
   const [file] = event.target.files;

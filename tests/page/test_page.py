@@ -19,7 +19,6 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 import skimage.data
-from codec_fixtures import image_inputs
 
 from transformers_walloc.codec.bitstream import Header, pack, tables_id, unpack
 from transformers_walloc.codec.entropy_coding import EntropyTables, encode_codes
@@ -137,6 +136,16 @@ RESULT = """() => {
 }"""
 
 
+# Colours in the middle of both halves of the lens, and of both pictures at the pointer, (200, 200) of the figure.
+LENS = """() => {
+    const at = (id, x, y) => [...document.getElementById(id).getContext("2d").getImageData(x, y, 1, 1).data];
+    const left = document.getElementById("left");
+    const scale = left.width / left.getBoundingClientRect().width;
+    const [x, y] = [200, 200].map((value) => Math.round(value * scale - 30) + 30);
+    return [[at("lens", 62, 122), at("lens", 182, 122)], [at("left", x, y), at("right", x, y)]];
+}"""
+
+
 @pytest.mark.slow
 def test_photograph_in_chromium(site, tmp_path):
     """Drop a photograph, compare with Python; drop Python's file, compare the picture."""
@@ -144,18 +153,18 @@ def test_photograph_in_chromium(site, tmp_path):
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("needs chromium")
-    from transformers import AutoModel
+    from transformers import AutoImageProcessor, AutoModel
 
     import transformers_walloc  # noqa: F401
 
     address, folder = site
     photograph = skimage.data.astronaut()[:499, :411]  # neither size is a multiple of 8
     PIL.Image.fromarray(photograph).save(folder / "photo.png")
-    inputs = image_inputs(photograph)
     (codec, *_) = json.loads((folder / "models" / "catalogue.json").read_text())
     model = AutoModel.from_pretrained(f"walloc/{codec['name']}")
     if codec["fingerprint"] != model.fingerprint():
         pytest.skip("the page was built with other checkpoints: python scripts/build_page.py build/page")
+    inputs = AutoImageProcessor.from_pretrained(f"walloc/{codec['name']}")(photograph, return_tensors="pt")
     expected = model.compress(**inputs)[0]
     (folder / "python.walloc").write_bytes(expected)
     decoded = np.rint((model.decompress([expected])[0].numpy() + 0.5) * 255)
@@ -180,7 +189,7 @@ def test_photograph_in_chromium(site, tmp_path):
         dropped = drop("photo.png")
         assert base64.b64decode(dropped["file"]) == expected
         assert difference(dropped).max() <= 1 and difference(dropped).mean() < 0.01
-        assert dropped["names"] == ["WaLLoC", "JPEG", "WebP"]
+        assert dropped["names"] == ["WaLLoC", "Resized", "JPEG", "WebP"]
         error = decoded - photograph.transpose(2, 0, 1)
         assert abs(dropped["psnr"][0] + 10 * np.log10((error**2).mean() / 255**2)) < 0.01
         opened = drop("python.walloc")
@@ -195,6 +204,25 @@ def test_photograph_in_chromium(site, tmp_path):
         page.locator("#file").set_input_files(tmp_path / "again.walloc")
         page.wait_for_function("document.getElementById('status').textContent.startsWith('again: done')")
         assert difference(page.evaluate(RESULT)).max() <= 1
+
+        # The sample: resizing at equal numbers is what WaLLoC stands beside, in the table and under the magnifier.
+        page.locator("#sample").click()
+        page.wait_for_function("document.getElementById('status').textContent.startsWith('sample: done')")
+        table = page.evaluate("[...document.querySelectorAll('#table tbody tr')].map(row => row.cells[1].textContent)")
+        numbers = f"{3 * 512 * 512 // 16:,}"
+        assert table[:2] == [numbers, numbers] and set(table[2:]) == {f"{3 * 512 * 512:,}"}
+        assert page.evaluate("['lefts', 'rights'].map(id => document.getElementById(id).value)") == [
+            "Resized",
+            "WaLLoC",
+        ]
+        assert page.locator("#lens").is_hidden()
+        page.locator("#compare").hover(position={"x": 200, "y": 200})
+        assert page.locator("#lens").is_visible()
+        in_lens, in_pictures = page.evaluate(LENS)
+        assert in_lens == in_pictures and in_lens[0] != in_lens[1]
+        page.locator("#magnify").uncheck()
+        page.locator("#compare").hover(position={"x": 30, "y": 30})
+        assert page.locator("#lens").is_hidden()
 
         # Nothing sticks out on a phone, and both schemes have their own ground.
         grounds = set()

@@ -7,6 +7,7 @@ or loaded in, weights with one of these hashes are the codec, and all others are
 
 import functools
 import hashlib
+import html
 import json
 import os
 import re
@@ -45,6 +46,21 @@ class IdentityMixin:
             f"{f'{name!r}, ' if name else ''}DR {config.dimensionality_reduction:g}, "
             f"grid of {grid} {positions}, {config.latent_channels} channels"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        config, parameters = self.config, sum(weight.numel() for weight in self.parameters())  # type: ignore[attr-defined]
+        facts = {
+            "class": type(self).__name__,
+            "codec": codec_name(config.name_or_path) or "without a name",
+            "dimensionality reduction": f"{config.dimensionality_reduction:g}",
+            "one latent": f"{config.latent_channels} numbers for {config.patch_size**config.num_dims} "
+            f"{kind_of_dims(config.num_dims).positions} of {config.num_channels} channels",
+            "parameters": f"{parameters:,}",
+            "fingerprint": self.fingerprint(),
+        }
+        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
+        return f"<table>{rows}</table>"
 
     def fingerprint(self) -> str:
         """Identifies what codes of this model mean: 16 hexadecimal digits over the encoder and its configuration.

@@ -8,7 +8,7 @@ import torch
 from transformers.utils import generic
 from transformers.utils.generic import ModelOutput
 
-from .sheets import png_of
+from .sheets import png_of, png_of_pixels
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -44,6 +44,10 @@ class WallocImageDecoderOutput(ModelOutput):
     """
 
     pixel_values: torch.Tensor = None  # type: ignore[assignment]
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the first picture; None of volumes and other numbers of bands."""
+        return png_of_pixels(self.pixel_values)
 
 
 @dataclass

@@ -41,3 +41,15 @@ def png_of(latents: object) -> bytes | None:
     sheet.thumbnail((MAX_SIDE, MAX_SIDE))
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def png_of_pixels(pixels: object) -> bytes | None:
+    """The first picture of a batch of gray or colour, in [-0.5, 0.5], as a PNG file; None for what is none."""
+    first = pixels[0] if isinstance(pixels, torch.Tensor | list) and len(pixels) else None
+    if not isinstance(first, torch.Tensor) or first.ndim != 3 or first.shape[0] not in (1, 3) or not first.numel():
+        return None
+    bytes_ = ((first.detach().float().cpu() + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    picture, buffer = PIL.Image.fromarray(bytes_.permute(1, 2, 0).squeeze(2).numpy()), io.BytesIO()
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -196,7 +196,7 @@ def latent_atlas(model, impulse: int = IMPULSE) -> Figure:
             axis.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", interpolation="nearest")
             axis.set_title(str(c + 1), fontsize=7, pad=2)
         return figure
-    figure, axes = _panels(columns, rows, 1.7, 1.1)
+    figure, axes = _panels(columns, rows, 1.7, 1.2, 0.4)
     names = channel_names(config.num_channels)
     milliseconds = 1000 * (np.arange(decoded.shape[-1]) - decoded.shape[-1] / 2) / config.sampling_rate
     for c, axis in enumerate(axes.flat):
@@ -223,7 +223,7 @@ def latent_histograms(codes: np.ndarray) -> Figure:
     """
     channels = len(codes)
     columns, rows = _grid(channels, 1.4)
-    figure, axes = _panels(columns, rows, 1.35, 1.15)
+    figure, axes = _panels(columns, rows, 1.35, 1.3, 0.4)
     for c, axis in enumerate(axes.flat):
         if c >= channels:
             axis.set_axis_off()
@@ -290,10 +290,10 @@ def _without_ticks(panels: Any, count: int) -> list[Any]:
     return axes[:count]
 
 
-def _panels(columns: int, rows: int, width: float, height: float) -> tuple[Plot, Any]:
+def _panels(columns: int, rows: int, width: float, height: float, gap: float = 0.26) -> tuple[Plot, Any]:
     """A figure and its panels of so many inches. Their places are given: to find them takes seconds for a hundred."""
     figure = Plot(figsize=(columns * width, rows * height))
-    gaps = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.12, "hspace": 0.26 / max(height - 0.26, 0.1)}
+    gaps = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0.12, "hspace": gap / max(height - gap, 0.1)}
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=gaps)
 
 
