@@ -74,14 +74,15 @@ def readme_table() -> str:
             continue
         config = json.loads((pages.ROOT / "model_cards" / name / "config.json").read_text())
         side, channels = 2 ** config["num_levels"], config["latent_channels"]
-        span = f"{channels} numbers for {f'{side} x {side} pixels' if name.startswith('rgb') else f'{side} stereo samples'}"
+        block = f"{side} x {side} pixels" if name.startswith("rgb") else f"{side} stereo samples"
         reduction = rows[name]["dimensionality_reduction"]
         resized = rows.get(f"resize@factor={reduction**0.5:g}") if result["kind"] == "image" else None
         formats = [row for codec, row in rows.items() if codec.endswith(f"@like={name}")]
         best = max(formats, key=lambda row: row["psnr"], default=None)
         rival = f"{cell(best, 'psnr')} ({FORMATS[best['codec'].partition('@')[0]].title})" if best else ""
         smaller = f"{rows[name]['compression_ratio']:.0f}x smaller"
-        known = [f"`{name}` (default)" if name in DEFAULT_CODECS.values() else f"`{name}`", f"{reduction:.3g}", span, cell(rows[name], "psnr")]
+        title = f"`{name}`" + (" (default)" if name in DEFAULT_CODECS.values() else "")
+        known = [title, f"{reduction:.3g}", f"{channels} numbers for {block}", cell(rows[name], "psnr")]
         lines.append([*known, cell(resized, "psnr") if resized else "", rival, smaller, use])
     return table(header, lines)
 
