@@ -15,6 +15,7 @@ PURPOSES = {
     "rgb-16x-klt": "smaller files and a faster decoder than those of rgb-16x, less sharp",
     "rgb-4x-klt": "ordered channels, of which the first few are a codec of their own",
     "rgb-f16c48": "flips and crops of latents, exact folds",
+    "rgb-f16c192": "flips, crops and exact folds where fine texture counts",
     "rgb-f16c12": "flips, crops and exact folds in the fewest numbers: previews, many frames",
     "stereo-20x": "music in the fewest numbers",
     "stereo-5x": "music at a higher quality",

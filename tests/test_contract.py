@@ -75,7 +75,7 @@ def test_audio(name, latent_channels):
 
 def test_derived_properties_and_bundled_paths():
     expected = {"rgb-4x": (4, 8), "rgb-16x": (16, 8), "stereo-5x": (512 / 108, 256), "stereo-20x": (512 / 27, 256)}
-    expected |= {"rgb-f16c12": (64, 16), "rgb-f16c48": (16, 16)}
+    expected |= {"rgb-f16c12": (64, 16), "rgb-f16c48": (16, 16), "rgb-f16c192": (4, 16)}
     for name, (reduction, patch_size) in expected.items():
         path = transformers_walloc.bundled_path(name)
         config = AutoModel.from_pretrained(path).config

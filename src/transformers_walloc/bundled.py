@@ -52,6 +52,7 @@ BUNDLED_NAMES = (
     "rgb-16x-klt",
     "rgb-f16c12",
     "rgb-f16c48",
+    "rgb-f16c192",
     "gray-16x",
     "sentinel2-16x",
     "stereo-5x",

@@ -20,6 +20,7 @@ def test_results_and_readme():
     [
         "rgb-f16c12",
         "rgb-f16c48",
+        "rgb-f16c192",
         "rgb-4x",
         "rgb-16x",
         "rgb-4x-klt",
