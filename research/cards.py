@@ -61,7 +61,7 @@ def validation_line(name: str, image: bool, recipe: dict | None) -> str:
     if image:
         said = ["The 24 Kodak images were never trained on."]
         if recipe:
-            on_kodak = any(Path(run["validation"]).name == "kodak" for run in cards.runs_of(recipe))
+            on_kodak = any(Path(run.get("validation") or "").name == "kodak" for run in cards.runs_of(recipe))
             said.append(f"Checkpoints were chosen on {'them' if on_kodak else 'other photographs'}.")
         unseen = pages.load("table1_unseen") or {"rows": []}
         for row in [row for row in unseen["rows"] if row["codec"] == name]:

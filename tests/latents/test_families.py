@@ -162,7 +162,7 @@ def test_refused(family, loaded, saved, tmp_path):
     with torch.no_grad():
         other.encoder.projection.weight.mul_(1.01)
     other.config.name_or_path = "other"
-    with pytest.raises(ValueError, match=r"is of codec 'other' \(\w{16}\), the model is on latents of 'tiny'"):
+    with pytest.raises(ValueError, match=r"is of codec 'other' \(\w{16}\), the model is on latents of codec 'tiny'"):
         WallocLatentImageProcessor.for_model(model.config, other)
     (row,) = encode_rows([PICTURE], other, "int8")
     with pytest.raises(ValueError, match="the latents were written by codec 'other'"):

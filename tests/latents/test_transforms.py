@@ -62,7 +62,7 @@ def test_data_set_of_a_model(family, codec, folders):
     assert example["pixel_values"].shape == shapes[family]
     if family == "qwen2_vl":
         assert example["image_grid_thw"].tolist() == [1, 4, 4]
-    with pytest.raises(ValueError, match="the data set is of codec"):
+    with pytest.raises(ValueError, match="the data set is of a codec without a name"):
         other = image_model(12)
         with torch.no_grad():
             other.encoder.projection.weight.mul_(1.01)
