@@ -210,7 +210,7 @@ def test_reports_and_cards_are_made_from_stored_results(image_codec, images, tmp
     assert "library_name: transformers" in front and f"value: {psnr}" in front
     assert psnr in card and "walloc train --kind image --train photos:0.9 --step 0.1 --cpu" in card
     assert card.count("walloc train") == 3
-    assert "* holiday pictures\n" in card and "29.5 minutes in all, on a box." in card
+    assert "* holiday pictures\n" in card and "29.5 minutes of training in all, on a box." in card
     assert json.loads((folder / "results.json").read_text())["rows"] == result["rows"]
 
 
