@@ -27,11 +27,12 @@ from PIL import Image, ImageDraw, ImageFont
 from research.pages import RESULTS, ROOT, between, load
 from transformers_walloc import WallocImageModel, WallocLatentImageProcessor, load_on_latents
 from transformers_walloc.atomic import atomic_file, write_atomically
-from transformers_walloc.codec.bottleneck import decompand
-from transformers_walloc.codec.wavelets import wavelet_packet_synthesis
+from transformers_walloc.codec.pixels import to_8_bits
+from transformers_walloc.evaluation.metrics import psnr
 from transformers_walloc.latents.families import FAMILIES
 from transformers_walloc.latents.folding import equal_cost_patch_size
 from transformers_walloc.latents.tiling import Plan, Tile, Tiling
+from transformers_walloc.loading import use_linear_decoder
 
 PAGE = ROOT / "docs" / "guides" / "vision_language.md"
 PICTURE = ROOT / "docs" / "pictures" / "budget.jpg"
@@ -137,20 +138,8 @@ CHECKPOINTS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Codec:
-    name: str
-    block: int
-    channels: int
-
-    @classmethod
-    def of(cls, name: str) -> "Codec":
-        config = transformers.AutoConfig.from_pretrained(name)
-        return cls(name, config.patch_size, config.latent_channels)
-
-
-def row(checkpoint: Checkpoint, codec: Codec, height: int, width: int) -> dict[str, Any]:
-    """What a family sees of one picture.
+def row(checkpoint: Checkpoint, config: Any, height: int, width: int) -> dict[str, Any]:
+    """What a family sees of one picture, by the codec of a config.
 
     Returns:
         tokens: of the text, of all tiles, without what stands between them.
@@ -158,29 +147,28 @@ def row(checkpoint: Checkpoint, codec: Codec, height: int, width: int) -> dict[s
         scale: length of the canvas for that of the picture, on pixels and on latents; above 1 it is enlarged.
         whole: tokens that show every pixel of the picture, on pixels and on latents.
     """
-    config = transformers.AutoConfig.from_pretrained(codec.name)
     patch_size = equal_cost_patch_size(config, checkpoint.patch)
     plan = checkpoint.plan(height, width)
     patches = sum((t.box[2] // checkpoint.patch) * (t.box[3] // checkpoint.patch) for t in plan.tiles)
     canvas = max((tile.canvas for tile in plan.tiles), key=math.prod)
     scale = math.sqrt(math.prod(canvas) / (height * width))
-    units = [checkpoint.patch, patch_size * codec.block]  # pixels per side of a patch
+    units = [checkpoint.patch, patch_size * config.patch_size]  # pixels per side of a patch
     tokens = [unit * checkpoint.merge for unit in units]
     return {
         "tokens": round(patches / checkpoint.merge**2),
-        "inputs": [3 * checkpoint.patch**2, codec.channels * patch_size**2],
+        "inputs": [3 * checkpoint.patch**2, config.latent_channels * patch_size**2],
         "scale": [scale, scale * units[1] / units[0]],
         "whole": [math.ceil(height / token) * math.ceil(width / token) for token in tokens],
     }
 
 
 def measure() -> dict[str, Any]:
-    codecs = {patch: Codec.of(name) for patch, name in CODECS.items()}
+    configs = {patch: transformers.AutoConfig.from_pretrained(name) for patch, name in CODECS.items()}
     found: dict[str, Any] = {}
     for family, checkpoint in CHECKPOINTS.items():
-        codec = codecs[checkpoint.patch]
-        pictures = {name: row(checkpoint, codec, *size) for name, size in PICTURES.items()}
-        found[family] = {"like": checkpoint.like, "patch": checkpoint.patch, "codec": codec.name, **pictures}
+        patch = checkpoint.patch
+        pictures = {name: row(checkpoint, configs[patch], *size) for name, size in PICTURES.items()}
+        found[family] = {"like": checkpoint.like, "patch": patch, "codec": CODECS[patch], **pictures}
     return found
 
 
@@ -305,28 +293,22 @@ def seen(picture: Image.Image) -> tuple[Image.Image, Image.Image, dict[str, floa
     Through latents it is what the linear synthesis gives, which a folded model starts from.
     """
     codec = WallocImageModel.from_pretrained(CODECS[14]).eval()
+    use_linear_decoder(codec)
     plan = _QWEN2.plan(picture.height, picture.width)
     height, width = plan.tiles[0].canvas
     small = picture.resize((width, height), Image.Resampling.BICUBIC)
     large = picture.resize((width * 4, height * 4), Image.Resampling.BICUBIC)
     x = torch.from_numpy(np.asarray(large).copy()).permute(2, 0, 1)[None] / 255 - 0.5
-    config, latents = codec.config, codec.encode(x).latents
-    bands = codec.decoder.linear(decompand(latents, config.latent_bits))
-    y = wavelet_packet_synthesis(bands, config.num_levels, config.wavelet, config.boundary, 2)[0]
-    array = ((y + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    array = to_8_bits(codec.decode(codec.encode(x).latents).pixel_values[0]).permute(1, 2, 0).numpy()
     pixels = small.resize(picture.size, Image.Resampling.BICUBIC)
     through = Image.fromarray(array).resize(picture.size, Image.Resampling.BICUBIC)
-    reference = np.asarray(picture, np.float64)
-    psnr = {
-        name: 10 * math.log10(255**2 / np.square(np.asarray(image, np.float64) - reference).mean())
-        for name, image in (("pixels", pixels), ("latents", through))
-    }
-    return pixels, through, psnr
+    found = {"pixels": pixels, "latents": through}
+    return pixels, through, {name: psnr(np.asarray(picture), np.asarray(image)) for name, image in found.items()}
 
 
 def draw() -> tuple[Image.Image, dict[str, float]]:
     picture = small_print(*PICTURES["photograph"])
-    pixels, through, psnr = seen(picture)
+    pixels, through, quality = seen(picture)
     box = (1500, 1200, 1900, 1440)
     panels = {"12 megapixels, a part": picture, "972 tokens, pixels": pixels, "972 tokens, latents": through}
     sheet = Image.new("RGB", (3 * 400 + 16, 240 + 26), "white")
@@ -334,7 +316,7 @@ def draw() -> tuple[Image.Image, dict[str, float]]:
     for index, (caption, image) in enumerate(panels.items()):
         pen.text((index * 408 + 200, 1), caption, "black", font, anchor="ma")
         sheet.paste(image.crop(box), (index * 408, 26))
-    return sheet, psnr
+    return sheet, quality
 
 
 def write_page(name: str, text: str) -> None:
@@ -348,10 +330,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of time")
     args = parser.parse_args(argv)
     if args.what == "picture":
-        sheet, psnr = draw()
+        sheet, quality = draw()
         with atomic_file(PICTURE) as path:
             sheet.save(path, "JPEG", quality=88, optimize=True)
-        print(json.dumps(psnr))
+        print(json.dumps(quality))
         return
     stored = load("token_budgets") or {}
     if args.what == "table":

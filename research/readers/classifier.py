@@ -123,10 +123,10 @@ def main(argv=None) -> int:
     with ProcessPoolExecutor(args.processes, spawn, _start, (network,)) as pool:
         probe = fit_probe(*split.training_features(pool.map, args.cache), len(split.names))
     study = load_study(STORE, f"EfficientNet-Lite0, photographs of {len(split.names)} classes")
+    wanted = {condition: ways.key(condition) for condition in ["original", *conditions]}
     jobs = []
     for path, label in split.order[: args.pictures or None]:
-        wanted = ["original", *conditions]
-        if missing := [c for c in wanted if study.get(c, _name(path), ways.key(c)) is None]:
+        if missing := study.missing(_name(path), wanted):
             jobs.append((path, label if path in split.test else None, missing))
     with ProcessPoolExecutor(args.processes, spawn, _start, (network, probe)) as pool:
         results = tqdm(pool.map(_read, jobs), total=len(jobs), unit="picture", mininterval=10)

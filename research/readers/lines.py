@@ -34,11 +34,10 @@ from tqdm.auto import tqdm
 
 from research.corpora.documents import page_text
 from research.pages import RESULTS, between
-from research.readers.scores import PAGE, interval, load_study, save_study, shown
+from research.readers.scores import PAGE, differences, load_study, save_study
 from research.tasks.receipts import levenshtein
 from transformers_walloc import LatentView, WallocImageModel
 from transformers_walloc.atomic import write_atomically
-from transformers_walloc.evaluation.tables import table
 from transformers_walloc.latents.folding import fold_convolution
 
 STORE = RESULTS / "readers_lines.json"
@@ -67,12 +66,13 @@ def main(argv=None) -> int:
     torch.set_num_threads(1)
     reader = Reader(load_network())
     study, prose = load_study(STORE, "english_g2 of EasyOCR, rendered lines"), page_text()[0]
+    keys = {way: reader.key(way) for way in WAYS}
     for i in tqdm(range(args.lines), unit="line", mininterval=10):
         name = f"{i:04}"
-        missing = [way for way in WAYS if study.get(way, name, reader.key(way)) is None]
+        missing = study.missing(name, keys)
         text, line = render(i, prose)
         for way in missing:
-            study.put(way, name, reader.key(way), score(text, reader(line, way)))
+            study.put(way, name, keys[way], score(text, reader(line, way)))
         if missing and i % 10 == 9:
             save_study(STORE, study)
     save_study(STORE, study)
@@ -208,16 +208,9 @@ def to_text(scores: torch.Tensor) -> str:
 def summarise() -> None:
     study = load_study(STORE, "")
     lines = study.common(WAYS)
-    head = ["line", *(title for measure in MEASURES.values() for title in (measure, "against resized"))]
-    rows = []
-    for way, title in WAYS.items():
-        row = [title]
-        for measure in MEASURES:
-            values = study.values(way, measure, lines)
-            gain = values - study.values("resize", measure, lines)
-            row += [f"{values.mean():.1f}", "" if way in ("original", "resize") else shown(interval(gain), "+")]
-        rows.append(row)
-    text = f"english_g2 of EasyOCR, {len(lines)} rendered lines:\n\n{table(head, rows)}"
+    measures = {measure: (title, 100) for measure, title in MEASURES.items()}
+    found = differences(study, lines, WAYS, measures, ("line", "against resized"), "resize", plain=["original"])
+    text = f"english_g2 of EasyOCR, {len(lines)} rendered lines:\n\n{found}"
     write_atomically(PAGE, between(PAGE.read_text(), "lines", text))
 
 

@@ -54,16 +54,19 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     measure = commands.add_parser("measure", help="listen to clips and keep the scores")
-    measure.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of audio files")
-    measure.add_argument(
-        "--clips", type=int, default=40, help="one from the middle of each file (default: %(default)s)"
-    )
+    add_clips(measure)
     scores = commands.add_parser("measure-scores", help="listen to rendered songs and compare with their notes")
     scores.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of songs in stems, with notes")
     for command in (measure, scores):
         command.add_argument("--conditions", nargs="+", default=CONDITIONS, choices=CONDITIONS, metavar="NAME")
     commands.add_parser("summarise", help="write the tables (into <!-- music:begin --> of the page) and the picture")
     return parser.parse_args(argv)
+
+
+def add_clips(parser: argparse.ArgumentParser) -> None:
+    """Where `audio_files` finds clips, and how many."""
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of audio files")
+    parser.add_argument("--clips", type=int, default=40, help="one from the middle of each file (default: %(default)s)")
 
 
 def main(argv=None) -> int:
@@ -82,9 +85,9 @@ def main(argv=None) -> int:
         print(f"error: {args.data} has no {wanted}", file=sys.stderr)
         return 2
     study, ways = load_study(store, title), Ways()
+    keys = {"original": "original"} | {condition: ways.key(condition) for condition in args.conditions}
     for signal in tqdm(signals, unit="clip", mininterval=5):
-        keys = {"original": "original"} | {condition: ways.key(condition) for condition in args.conditions}
-        if all(study.get(condition, signal.name, key) for condition, key in keys.items()):
+        if not study.missing(signal.name, keys):
             continue
         clip, rate = (middle if signal.is_file() else mix)(signal)
         heard = notes(clip, rate)

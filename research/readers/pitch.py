@@ -14,7 +14,6 @@ codec was trained on.
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 import soxr
@@ -22,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from research.pages import RESULTS
-from research.readers.music import CODECS, CONDITIONS, SECONDS, WAYS, Ways, audio_files, middle
+from research.readers.music import CODECS, CONDITIONS, SECONDS, WAYS, Ways, add_clips, audio_files, middle
 from research.readers.scores import load_study, save_study, summarise
 
 STORE = RESULTS / "readers_pitch.json"
@@ -34,10 +33,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     measure = commands.add_parser("measure", help="listen to clips and keep the scores")
-    measure.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of audio files")
-    measure.add_argument(
-        "--clips", type=int, default=40, help="one from the middle of each file (default: %(default)s)"
-    )
+    add_clips(measure)
     measure.add_argument("--conditions", nargs="+", default=CONDITIONS, choices=CONDITIONS, metavar="NAME")
     commands.add_parser("summarise", help="write the tables (into <!-- pitch:begin --> of the page) and the picture")
     return parser.parse_args(argv)
@@ -54,9 +50,9 @@ def main(argv=None) -> int:
         print(f"error: {args.data} has no audio files", file=sys.stderr)
         return 2
     study, ways = load_study(STORE, f"CREPE, clips of {SECONDS:g} s from the middle of validation music"), Ways()
+    keys = {"original": "original"} | {condition: ways.key(condition) for condition in args.conditions}
     for file in tqdm(files, unit="clip", mininterval=5):
-        keys = {"original": "original"} | {condition: ways.key(condition) for condition in args.conditions}
-        missing = [condition for condition, key in keys.items() if study.get(condition, file.name, key) is None]
+        missing = study.missing(file.name, keys)
         if not missing:
             continue
         clip, rate = middle(file)

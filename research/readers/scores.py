@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from research.pages import ROOT, between
 from transformers_walloc.atomic import write_atomically
+from transformers_walloc.evaluation.tables import table
 
 PAGE, README = ROOT / "docs" / "frozen_readers.md", ROOT / "README.md"
 PICTURE = ROOT / "docs" / "pictures" / "frozen_readers.png"
@@ -28,6 +29,10 @@ class Study:
 
     def put(self, condition: str, signal: str, key: str, scores: dict[str, float]) -> None:
         self.scores.setdefault(condition, {})[signal] = {"key": key, **scores}
+
+    def missing(self, signal: str, keys: Mapping[str, str]) -> list[str]:
+        """Those of `keys`, condition -> key, that have no scores of a signal yet."""
+        return [condition for condition, key in keys.items() if self.get(condition, signal, key) is None]
 
     def values(self, condition: str, measure: str, signals: list[str], scale: float = 100) -> np.ndarray:
         """Percent of each signal, NaN where it has no such score."""
@@ -198,6 +203,38 @@ def summarise_ways(
         if f"<!-- {name}:begin -->" in (old := page.read_text()):
             write_atomically(page, between(old, name, "\n\n".join(text)))
     _draw(study, None, main, ratios, ways, measures[main], PICTURE.with_stem(f"{PICTURE.stem}_{name}"))
+
+
+def differences(
+    study: Study,
+    signals: list[str],
+    titles: Mapping[str, str],
+    measures: Mapping[str, tuple[str, float]],
+    heads: tuple[str, str],
+    against: str,
+    plain: Collection[str] = (),
+    digits: int = 1,
+) -> str:
+    """A table with a row for each condition: means, and their differences to one with 95% intervals of the bootstrap.
+
+    Args:
+        titles: of the conditions.
+        measures: measures, their titles and what a score is multiplied by.
+        heads: of the column of titles, and of those of differences.
+        against: the condition that the others are compared with.
+        plain: further conditions without differences.
+    """
+    rows = []
+    for condition, title in titles.items():
+        row = [title]
+        for measure, (_, unit) in measures.items():
+            values = study.values(condition, measure, signals, unit)
+            gain = values - study.values(against, measure, signals, unit)
+            alone = condition == against or condition in plain
+            row += [f"{values.mean():.{digits}f}", "" if alone else shown(interval(gain), "+", digits)]
+        rows.append(row)
+    first, difference = heads
+    return table([first, *(head for title, _ in measures.values() for head in (title, difference))], rows)
 
 
 def _draw(

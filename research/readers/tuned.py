@@ -31,10 +31,10 @@ from tqdm.auto import tqdm
 from research.pages import RESULTS, between
 from research.readers.classifier import DEVIATION, MEAN, SIDE, Split, load_network, open_picture, prepared
 from research.readers.pictures import Ways
-from research.readers.scores import PAGE, interval, load_study, save_study, shown
+from research.readers.scores import PAGE, differences, load_study, save_study
 from transformers_walloc import WallocImageModel
 from transformers_walloc.atomic import atomic_file, write_atomically
-from transformers_walloc.evaluation.tables import table
+from transformers_walloc.codec.rate_control import decibels
 from transformers_walloc.training.fine_tuning import prepare_for_training
 
 STORE = RESULTS / "readers_tuned.json"
@@ -140,11 +140,10 @@ def losses(network: Any, codec: WallocImageModel, x: torch.Tensor) -> tuple[torc
 def score(network: Any, codecs: dict[str, str], pictures: list[Path]) -> None:
     study = load_study(STORE, "EfficientNet-Lite0, test photographs of Caltech-101")
     ways = Ways({condition: {DR: (name, 12)} for condition, name in codecs.items()})
+    keys = {condition: ways.key(f"{condition}-{DR}") for condition in codecs}
     for done, path in enumerate(tqdm(pictures, unit="picture", mininterval=10), 1):
         name, picture = f"{path.parent.name}/{path.name}", open_picture(path)
-        keys = {condition: ways.key(f"{condition}-{DR}") for condition in codecs}
-        missing = [condition for condition, key in keys.items() if study.get(condition, name, key) is None]
-        if missing:
+        if missing := study.missing(name, keys):
             views = [picture, *(ways.view(picture, f"{condition}-{DR}") for condition in missing)]
             x = torch.from_numpy(np.stack([prepared(view) for view in views]))
             logits = network(x).log_softmax(1)
@@ -161,7 +160,7 @@ def score(network: Any, codecs: dict[str, str], pictures: list[Path]) -> None:
 
 def psnr(picture: Image.Image, view: Image.Image) -> float:
     error = np.square(np.asarray(picture, float) - np.asarray(view, float)).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+    return decibels(max(error, 1e-9) / 255**2)
 
 
 def summarise() -> None:
@@ -169,18 +168,10 @@ def summarise() -> None:
     found = [condition for condition in CONDITIONS if condition in study.scores]
     signals = study.common(found)
     measures = {"same": ("same ImageNet class, %", 100), "kl": ("KL of the classes", 1), "psnr": ("PSNR, dB", 1)}
-    rows = []
-    for condition in found:
-        row = [CONDITIONS[condition]]
-        for measure, (_, unit) in measures.items():
-            values = study.values(condition, measure, signals, unit)
-            gain = values - study.values(START, measure, signals, unit)
-            row += [f"{values.mean():.2f}", "" if condition == START else shown(interval(gain), "+", 2)]
-        rows.append(row)
-    head = [f"decoder of `{CODEC}`"]
-    for title, _ in measures.values():
-        head += [title, "difference (95% interval)"]
-    text = f"{len(signals)} test photographs; {STEPS} steps of {BATCH} crops:\n\n{table(head, rows)}"
+    titles = {condition: CONDITIONS[condition] for condition in found}
+    heads = f"decoder of `{CODEC}`", "difference (95% interval)"
+    compared = differences(study, signals, titles, measures, heads, START, digits=2)
+    text = f"{len(signals)} test photographs; {STEPS} steps of {BATCH} crops:\n\n{compared}"
     write_atomically(PAGE, between(PAGE.read_text(), "tuned", text))
 
 

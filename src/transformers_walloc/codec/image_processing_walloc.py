@@ -166,7 +166,7 @@ class WallocImageProcessor(PilBackend):
         if isinstance(image, PIL.Image.Image | Picture):
             to_array: Any = _pil_to_array if isinstance(image, PIL.Image.Image) else _picture_to_array
             pixels = torch.from_numpy(to_array(image, num_channels, planar=planar))
-            # The base class hands over tensors alone. A copy of the picture would take a sixth of this call.
+            # The base class hands over tensors alone. A copy of the picture would cost time in every call.
             pixels.unshared = True  # type: ignore[attr-defined]
         else:
             pixels = channels_first(image, num_channels, input_data_format, planar=planar)

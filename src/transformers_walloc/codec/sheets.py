@@ -7,6 +7,8 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
+from .pixels import to_8_bits
+
 MAX_SIDE = 2048  # pixels of a picture in a notebook
 
 
@@ -37,10 +39,7 @@ def png_of(latents: object) -> bytes | None:
     first = latents[0] if isinstance(latents, torch.Tensor | list) and len(latents) else None
     if not isinstance(first, torch.Tensor) or first.ndim not in (2, 3) or not first.numel():
         return None
-    sheet, buffer = sheet_of(first), io.BytesIO()
-    sheet.thumbnail((MAX_SIDE, MAX_SIDE))
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+    return _png(sheet_of(first))
 
 
 def png_of_pixels(pixels: object) -> bytes | None:
@@ -48,8 +47,12 @@ def png_of_pixels(pixels: object) -> bytes | None:
     first = pixels[0] if isinstance(pixels, torch.Tensor | list) and len(pixels) else None
     if not isinstance(first, torch.Tensor) or first.ndim != 3 or first.shape[0] not in (1, 3) or not first.numel():
         return None
-    bytes_ = ((first.detach().float().cpu() + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    picture, buffer = PIL.Image.fromarray(bytes_.permute(1, 2, 0).squeeze(2).numpy()), io.BytesIO()
+    return _png(PIL.Image.fromarray(to_8_bits(first).permute(1, 2, 0).squeeze(2).numpy(force=True)))
+
+
+def _png(picture: PIL.Image.Image) -> bytes:
+    """As a file, no larger than `MAX_SIDE` a side."""
+    buffer = io.BytesIO()
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     picture.save(buffer, "PNG")
     return buffer.getvalue()

@@ -153,9 +153,9 @@ def result_table(name: str, result: dict) -> str:
     return table(header, lines)
 
 
-def _timed(result: dict | None) -> bool:
+def _timed(result: dict) -> bool:
     """Whether any row has speeds."""
-    return result is not None and any(throughput(row, result["kind"], ("encode",)) for row in result["rows"])
+    return any(throughput(row, result["kind"], ("encode",)) for row in result["rows"])
 
 
 def _label(codec: str, name: str) -> str:
