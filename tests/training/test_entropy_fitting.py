@@ -5,7 +5,7 @@ import pytest
 
 from transformers_walloc.codec.entropy_coding import EntropyTables, decode_codes, encode_codes
 from transformers_walloc.codec.entropy_tables import Network
-from transformers_walloc.training.entropy_fitting import fit_entropy_tables
+from transformers_walloc.training.entropy_fitting import fit_entropy_tables, fitted_plan
 
 PLAN = ((1, 2), (2, 1), (2, 0))
 
@@ -95,3 +95,10 @@ def test_progress_and_misuse():
         fit_entropy_tables([np.zeros((3, 4, 4), np.int8), np.zeros((2, 4, 4), np.int8)])
     with pytest.raises(ValueError, match="not for 3 channels"):
         fit_entropy_tables([np.zeros((3, 4, 4), np.int8)], plan=((2, 0),))
+
+
+@pytest.mark.parametrize(
+    ("channels", "sizes"), [(48, [3, 1, 2, 2, 2, 2, *[6] * 6]), (192, [3, 1, 2, 2, 2, 2, *[15] * 12])]
+)
+def test_groups_grow_with_the_channels(channels, sizes):
+    assert [size for size, _ in fitted_plan(channels, 2)] == sizes

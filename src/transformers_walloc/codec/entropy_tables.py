@@ -212,8 +212,11 @@ class EntropyTables:
         return cls(channels, ndim, plan, networks, frequencies)
 
 
-def default_plan(num_channels: int, ndim: int) -> Plan:
-    """Groups for codes in order of variance: careful with the first channels, which are smooth and hold most bits."""
+def default_plan(num_channels: int, ndim: int, last: int = 6) -> Plan:
+    """Groups for codes in order of variance: careful with the first channels, which are smooth and hold most bits.
+
+    `last`: channels of each group behind them. Generic tables, and so their files, have groups of 6.
+    """
     first = ((3, 3), (1, 2), (2, 1), (2, 1), (2, 1), (2, 1)) if ndim == 2 else ((1, 4), (2, 4), (3, 4))
     plan: list[tuple[int, int]] = []
     left = num_channels
@@ -223,7 +226,7 @@ def default_plan(num_channels: int, ndim: int) -> Plan:
             left -= plan[-1][0]
     while left:
         # In time the neighbours tell most: what a channel does goes on.
-        plan.append((min(6, left), 0 if ndim == 2 else 4))
+        plan.append((min(last, left), 0 if ndim == 2 else 4))
         left -= plan[-1][0]
     return tuple(plan)
 

@@ -64,7 +64,7 @@ def fit_entropy_tables(
 
     Args:
         codes: int8 items of one codec, each (C, h, w) or (C, t); add codes at coarser steps if it will write such.
-        plan: groups of channels and halvings of their lattices; `default_plan` if None.
+        plan: groups of channels and halvings of their lattices; `fitted_plan` if None.
         hidden: ramps of a network are so many times the group's channels plus one, at most 80; size of the tables and
             time of coding grow with it.
         steps: optimisation steps of each network. A pass takes about 5 s for 1000 steps on one core.
@@ -86,7 +86,7 @@ def fit_entropy_tables(
         if item.ndim not in (2, 3) or item.ndim != items[0].ndim or len(item) != len(items[0]) or item.size == 0:
             raise ValueError(f"codes must be (C, h, w) or (C, t) of one codec, got {items[0].shape} and {item.shape}")
     ndim = items[0].ndim - 1
-    plan = default_plan(len(items[0]), ndim) if plan is None else plan
+    plan = fitted_plan(len(items[0]), ndim) if plan is None else plan
     if sum(size for size, _ in plan) != len(items[0]):
         raise ValueError(f"the plan {plan} is not for {len(items[0])} channels")
     generator = np.random.default_rng(seed)
@@ -123,6 +123,14 @@ def fit_entropy_tables(
                 middle,
             )
     return EntropyTables(len(items[0]), ndim, plan, networks, _frequencies(counts))
+
+
+def fitted_plan(num_channels: int, ndim: int) -> Plan:
+    """`default_plan`; beyond 128 channels its last groups hold 15.
+
+    Each group sees all channels before it: many small ones take hours to fit.
+    """
+    return default_plan(num_channels, ndim, last=15) if num_channels > 128 else default_plan(num_channels, ndim)
 
 
 def _collect(
