@@ -48,6 +48,7 @@ def run(
     if output and os.path.exists(output) and not force:
         raise MediaError(f"{output}: exists already; --force overwrites it")
     data = read_bytes(input)
+    from ..codec.bitstream import unpack
     from ..media.kinds import kind_of
     from ..media.messages import naming
     from ..media.pictures import encode_image
@@ -64,6 +65,10 @@ def run(
     with naming(input):
         rate: dict[str, Any] = {"step": step, "bpp": bpp, "kbps": kbps, "psnr": psnr, "channels": channels}
         blob = codec.compress(input, data, kind, refine=refine, **rate)
+        header = unpack(blob)[0]
+        if header.raster or header.kind == "volume":
+            what = "a raster in its own type" if header.kind == "image" else "a volume"
+            raise MediaError(f"{input}: {codec.name!r} keeps it as {what}; compare is for pictures and audio")
         if kind == "image":
             rows, picture = compare_image(codec, input, data, blob)
             if output:

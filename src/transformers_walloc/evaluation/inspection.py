@@ -48,6 +48,9 @@ def inspect(path: str | os.PathLike, model, output_dir: str | os.PathLike) -> "I
     data = read_bytes(path)
     kind = kind_of(path, data)
     expected = model.config.kind
+    if expected == "volume" or (expected == "image" and model.config.num_channels not in (1, 3)):
+        what = "volumes" if expected == "volume" else f"images of {model.config.num_channels} bands"
+        raise MediaError(f"{path}: the codec is for {what}; inspect draws pictures and audio")
     if kind == "walloc":
         kind = unpack(data)[0].kind
         blob, original = data, None
