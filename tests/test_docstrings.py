@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import doctest
+import functools
 import importlib
 import re
 import textwrap
@@ -24,6 +25,7 @@ import transformers_walloc
 from transformers_walloc import WallocVolumeConfig, WallocVolumeImageProcessor, WallocVolumeModel
 from transformers_walloc.latents.writing import compress_dataset
 from transformers_walloc.media.file_codec import FileCodec
+from transformers_walloc.training.entropy_fitting import fit_entropy_tables
 
 SOURCE = Path(transformers_walloc.__file__).parent
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -72,6 +74,7 @@ def names(tmp_path, monkeypatch) -> dict:
         "latents": latents,
         "codes": codes,
         "training_codes": [codes[0].numpy()],
+        "fit_entropy_tables": functools.partial(fit_entropy_tables, steps=2),  # 2,000 take a minute
         "waveform": sound(0.1),
         "mix": torch.from_numpy(sound(0.1)),
         "volume": np.stack([picture[:32, :48, 0]] * 8),
