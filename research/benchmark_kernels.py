@@ -98,8 +98,8 @@ def measure_encoders(table: Table, pictures: list[PIL.Image.Image]) -> None:
 
         table.add(f"picture to codes, {name}", "MP/s", megapixels, encode)
         table.add(f"encode of floats, {name}", "MP/s", megapixels, partial(encode_floats, model, floats))
-        snippet = partial(first_snippet, model, processor, pictures)
-        table.add(f"README's first snippet, {name}", "MP/s", megapixels, snippet)
+        snippet = partial(process_and_encode, model, processor, pictures)
+        table.add(f"processor and encode, {name}", "MP/s", megapixels, snippet)
         with torch.no_grad():
             codes = [item[0].numpy() for item in encode()]
         tables, count = model.get_entropy_tables(), sum(item.size for item in codes) / 1e6
@@ -150,7 +150,7 @@ def cosine_codec() -> WallocImageEncoder:
     return model
 
 
-def first_snippet(
+def process_and_encode(
     model: WallocImageEncoder, processor: WallocImageProcessor, pictures: list[PIL.Image.Image]
 ) -> list[torch.Tensor]:
     return [model.encode(processor(picture, return_tensors="pt")["pixel_values"]).latents for picture in pictures]

@@ -199,7 +199,8 @@ def summarise_ways(
     for measure in shares:
         columns += [measures[measure], f"against {ways[against]}"]
     rest = f"With 95% intervals of the bootstrap over the pictures; {whole}."
-    for page, text in {PAGE: [head, table, rest, _table(columns, rows)], README: [few]}.items():
+    whole_table = ["<details markdown>", f"<summary>{rest}</summary>", _table(columns, rows), "</details>"]
+    for page, text in {PAGE: [head, table, *whole_table], README: [few]}.items():
         if f"<!-- {name}:begin -->" in (old := page.read_text()):
             write_atomically(page, between(old, name, "\n\n".join(text)))
     _draw(study, None, main, ratios, ways, measures[main], PICTURE.with_stem(f"{PICTURE.stem}_{name}"))
