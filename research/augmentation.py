@@ -14,7 +14,7 @@ and encoded once; the model, a small vision transformer from random weights, see
                random places on the grid
 
 Every run is kept in docs/results/augmentation.json, so that an interrupted command goes on where it was; the table is
-printed at the end.
+printed at the end, and put into docs/guides/augmentation.md.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, set_seed
 
-from research.pages import ROOT
+from research.pages import RESULTS, ROOT, between
 from research.tasks.classification import Settings, make_model, open_image, read_images, view_of
 from research.tasks.runs import RunArguments, training_arguments
 from transformers_walloc import LatentAugmentation, LatentView, WallocImageModel
@@ -48,7 +48,7 @@ CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "pixels": ("four views made of pixels and encoded", {"crop_size": 16}),
 }
-RESULTS = ROOT / "docs" / "results" / "augmentation.json"
+STORE, PAGE = RESULTS / "augmentation.json", ROOT / "docs" / "guides" / "augmentation.md"
 VIEWS, GRID = 4, 16
 
 
@@ -142,7 +142,7 @@ def main(argv=None) -> None:
     parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS))
     parser.add_argument("--steps", type=int, default=1200, help="of 32 images (default: %(default)s)")
     parser.add_argument("--max-per-class", type=int, default=0, help="images of a class; 0 for all")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="JSON")
+    parser.add_argument("--output", type=Path, default=STORE, metavar="JSON")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     settings = Settings(data=args.data, max_per_class=args.max_per_class, width=128, layers=4, steps=args.steps)
@@ -166,6 +166,8 @@ def main(argv=None) -> None:
                 f"{condition}, seed {seed}: {found[str(seed)]:.1f}%, {time.perf_counter() - started:.0f} s", flush=True
             )
     print(summary(record))
+    if args.output == STORE:
+        write_atomically(PAGE, between(PAGE.read_text(), "measured", summary(record)))
 
 
 if __name__ == "__main__":
