@@ -24,10 +24,11 @@ from ..codec.size_limits import MAX_ENCODED_PIXELS
 from ..codec.tiff_tags import MAX_BYTES, unpack_tags
 from .messages import MediaError, noting, warn
 from .paths import IMAGE_SUFFIXES, STANDARD_STREAM
-from .sixteen_bits import encode_png, encode_tiff
+from .sixteen_bits import DEFLATE_LEVEL, encode_png, encode_tiff
 
 # Decoded images are stored without further loss where the format allows it, and nearly so otherwise.
 _IMAGE_OPTIONS: dict[str, dict] = {
+    "PNG": {"compress_level": DEFLATE_LEVEL},
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
     "AVIF": {"quality": 90},

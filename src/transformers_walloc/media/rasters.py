@@ -32,6 +32,7 @@ from ..codec.size_limits import MAX_ENCODED_PIXELS
 from ..codec.tiff_tags import reading_tiff, unpack_tags
 from .messages import MediaError, MediaWarning, naming, warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM
+from .sixteen_bits import DEFLATE_LEVEL
 from .tiff_rasters import NODATA, load_array, read_tiff, tiff_options
 
 
@@ -163,6 +164,7 @@ def encode_raster(array: np.ndarray, raster: RasterFormat, path: str | Path) -> 
             planar["photometric"] = "rgb"
     meant = tiff_options(unpack_tags(raster.tags), array, raster, tags)
     options: dict[str, Any] = {"photometric": "minisblack", "metadata": None, "compression": "zlib"} | planar | meant
+    options["compressionargs"] = {"level": DEFLATE_LEVEL}
     with naming(str(path)), reading_tiff() as tifffile:
         tifffile.imwrite(file, array, extratags=tags, predictor=not raster.is_float, byteorder="<", **options)
     return file.getvalue()

@@ -10,6 +10,8 @@ from ..codec.image_colours import as_type
 from ..codec.side_data import SideData
 from ..codec.tiff_tags import unpack_tags
 
+DEFLATE_LEVEL = 1  # zlib's default writes photographs 2 to 6% smaller, and takes three to seven times as long
+
 
 def encode_png(bands: np.ndarray, profile: bytes) -> bytes:
     """A PNG of 16 bits, (height, width) or (height, width, bands), which Pillow writes of one band only."""
@@ -22,7 +24,7 @@ def encode_png(bands: np.ndarray, profile: bytes) -> bytes:
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
     if profile:
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
-    chunks += [(b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b"")]
+    chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), DEFLATE_LEVEL)), (b"IEND", b"")]
     parts = [
         struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
         for name, content in chunks
@@ -45,6 +47,7 @@ def encode_tiff(pixels: np.ndarray, alpha: np.ndarray | None, side_data: SideDat
         planarconfig="contig" if bands.ndim == 3 else None,
         extrasamples=None if alpha is None else ["unassalpha"],
         compression="zlib",
+        compressionargs={"level": DEFLATE_LEVEL},
         predictor=True,
         metadata=None,
         iccprofile=side_data.profile or None,

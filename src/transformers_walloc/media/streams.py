@@ -25,6 +25,7 @@ from .bands import compress_rows, decompress_rows
 from .messages import MediaError
 from .paths import AUDIO_SUFFIXES
 from .segments import SEGMENT_SAMPLES, compress_segments, decompress_segments, find_level
+from .sixteen_bits import DEFLATE_LEVEL
 
 LARGE_FILE = 2**27  # bytes from which on a file is streamed
 LARGE_SIGNAL = {"image": 2**25, "audio": 16 * SEGMENT_SAMPLES}  # pixels or samples, from which on results are
@@ -226,7 +227,7 @@ def _deflate(rows: np.ndarray) -> bytes:
     """A strip with horizontal differences, as TIFF's predictor 2 wants it."""
     differences = rows.copy()
     differences[:, 1:] -= rows[:, :-1]
-    return zlib.compress(differences.tobytes())
+    return zlib.compress(differences.tobytes(), DEFLATE_LEVEL)
 
 
 def _regrouped(bands: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:

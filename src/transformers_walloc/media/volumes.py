@@ -26,6 +26,7 @@ from ..codec.tiff_tags import GEOREFERENCING, ORIENTATION, reading_tiff
 from .messages import MediaError, naming, warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES
 from .rasters import describe, native_samples, usable_nodata, volume_layout
+from .sixteen_bits import DEFLATE_LEVEL
 from .tiff_rasters import NODATA, check_size, load_array, number_of
 
 MAX_VOXELS = 2**27  # of a clip, which is decoded as a whole
@@ -88,6 +89,7 @@ def encode_volume(array: np.ndarray, raster: RasterFormat, path: str | Path, fra
         colours = array.dtype == np.uint8 and raster.layout == "channels_last" and array.shape[-1] == 3
         photometric = "rgb" if colours else "minisblack"
         options: dict[str, Any] = {"metadata": {"axes": axes}, "compression": "zlib", "predictor": not raster.is_float}
+        options["compressionargs"] = {"level": DEFLATE_LEVEL}
         if axes == "ZYXS":
             options["planarconfig"] = "contig"
         with naming(str(path)), reading_tiff() as tifffile:
