@@ -16,9 +16,9 @@ and loaders, and once it has registered, it is gone.
 Threads that use the Auto classes for the very first time at the same moment are not waited for (nor do the modules of
 transformers support that): import what they need before they start.
 
-Simpler ways were looked at. Registering at once, as most packages do, multiplies the time of `walloc --help` and
-`walloc info` by forty and more, and no program can say beforehand that it needs none of it: Python imports this package
-before any module in it. The tables that transformers loads by name admit modules of `transformers.models` alone. A hook
+Simpler ways were looked at. Registering at once, as most packages do, adds these seconds to `walloc --help` and
+`walloc info`, and no program can say beforehand that it needs none of it: Python imports this package before any module
+in it. The tables that transformers loads by name admit modules of `transformers.models` alone. A hook
 that fires when one module was loaded, as wrapt has it, fires half way through the others.
 """
 
