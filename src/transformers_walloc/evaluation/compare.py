@@ -66,7 +66,7 @@ def compare_image(codec, source: str, data: bytes, blob: bytes) -> tuple[list[di
     ]
     panels = [("original", reference)]
     panels += [(_caption(row), decoded) for row, (*_, decoded) in zip(rows, results, strict=True)]
-    return rows, lambda: _side_by_side(panels)
+    return rows, lambda: side_by_side(panels)
 
 
 def compare_audio(codec, source: str, data: bytes, blob: bytes) -> list[dict[str, Any]]:
@@ -143,6 +143,27 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def side_by_side(panels: Sequence[tuple[str, np.ndarray]], size: int = PANEL_SIZE) -> PIL.Image.Image:
+    """A picture of the centres of images, each under its caption.
+
+    Args:
+        panels: caption and uint8 pixels (height, width, channels) of each, all of one size.
+        size: pixels of a side that are shown at most.
+    """
+    height, width, _ = panels[0][1].shape
+    shown_height, shown_width = min(height, size), min(width, size)
+    top, left = (height - shown_height) // 2, (width - shown_width) // 2
+    column = max(shown_width, PANEL_SIZE)
+    canvas = PIL.Image.new("RGB", (len(panels) * (column + 4) - 4, shown_height + CAPTION_HEIGHT), "white")
+    draw = PIL.ImageDraw.Draw(canvas)
+    for index, (caption, pixels) in enumerate(panels):
+        crop = pixels[top : top + shown_height, left : left + shown_width]
+        crop = np.repeat(crop, 3, axis=2) if crop.shape[2] == 1 else np.ascontiguousarray(crop[:, :, :3])
+        canvas.paste(PIL.Image.fromarray(crop), (index * (column + 4), CAPTION_HEIGHT))
+        draw.text((index * (column + 4) + 4, 6), caption, fill="black", font_size=14)
+    return canvas
+
+
 def _ssim(reference: np.ndarray, decoded: np.ndarray) -> float | None:
     if min(reference.shape[:2]) < 11:  # the window does not fit
         return None
@@ -155,18 +176,3 @@ def _ssim(reference: np.ndarray, decoded: np.ndarray) -> float | None:
 def _caption(row: dict[str, Any]) -> str:
     quality = "" if row["quality"] is None else f" q{row['quality']}"
     return f"{row['codec']}{quality}: {row['bytes']} bytes, {row['psnr']:.2f} dB"
-
-
-def _side_by_side(panels: list[tuple[str, np.ndarray]]) -> PIL.Image.Image:
-    height, width, _ = panels[0][1].shape
-    shown_height, shown_width = min(height, PANEL_SIZE), min(width, PANEL_SIZE)
-    top, left = (height - shown_height) // 2, (width - shown_width) // 2
-    column = max(shown_width, PANEL_SIZE)
-    canvas = PIL.Image.new("RGB", (len(panels) * (column + 4) - 4, shown_height + CAPTION_HEIGHT), "white")
-    draw = PIL.ImageDraw.Draw(canvas)
-    for index, (caption, pixels) in enumerate(panels):
-        crop = pixels[top : top + shown_height, left : left + shown_width]
-        crop = np.repeat(crop, 3, axis=2) if crop.shape[2] == 1 else np.ascontiguousarray(crop[:, :, :3])
-        canvas.paste(PIL.Image.fromarray(crop), (index * (column + 4), CAPTION_HEIGHT))
-        draw.text((index * (column + 4) + 4, 6), caption, fill="black", font_size=14)
-    return canvas
