@@ -5,6 +5,7 @@
     python examples/document_vqa.py --model HuggingFaceTB/SmolVLM-256M-Instruct --codec walloc/rgb-f16c48 \\
         --dataset lmms-lab/DocVQA --dataset_config DocVQA --split validation --output_dir docvqa-on-latents \\
         --lora_rank 16 --max_steps 2000 --image_options '{"do_image_splitting": false}'
+    python examples/document_vqa.py --dataset docvqa-latents --split validation  # of encode_dataset.py
 
 A page costs as many tokens as on pixels, and a token sees 16 times as many of them. `rgb-f16c48` fits patches of 16
 pixels, `rgb-16x` those of 14. Qwen2-VL and its kin take a budget: `--model Qwen/Qwen2-VL-2B-Instruct --codec
@@ -138,8 +139,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--codec", default="walloc/rgb-f16c48")
     parser.add_argument("--halo", type=int, default=0, help="latents around a patch that it sees as well")
     parser.add_argument("--image_options", default="{}", help="JSON: budget or tiling of the image processor")
-    parser.add_argument("--dataset", default="lmms-lab/DocVQA", help="Hub id, or folder")
-    parser.add_argument("--dataset_config", default=None)
+    parser.add_argument("--dataset", required=True, help="Hub id, or folder")
+    parser.add_argument("--dataset_config", help="which configuration of a data set that has several")
     parser.add_argument("--split", default="train")
     parser.add_argument("--test_size", type=float, default=0.1)
     parser.add_argument("--max_eval_samples", type=int, default=200)

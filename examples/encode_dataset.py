@@ -3,7 +3,8 @@
 
     pip install "transformers-walloc[examples]"
     python examples/encode_dataset.py photos photo-latents --codec walloc/rgb-f16c48 --size 896 896
-    python examples/encode_dataset.py lmms-lab/DocVQA docvqa-latents --for_model docvqa-on-latents
+    python examples/encode_dataset.py lmms-lab/DocVQA docvqa-latents --dataset_config DocVQA --splits validation \\
+        --for_model docvqa-on-latents
 
 `--for_model` takes codec, size and halo from a model on latents that takes images of one size. All other columns stay.
 """
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, int]:
         options.source,
         options.folder,
         codec=codec or "walloc/rgb-16x",
+        config=options.dataset_config,
         splits=options.splits,
         push_to_hub=options.push_to_hub,
         storage=options.storage,
@@ -57,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--halo", type=int, default=0)
     parser.add_argument("--step", type=float, default=1.0, help="width of a quantisation cell")
     parser.add_argument("--storage", choices=("webp", "walloc", "int8"), default="webp")
-    parser.add_argument("--splits", nargs="+")
+    parser.add_argument("--dataset_config", help="which configuration of a data set that has several")
+    parser.add_argument("--splits", nargs="+", help="all by default")
     parser.add_argument("--num_proc", type=int, default=1)
     parser.add_argument("--device")
     parser.add_argument("--push_to_hub", help="repository, owner/name")

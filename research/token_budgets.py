@@ -5,8 +5,10 @@
     python -m research.token_budgets time --write     # the ratios of times: minutes
     python -m research.token_budgets picture          # docs/pictures/budget.jpg
 
-Each family stands at the patch size and the options of a published checkpoint. Its own image processor in transformers
-says how it cuts and resizes; models on latents cut alike, and every token covers more pixels.
+Each family stands at the patch size and the options of a published checkpoint, as its `preprocessor_config.json` or
+that of a copy has them. For ViT, DINOv3, CLIP, Gemma 4 and Granite-Docling they are the defaults of the class in
+transformers; the budgets of 972 tokens are ours. The family's own image processor in transformers says how it cuts and
+resizes; models on latents cut alike, and every token covers more pixels.
 """
 
 import argparse
@@ -85,7 +87,7 @@ _SIGLIP2 = Checkpoint(
     "google/siglip2-base-patch16-naflex", 16, 1, "Siglip2ImageProcessor", {"patch_size": 16, "max_num_patches": 256}
 )
 _QWEN2 = _budget("Qwen/Qwen2-VL-2B-Instruct, max_pixels=762048", 14, 4 * 28**2, BUDGET)
-_QWEN3 = _budget("Qwen/Qwen3-VL-2B-Instruct, max_pixels=995328", 16, 4 * 32**2, 972 * 32**2)
+_QWEN3 = _budget("Qwen/Qwen3-VL-2B-Instruct, max_pixels=995328", 16, 65536, 972 * 32**2)
 CHECKPOINTS = {
     "vit": _square("google/vit-base-patch16-224", 16, 224),
     "dinov3_vit": _square("facebook/dinov3-vitb16-pretrain-lvd1689m", 16, 224),
@@ -126,15 +128,15 @@ CHECKPOINTS = {
     "granite_docling": Checkpoint(
         "the defaults of its class", 16, 4, "GraniteDoclingImageProcessor", {"size": {"height": 512, "width": 512}}
     ),
-    "paddleocr_vl": _budget("PaddlePaddle/PaddleOCR-VL", 14, 147456, 2822400, "PaddleOCRVLImageProcessor"),
+    "paddleocr_vl": _budget("PaddlePaddle/PaddleOCR-VL", 14, 147384, 2822400, "PaddleOCRVLImageProcessor"),
     "qwen2_vl": _QWEN2,
     "qwen2_5_vl": _budget("Qwen/Qwen2.5-VL-3B-Instruct, max_pixels=762048", 14, 4 * 28**2, BUDGET),
     "qwen3_vl": _QWEN3,
     "qwen3_5": _QWEN3,
-    "glm4v": _budget("the defaults of its class", 14, 12544, 11760000, "Glm4vImageProcessor"),
-    "glm_ocr": _budget("the defaults of its class", 14, 12544, 11760000, "Glm46VImageProcessor"),
+    "glm4v": _budget("zai-org/GLM-OCR", 14, 12544, 9633792, "Glm4vImageProcessor"),
+    "glm_ocr": _budget("zai-org/GLM-OCR", 14, 12544, 9633792, "Glm46VImageProcessor"),
     "colpali": _square("vidore/colpali-v1.3-hf", 14, 448),
-    "colqwen2": _budget("vidore/colqwen2-v1.0-hf", 14, 4 * 28**2, 768 * 28**2),
+    "colqwen2": _budget("vidore/colqwen2-v0.1", 14, 4 * 28**2, 768 * 28**2),
 }  # fmt: skip
 
 

@@ -153,18 +153,31 @@ print(json.dumps([before, load()]))
 
 
 def test_a_download_can_be_forced(tmp_path):
+    """By every door, each of them beginning with the bundled codec."""
     newer = Path(__file__).parents[1] / "model_cards" / "rgb-16x-klt"
     script = """
-import json
+import json, os
+from pathlib import Path
 import transformers_walloc
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, pipeline
+from transformers_walloc import WallocImageEncoder
+main = Path(os.environ["HF_HOME"]) / "hub/models--walloc--rgb-16x/refs/main"
+linked = main.read_text()
 done = [AutoModel.from_pretrained("walloc/rgb-16x").config.decoder_type]
-done += [AutoModel.from_pretrained("walloc/rgb-16x", force_download=True).config.decoder_type]
-done += [type(AutoImageProcessor.from_pretrained("walloc/rgb-16x", force_download=True)).__name__]
-done += [AutoModel.from_pretrained("walloc/rgb-16x").config.decoder_type]
+for door in (AutoConfig, AutoModel, WallocImageEncoder, AutoImageProcessor, AutoProcessor, pipeline):
+    main.write_text(linked)
+    if door is pipeline:
+        options = {"model_kwargs": {"force_download": True}}
+        found = pipeline("image-feature-extraction", model="walloc/rgb-16x", **options).model
+    else:
+        found = door.from_pretrained("walloc/rgb-16x", force_download=True)
+    config = getattr(found, "config", found)
+    done.append([getattr(config, "decoder_type", type(found).__name__), main.read_text() != linked])
+done.append(AutoModel.from_pretrained("walloc/rgb-16x").config.decoder_type)
 print(json.dumps(done))
 """
     with HubServer() as server:
         server.commit_folder("walloc/rgb-16x", newer)
         done, _ = run(script, tmp_path, **server.environment(tmp_path / "home"))
-    assert done == ["restoration", "residual", "WallocImageProcessor", "residual"]
+    processors = [["WallocImageProcessor", True]] * 2
+    assert done == ["restoration", *[["residual", True]] * 3, *processors, ["residual", True], "residual"]

@@ -34,10 +34,8 @@ import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +132,14 @@ def ask_no_hub_for_bundled() -> None:
 
     Every `from_pretrained` first asks for the commit that a revision stands for, through one object, and reads the
     cache alone once it knows it. This answers that one question from the cache, where it is about `main` of a
-    repository that is linked and not downloaded; every other question is passed on, and so is this one where the user
-    forces a download. Calling it again does no harm.
+    repository that is linked and not downloaded; every other question is passed on. The Hub has no such commit, so
+    files of it that a user forces to be downloaded are asked for by the revision that the user named. Calling it again
+    does no harm.
     """
-    from transformers.utils.hub import hf_api
+    from transformers.utils import hub
 
-    api = hf_api()
-    ask = api.resolve_revision
+    api = hub.hf_api()
+    ask, find = api.resolve_revision, hub.cached_files
     if getattr(ask, "__name__", "") == "resolve_bundled":
         return
 
@@ -149,11 +148,19 @@ def ask_no_hub_for_bundled() -> None:
         repo_id: str, *, revision: str | None = None, local_files_only: bool = False, **options: Any
     ) -> Any:
         known = revision in (None, "main") and not options.get("repo_type") and not options.get("cache_dir")
-        local_files_only = local_files_only or (known and is_linked(repo_id) and not _forces_download())
+        local_files_only = local_files_only or (known and is_linked(repo_id))
         return ask(repo_id, revision=revision, local_files_only=local_files_only, **options)
+
+    @functools.wraps(find)
+    def cached_files(*args: Any, **options: Any) -> Any:
+        revision = options.get("revision")
+        if options.get("force_download") and getattr(revision, "resolved", "").startswith(COMMIT_PREFIX):
+            options["revision"] = str(revision)
+        return find(*args, **options)
 
     resolve_bundled.__name__ = "resolve_bundled"
     api.resolve_revision = resolve_bundled  # type: ignore[method-assign]
+    hub.cached_files = cached_files
 
 
 class _Once(logging.Filter):
@@ -175,19 +182,6 @@ def say_once_that_the_hub_is_away() -> None:
     client = logging.getLogger("huggingface_hub.hf_api")
     if not any(isinstance(known, _Once) for known in client.filters):
         client.addFilter(_Once())
-
-
-def _forces_download() -> bool:
-    """Whether the `from_pretrained` that asks for a revision was given `force_download`, which it keeps to itself."""
-    frame: Any = sys._getframe(1)
-    for _ in range(5):  # resolve_bundled, resolve_revision, from_pretrained, and what decorates it
-        if frame is None:
-            break
-        given = [frame.f_locals, *(frame.f_locals.get(name) for name in ("kwargs", "hub_kwargs"))]
-        if any(isinstance(options, Mapping) and options.get("force_download") for options in given):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def is_linked(repo_id: str) -> bool:

@@ -9,6 +9,7 @@ from .options import count
 EXAMPLES = """\
   walloc dataset photos/ latents/ --size 896 896 --num-proc 8
   walloc dataset beans bean-latents/ --storage int8 --push-to-hub user/beans-latents
+  walloc dataset lmms-lab/DocVQA docvqa-latents/ --config DocVQA --splits validation
   walloc dataset s3://bucket/photos s3://bucket/photo-latents --engine ray --num-proc 512
 
 The same command continues an interrupted run. Reading it back, in Python:
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=float, default=1.0, help="quantisation step, from 1 (finest, default) to coarser"
     )
+    parser.add_argument("--config", metavar="NAME", help="which configuration of a data set that has several")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="by default all")
     parser.add_argument("--image-column", default="image", help="(%(default)s)")
     parser.add_argument("--shard-rows", type=count, default=1000, metavar="N", help="rows of a file (%(default)s)")
@@ -58,7 +60,7 @@ def run(source: str, folder: str, engine: str = "local", **options: Any) -> int:
 def _run_on_ray(source: str, folder: str, num_proc: int = 1, **options: Any) -> int:
     from ..latents.distributed import compress_with_ray, read_images
 
-    for name in ("splits", "push_to_hub", "private", "device"):
+    for name in ("config", "splits", "push_to_hub", "private", "device"):
         if options.pop(name, None):
             raise ValueError(f"--{name.replace('_', '-')} is not for --engine ray")
     options.pop("image_column", None)  # of the files that are read here there is one

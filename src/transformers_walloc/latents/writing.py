@@ -155,6 +155,7 @@ def compress_dataset(
     splits: Sequence[str] | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
+    config: str | None = None,
     **options: Any,
 ) -> dict[str, WrittenLatents]:
     """Turn a data set of images into one of latents: a folder of images, a saved data set or a repository.
@@ -167,6 +168,7 @@ def compress_dataset(
         splits: names; None for all.
         push_to_hub: repository to upload the result to.
         private: whether that repository is private, where it does not exist yet.
+        config: which configuration of a data set that has several.
         **options: of `write_latent_dataset`.
 
     Returns:
@@ -175,7 +177,7 @@ def compress_dataset(
     Raises:
         ValueError: an unknown split, and as `write_latent_dataset` does.
     """
-    found = _load_images(source)
+    found = _load_images(source, config)
     for name in splits or ():
         if name not in found:
             raise ValueError(f"no split {name!r}; the data set has {', '.join(found)}")
@@ -215,11 +217,13 @@ def options_to_state(
     return json.dumps(options, indent=2).encode() + b"\n"
 
 
-def _load_images(source: str) -> dict[str, Any]:
+def _load_images(source: str, config: str | None = None) -> dict[str, Any]:
     """Splits by name."""
     from datasets import load_dataset, load_from_disk
 
-    if Path(source, "dataset_info.json").exists() or Path(source, "dataset_dict.json").exists():
+    if config is not None:
+        loaded = load_dataset(source, config)
+    elif Path(source, "dataset_info.json").exists() or Path(source, "dataset_dict.json").exists():
         loaded = load_from_disk(source)
     elif Path(source).is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in Path(source).rglob("*")):
         loaded = load_dataset("imagefolder", data_dir=source)
