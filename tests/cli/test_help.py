@@ -94,8 +94,10 @@ def files(tmp_path_factory) -> Path:
     (root / "lmms-lab").mkdir()
     for name in ("DocVQA", "InfographicVQA"):  # a data set of two configurations
         shutil.copytree(root / "photos", root / "lmms-lab" / "DocVQA" / name)
-    lines = [f"- {{config_name: {name}, data_files: [{{split: validation, path: {name}/*}}]}}" for name in
-             ("DocVQA", "InfographicVQA")]
+    lines = [
+        f"- {{config_name: {name}, data_files: [{{split: validation, path: {name}/*}}]}}"
+        for name in ("DocVQA", "InfographicVQA")
+    ]
     (root / "lmms-lab" / "DocVQA" / "README.md").write_text("\n".join(["---", "configs:", *lines, "---"]))
     (root / "build" / "page").mkdir(parents=True)
     (root / "build" / "page" / "index.html").write_text("<p>Our page.")
