@@ -10,13 +10,13 @@ from transformers_walloc.publishing import cards
 
 # What to take each codec for, in README.md and on its card.
 PURPOSES = {
-    "rgb-16x": "documents, screenshots, wide scenes",
+    "rgb-16x": "models with patches of 14 pixels (CLIP, Qwen2-VL); the sharpest of 16 times fewer numbers",
     "rgb-4x": "fine texture; in place of shrinking by half",
     "rgb-16x-klt": "smaller files and a faster decoder than those of rgb-16x, less sharp",
     "rgb-4x-klt": "ordered channels, of which the first few are a codec of their own",
-    "rgb-f16c48": "flips and crops of latents, exact folds",
-    "rgb-f16c192": "flips, crops and exact folds where fine texture counts",
-    "rgb-f16c12": "flips, crops and exact folds in the fewest numbers: previews, many frames",
+    "rgb-f16c48": "models with patches of 16 pixels (ViT, SigLIP 2, Qwen3-VL); flips and crops of stored latents",
+    "rgb-f16c192": "fine texture, where stored latents are flipped or cropped, or patches have 16 pixels",
+    "rgb-f16c12": "the fewest numbers: previews, many frames; latents can be flipped and cropped",
     "stereo-20x": "music in the fewest numbers",
     "stereo-5x": "music at a higher quality",
 }

@@ -65,7 +65,7 @@ def results_page() -> str:
 
 def readme_table() -> str:
     """The codecs that a reader chooses from, each beside what it stands in for at as many numbers or bytes."""
-    header = ["name", "DR", "one latent", "PSNR, dB", "resized, dB", "WebP or MP3, dB", "files", "take it for"]
+    header = ["name", "DR", "one latent", "PSNR, dB", "resized, dB", "format, dB", "file, against raw", "take it for"]
     lines = []
     for name, use in PURPOSES.items():
         result = pages.load("table1" if name.startswith("rgb") else "table2")
@@ -77,7 +77,7 @@ def readme_table() -> str:
         block = f"{side} x {side} pixels" if name.startswith("rgb") else f"{side} stereo samples"
         reduction = rows[name]["dimensionality_reduction"]
         resized = rows.get(f"resize@factor={reduction**0.5:g}") if result["kind"] == "image" else None
-        formats = [row for codec, row in rows.items() if codec.endswith(f"@like={name}")]
+        formats = [row for codec, row in rows.items() if codec.endswith(f"@like={name}") and comparable(row, rows[name])]
         best = max(formats, key=lambda row: row["psnr"], default=None)
         rival = f"{cell(best, 'psnr')} ({FORMATS[best['codec'].partition('@')[0]].title})" if best else ""
         smaller = f"{rows[name]['compression_ratio']:.0f}x smaller"
@@ -85,6 +85,11 @@ def readme_table() -> str:
         known = [title, f"{reduction:.3g}", f"{channels} numbers for {block}", cell(rows[name], "psnr")]
         lines.append([*known, cell(resized, "psnr") if resized else "", rival, smaller, use])
     return table(header, lines)
+
+
+def comparable(row: dict, ours: dict) -> bool:
+    """Whether a format has about as many bytes; not all can go as low, as MP3 cannot."""
+    return ours["compression_ratio"] / row["compression_ratio"] < 1.2
 
 
 def field_table(field: dict, measured: dict | None) -> str:
