@@ -77,7 +77,8 @@ def readme_table() -> str:
         block = f"{side} x {side} pixels" if name.startswith("rgb") else f"{side} stereo samples"
         reduction = rows[name]["dimensionality_reduction"]
         resized = rows.get(f"resize@factor={reduction**0.5:g}") if result["kind"] == "image" else None
-        formats = [row for codec, row in rows.items() if codec.endswith(f"@like={name}") and comparable(row, rows[name])]
+        formats = [row for codec, row in rows.items() if codec.endswith(f"@like={name}")]
+        formats = [row for row in formats if comparable(row, rows[name])]
         best = max(formats, key=lambda row: row["psnr"], default=None)
         rival = f"{cell(best, 'psnr')} ({FORMATS[best['codec'].partition('@')[0]].title})" if best else ""
         smaller = f"{rows[name]['compression_ratio']:.0f}x smaller"

@@ -2,7 +2,7 @@
 """What models see of a page and of a photograph, on pixels and on latents, for the same tokens.
 
     python -m research.token_budgets table --write    # docs/results/token_budgets.json, the guide's tables: seconds
-    python -m research.token_budgets time --write     # the ratios of times: minutes
+    python -m research.token_budgets time --write     # times: minutes
     python -m research.token_budgets picture          # docs/pictures/budget.jpg
 
 Each family stands at the patch size and the options of a published checkpoint, as its `preprocessor_config.json` or
@@ -30,6 +30,7 @@ from research.pages import RESULTS, ROOT, between, load
 from transformers_walloc import WallocImageModel, WallocLatentImageProcessor, load_on_latents
 from transformers_walloc.atomic import atomic_file, write_atomically
 from transformers_walloc.codec.pixels import to_8_bits
+from transformers_walloc.evaluation.machine import machine
 from transformers_walloc.evaluation.metrics import psnr
 from transformers_walloc.latents.families import FAMILIES
 from transformers_walloc.latents.folding import equal_cost_patch_size
@@ -175,33 +176,31 @@ def measure() -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
+    """Tokens of each picture, and its width as the model sees it, on pixels and on latents."""
     lines = [
-        "| model type | options of | codec | numbers a patch | page: tokens | its side | all of it "
-        "| photograph: tokens | its side | all of it |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| model type | options of | codec | page: tokens | width seen | photograph: tokens | width seen |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
     shown: dict[str, list[str]] = {}
     for family, values in found.items():
         cells = [values["like"], f"`{values['codec'].removeprefix('walloc/')}`"]
-        cells.append(" / ".join(map(str, values["page"]["inputs"])))
         for name in PICTURES:
             one = values[name]
             cells.append(f"{one['tokens']:,}")
-            cells.append(" / ".join(f"{100 * scale:.0f}%" for scale in one["scale"]))
-            cells.append(" / ".join(f"{count:,}" for count in one["whole"]))
+            cells.append(" → ".join(f"{100 * scale:.0f}%" for scale in one["scale"]))
         shown.setdefault(" | ".join(cells), []).append(family)
     return "\n".join([*lines, *(f"| {', '.join(families)} | {cells} |" for cells, families in shown.items())])
 
 
 def times_table(found: dict[str, Any]) -> str:
     lines = [
-        "| picture | its side | tokens | processor | model | together |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| picture | width seen | tokens | processor, seconds | model, against pixels |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     for one in found["rows"]:
-        ratios = " | ".join(f"{one[name]:.2f}" for name in ("processor", "model", "together"))
+        times = f"{one['processor_seconds']:.2f} | {one['model']:.2f}"
         lines.append(
-            f"| {one['picture']}, {one['through']} | {100 * one['scale']:.0f}% | {one['tokens']:,} | {ratios} |"
+            f"| {one['picture']}, {one['through']} | {100 * one['scale']:.0f}% | {one['tokens']:,} | {times} |"
         )
     return "\n".join(lines)
 
@@ -233,7 +232,8 @@ def _ask(model: Any, inputs: dict[str, torch.Tensor]) -> None:
 
 @torch.inference_mode()
 def measure_times(rounds: int) -> dict[str, Any]:
-    """Time to the first token of a narrow Qwen2-VL on one thread, in parts of that of pixels at 972 tokens."""
+    """Processor time on one thread: of the processors in seconds, of a narrow Qwen2-VL up to the first token in parts
+    of what it takes on pixels at 972 tokens."""
     torch.set_num_threads(1)
     native = {name: 2 * height * width for name, (height, width) in PICTURES.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -260,17 +260,16 @@ def measure_times(rounds: int) -> dict[str, Any]:
                 _ask(model, dict(inputs))
                 spent[way].append((between_both - start, time.process_time() - between_both))
                 grids[way] = inputs["image_grid_thw"][0].tolist()
-        base = [statistics.median(each) for each in zip(*spent["pixels"], strict=True)]
+        base = statistics.median(seconds for _, seconds in spent["pixels"])
         for way, each in spent.items():
             processor_time, model_time = (statistics.median(part) for part in zip(*each, strict=True))
             unit = 56 if way == "latents" else 14
             scale = math.sqrt(grids[way][1] * grids[way][2] * unit**2 / math.prod(size))
             rows.append({
                 "picture": name, "through": way, "tokens": grids[way][1] * grids[way][2] // 4, "scale": scale,
-                "processor": processor_time / base[0], "model": model_time / base[1],
-                "together": (processor_time + model_time) / sum(base),
+                "processor_seconds": processor_time, "model": model_time / base,
             })  # fmt: skip
-    return {"rounds": rounds, "rows": rows}
+    return {"rounds": rounds, "machine": machine(1), "rows": rows}
 
 
 def small_print(height: int, width: int, line: int = 26) -> Image.Image:

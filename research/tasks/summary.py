@@ -39,7 +39,7 @@ METRICS = {
     "found_date": ("date", "{:.1f}", True),
     "found_total": ("total", "{:.1f}", True),
     "character_errors": ("character errors, rendered %", "{:.1f}", False),
-    "real_character_errors": ("character errors, real %", "{:.1f}", False),
+    "real_character_errors": ("errors against PP-OCR's reading %", "{:.1f}", False),
     "anls": ("ANLS %", "{:.1f}", True),
     "psnr": ("PSNR dB", "{:.2f}", True),
     "output_psnr": ("PSNR of the output dB", "{:.2f}", True),
@@ -48,24 +48,26 @@ METRICS = {
     "si_sdr_bound": ("bound: SI-SDR", "{:.2f}", True),
     "train_loss": ("training loss", "{:.3f}", False),
 }
-# What the experiments ask, a row of the first table and of the picture each: task, condition, metric, question.
+AT_64, AT_448 = ("64 px", "256 px, rgb-16x"), ("448 rows", "896 rows, rgb-4x-klt")
+# What the experiments ask, a row of the first table and of the picture each: task, condition, metric, question, what
+# signals are resized to, and what latents are of.
 QUESTIONS = (
-    ("imagenet", "walloc-folded", "start_accuracy", "EfficientNet of ImageNet, stem folded, frozen, 64 px"),
-    ("imagenet", "walloc-folded", "accuracy", "EfficientNet of ImageNet, stem folded, fine-tuned, 64 px"),
-    ("imagenet", "walloc-picture", "start_accuracy", "EfficientNet of ImageNet, latents as a picture, frozen, 64 px"),
-    ("imagenet", "walloc-picture", "accuracy", "EfficientNet of ImageNet, latents as a picture, fine-tuned, 64 px"),
-    ("picture", "walloc-folded", "accuracy", "ResNet, its stem folded, fine-tuned, 64 px"),
-    ("picture", "walloc-picture", "accuracy", "ResNet, latents as a picture, fine-tuned, 64 px"),
-    ("picture", "walloc-folded+random", "accuracy", "ResNet from random weights, 64 px"),
-    ("folding", "walloc-fold-0", "accuracy", "ViT, folded, fine-tuned, 64 px"),
-    ("classification", "walloc-16x-klt-128", "accuracy", "ViT from random weights, 32 px"),
-    ("classification", "walloc-16x-klt", "accuracy", "ViT from random weights, 64 px"),
-    ("classification", "walloc-4x-klt", "accuracy", "ViT from random weights, 128 px"),
-    ("reading", "walloc-16x-klt+real", "found", "answers on receipts, 224 rows"),
-    ("reading", "walloc-4x-klt+real", "found", "answers on receipts, 448 rows"),
-    ("reading", "walloc-4x-klt+real", "real_character_errors", "character errors on receipts, 448 rows"),
-    ("separation", "walloc_20x", "si_sdr", "separation of music, 2.8 kHz"),
-    ("separation", "walloc_5x", "si_sdr", "separation of music, 11 kHz"),
+    ("imagenet", "walloc-folded", "start_accuracy", "EfficientNet of ImageNet, stem folded, frozen", *AT_64),
+    ("imagenet", "walloc-folded", "accuracy", "EfficientNet of ImageNet, stem folded, fine-tuned", *AT_64),
+    ("imagenet", "walloc-picture", "start_accuracy", "EfficientNet of ImageNet, as a picture, frozen", *AT_64),
+    ("imagenet", "walloc-picture", "accuracy", "EfficientNet of ImageNet, as a picture, fine-tuned", *AT_64),
+    ("picture", "walloc-folded", "accuracy", "ResNet, its stem folded, fine-tuned", *AT_64),
+    ("picture", "walloc-picture", "accuracy", "ResNet, latents as a picture, fine-tuned", *AT_64),
+    ("picture", "walloc-folded+random", "accuracy", "ResNet from random weights", *AT_64),
+    ("folding", "walloc-fold-0", "accuracy", "ViT, folded, fine-tuned", *AT_64),
+    ("classification", "walloc-16x-klt-128", "accuracy", "ViT from random weights", "32 px", "128 px, rgb-16x-klt"),
+    ("classification", "walloc-16x-klt", "accuracy", "ViT from random weights", "64 px", "256 px, rgb-16x-klt"),
+    ("classification", "walloc-4x-klt", "accuracy", "ViT from random weights", "128 px", "256 px, rgb-4x-klt"),
+    ("reading", "walloc-16x-klt+real", "found", "answers on receipts", "224 rows", "896 rows, rgb-16x-klt"),
+    ("reading", "walloc-4x-klt+real", "found", "answers on receipts", *AT_448),
+    ("reading", "walloc-4x-klt+real", "real_character_errors", "character errors on receipts", *AT_448),
+    ("separation", "walloc_20x", "si_sdr", "separation of music", "2.8 kHz", "44.1 kHz, stereo-20x"),
+    ("separation", "walloc_5x", "si_sdr", "separation of music", "11 kHz", "44.1 kHz, stereo-5x"),
 )
 # Compared with resizing where a task has them, beside its first metric.
 COMPARED = ("real_character_errors", "anls", "si_sdr")
@@ -151,6 +153,8 @@ class Answer:
     """Of a question: means of both sides, the mean difference of pairs and its 95% interval, None where one pair is."""
 
     question: str
+    resized_to: str
+    latents_of: str
     metric: str
     resize: float
     walloc: float
@@ -161,22 +165,23 @@ class Answer:
     def cells(self) -> list[str]:
         form = METRICS[self.metric][1]
         means = [form.format(value) for value in (self.resize, self.walloc)]
-        return [self.question, METRICS[self.metric][0], *means, _interval(self.difference, form), str(self.pairs)]
+        asked = [self.question, self.resized_to, self.latents_of, METRICS[self.metric][0]]
+        return [*asked, *means, _interval(self.difference, form), str(self.pairs)]
 
 
 def answers(runs: dict[str, list[dict]]) -> list[Answer]:
     """Of `QUESTIONS`, those that there are runs for."""
     found = []
-    for task, condition, metric, question in QUESTIONS:
+    for task, condition, metric, *asked in QUESTIONS:
         group = [run for run in runs.get(task, ()) if run["condition"] == condition]
         if group and (pairs := _pairs(group, runs[task], metric)):
             walloc, resize = (statistics.fmean(side) for side in zip(*pairs, strict=True))
-            found.append(Answer(question, metric, resize, walloc, _difference(pairs), len(pairs)))
+            found.append(Answer(*asked, metric, resize, walloc, _difference(pairs), len(pairs)))
     return found
 
 
 def answers_table(found: Sequence[Answer]) -> str:
-    header = ["question", "measure", "resized", "latents", "difference, 95%", "pairs"]
+    header = ["question", "resized to", "latents of", "measure", "resized", "latents", "difference, 95%", "pairs"]
     return table(header, [answer.cells for answer in found])
 
 
@@ -198,7 +203,7 @@ def plot(found: Sequence[Answer], path: Path) -> None:
             axis.plot([less * end for end in ends], [i, i], color="#4878a8" if decided else "#b0b0b0", lw=2)
             axis.plot(less * mean, i, "o", color="#4878a8" if decided else "#b0b0b0")
         labels = [
-            f"{answer.question}: {METRICS[answer.metric][1].format(answer.resize)} → "
+            f"{answer.question}, {answer.resized_to}: {METRICS[answer.metric][1].format(answer.resize)} → "
             f"{METRICS[answer.metric][1].format(answer.walloc)}"
             for answer in rows
         ]
