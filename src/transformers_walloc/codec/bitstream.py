@@ -23,7 +23,7 @@ from .kinds import KINDS
 from .raster_format import RasterFormat
 from .side_data import SideData, split_records
 from .size_limits import MAX_DECODED_PIXELS, MAX_DECODED_SAMPLES
-from .varints import Reader, WallocFormatError, varint
+from .varints import Reader, WallocFormatError, key_of, varint
 
 MAGIC = b"\x89WLC"
 VERSION = 1
@@ -211,7 +211,7 @@ class Header:
 
 def pack(header: Header, payload: bytes) -> bytes:
     """Header and payload as one file. The same arguments give the same bytes."""
-    coder, kind = _key(CODERS, header.coder), KINDS[header.kind].code
+    coder, kind = key_of(CODERS, header.coder), KINDS[header.kind].code
     partial = header.coded_channels != header.latent_channels
     flags = _HAS_STEP * (header.step != 1) | _HAS_CODED_CHANNELS * partial | _HAS_SOURCE * bool(header.source)
     flags |= _HAS_SAMPLE_FORMAT * bool(header.sample_format)
@@ -240,7 +240,7 @@ def pack(header: Header, payload: bytes) -> bytes:
     if header.kind == "volume":
         parts.append(struct.pack("<f", header.frame_rate))
     if header.sample_format:
-        parts.append(varint(_key(SAMPLE_FORMATS[header.kind], header.sample_format)))
+        parts.append(varint(key_of(SAMPLE_FORMATS[header.kind], header.sample_format)))
     if header.raster:
         parts += [varint(len(header.raster)), header.raster]
     if header.side_data:
@@ -376,10 +376,6 @@ def _read_header(data: bytes) -> tuple[Header, int]:
 
 def _kind_of(code: int) -> str | None:
     return next((kind.name for kind in KINDS.values() if kind.code == code), None)
-
-
-def _key(table: dict[int, str], value: str) -> int:
-    return next(key for key, name in table.items() if name == value)
 
 
 def _float32(name: str, value: float) -> float:

@@ -52,25 +52,14 @@ def compress(
     psnr: float | None = None,
     refine: int = 0,
 ) -> list[bytes]:
-    """A .walloc file for each signal of a batch.
+    """A .walloc file for each signal of a batch; see the models' own `compress` for what is not said here.
 
     Args:
         model: a codec, or its encoder alone.
-        signals: (batch, num_channels, *sizes) in [-0.5, 0.5], images uint8 as well, sizes multiples of
-            `config.patch_size`.
         sizes: of each signal without its padding, (height, width), (length,) or (depth, height, width); by default
             nothing is padding.
-        gains, offsets: of each clip, stored so that `decompress` can return `gain * decoded + offset`; audio only.
         header_fields: of each signal, what its file says beside that, see `bitstream.Header`: `source`,
             `sample_format`, `raster`, `side_data`, `frame_rate`. A target of size counts them.
-        step: width of a quantisation cell, at least 1; larger gives smaller files and coarser latents.
-        num_channels: latent channels to keep, from the first; the others are decoded as zero. All by default.
-        bpp, kbps: bits per pixel of an image or volume, or kilobits per second of audio, that the whole file must not
-            exceed; the finest step that keeps to it is chosen.
-        psnr: peak signal-to-noise ratio in dB that must be reached, of the 8-bit image or of the clip as it is given,
-            mapped to [0, 1]; the coarsest step that does is chosen. Needs a model with a decoder.
-        refine: steps of a search for codes that decode to something nearer to the signal, see `refinement`; 0 for those
-            of the linear encoder. Needs a model with a decoder, and takes about three decodings a step.
 
     Raises:
         ValueError: NaN or infinite values, sizes that do not fit, a rate of the other kind of signal, more than 8
@@ -132,22 +121,11 @@ def decompress(
     max_pixels: int | None = None,
     max_samples: int | None = None,
 ) -> list[torch.Tensor]:
-    """The signals of .walloc files.
-
-    Args:
-        model: the codec that wrote them, with its decoder.
-        blobs: one or more files.
-        max_memory: refuse files that would take more bytes, see `limits.decoding_memory`, before anything is decoded;
-            None for no limit. The default is 2 GiB.
-        max_pixels, max_samples: refuse images of more pixels, or audio of more samples per channel, counted after
-            padding to whole patches.
+    """The signals of .walloc files, as the models' own `decompress` says; `limits.decoding_memory` tells what it takes.
 
     Returns:
         A list of float32 tensors on the model's device: images (num_channels, height, width) or volumes (num_channels,
         depth, height, width) in [-0.5, 0.5], or waveforms (num_channels, length) at their original level.
-
-    Raises:
-        WallocFormatError: a `ValueError`: damaged, truncated, foreign or too large, or written by another codec.
     """
     signals = []
     limits = max_memory, max_pixels, max_samples
@@ -168,19 +146,7 @@ def decompress_codes(
     max_pixels: int | None = None,
     max_samples: int | None = None,
 ) -> list[torch.Tensor]:
-    """Codes of .walloc files without decoding them, for models that learn from latents.
-
-    Args:
-        model: the codec that wrote them; its encoder alone is enough.
-        blobs, max_memory, max_pixels, max_samples: as for `decompress`.
-
-    Returns:
-        A list of int8 tensors (latent_channels, *grid) on the CPU. Times the step of the file,
-        `bitstream.unpack(blob)[0].step`, they are latents.
-
-    Raises:
-        WallocFormatError: see `decompress`.
-    """
+    """Codes of .walloc files, as the models' own `decompress_codes` says; the encoder alone is enough."""
     limits = max_memory, max_pixels, max_samples
     files = [blobs] if isinstance(blobs, bytes) else blobs
     threads = min(torch.get_num_threads(), len(files))

@@ -16,6 +16,7 @@ import torch
 from .bottleneck import companding_scale, latent_limit
 from .filter_banks import dense_matrix
 from .kernels import address, check, library
+from .reflection import mirrored
 from .wavelets import wavelet_packet_analysis
 
 # What the lifting steps of CDF 9/7 multiply by: odd samples, even samples, odd, even (Daubechies and Sweldens 1998).
@@ -217,11 +218,9 @@ def band_rows(
         around: blocks before and behind that a block's latents depend on.
     """
     start, stop = (first - around[0]) * block - margin, (last + around[1]) * block - margin
-    rows = np.arange(max(start, -margin), min(stop, -(-height // block) * block + margin))
-    period = max(2 * (height - 1), 1)
-    mirrored = rows % period
-    mirrored = np.where(mirrored > height - 1, 2 * (height - 1) - mirrored, mirrored)
-    return int(mirrored.min()), int(mirrored.max()) + 1
+    first_row, end = max(start, -margin), min(stop, -(-height // block) * block + margin)
+    rows = mirrored(first_row, end, height, torch.device("cpu"))
+    return int(rows.min()), int(rows.max()) + 1
 
 
 @functools.cache

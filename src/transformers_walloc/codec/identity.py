@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from .bitstream import MAX_CODEC_BYTES, tables_id
 from .configuration_walloc import WallocConfig
 from .entropy_coding import EntropyTables
-from .kinds import kind_of_dims
+from .kinds import KINDS
 from .layers import is_foreign
 
 # Fields that give codes their meaning, beside the weights of the encoder.
@@ -39,7 +39,7 @@ class IdentityMixin:
     def extra_repr(self) -> str:
         """The first line of what the model prints."""
         config = self.config
-        positions = kind_of_dims(config.num_dims).positions
+        positions = KINDS[config.kind].positions
         grid = " x ".join([str(config.patch_size)] * config.num_dims)
         name = codec_name(config.name_or_path)
         return (
@@ -55,7 +55,7 @@ class IdentityMixin:
             "codec": codec_name(config.name_or_path) or "without a name",
             "dimensionality reduction": f"{config.dimensionality_reduction:g}",
             "one latent": f"{config.latent_channels} numbers for {config.patch_size**config.num_dims} "
-            f"{kind_of_dims(config.num_dims).positions} of {config.num_channels} channels",
+            f"{KINDS[config.kind].positions} of {config.num_channels} channels",
             "parameters": f"{parameters:,}",
             "fingerprint": self.fingerprint(),
         }

@@ -20,6 +20,7 @@ import PIL.Image
 import PIL.ImageCms
 
 from .image_colours import Note, as_type, profile_of, to_srgb
+from .size_limits import check_pixels
 from .tiff_tags import GEOREFERENCING, ORIENTATION, MissingTiffReaderError, pack_tags, reading_tiff
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -100,7 +101,7 @@ def open_image(data: bytes, max_pixels: int | None, note: Note) -> PIL.Image.Ima
     except Exception as error:  # decoders raise anything: SyntaxError, IndexError, zlib.error, struct.error, ...
         reason = "not an image that can be read" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise ValueError(_text(reason)) from error
-    check_pixels(image.width, image.height, max_pixels)
+    check_pixels((image.height, image.width), max_pixels)
     try:
         image.load()
         frames = getattr(image, "n_frames", 1)
@@ -172,17 +173,6 @@ def picture_of(image: PIL.Image.Image, data: bytes, note: Note) -> Picture:
     pixels = np.ascontiguousarray(_upright(pixels, orientation))
     alpha = None if alpha is None else np.ascontiguousarray(_upright(alpha, orientation))
     return Picture(pixels=pixels, alpha=alpha, profile=profile)
-
-
-def check_pixels(width: int, height: int, max_pixels: int | None, bands: int = 1) -> None:
-    """ValueError for a picture that is too large; more than three bands count as so many more pixels."""
-    pixels = width * height * max(3, bands) // 3
-    if max_pixels is not None and pixels > max_pixels:
-        of = f" of {bands} bands, which count as {pixels}" if width * height <= max_pixels else ""
-        raise ValueError(
-            f"{width} x {height} pixels{of}, more than the limit of {max_pixels}; raise max_pixels if there are "
-            f"{40 * pixels / 1e9:.1f} GB of memory"
-        )
 
 
 def is_deep(image: PIL.Image.Image, data: bytes) -> bool:
@@ -360,7 +350,7 @@ def _tiff_picture(data: bytes, max_pixels: int | None, note: Note) -> Picture | 
         raise
     except Exception:
         return None
-    check_pixels(page.imagewidth, page.imagelength, max_pixels, count)
+    check_pixels((page.imagelength, page.imagewidth), max_pixels, count)
     try:
         with reading_tiff():
             bands = page.asarray()

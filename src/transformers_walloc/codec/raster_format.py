@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from .varints import key_of
+
 # The numbers by which files name them.
 DTYPES = {1: "uint8", 2: "int8", 3: "uint16", 4: "int16", 5: "uint32", 6: "int32", 7: "float32", 8: "float64"}
 LAYOUTS = {1: "single", 2: "channels_last", 3: "channels_first"}
@@ -191,8 +193,8 @@ class RasterFormat:
         kind = _NO_NODATA if self.nodata is None else _NAN if math.isnan(self.nodata) else _NUMBER
         parts = [
             _FIXED.pack(
-                _key(DTYPES, self.dtype),
-                _key(LAYOUTS, self.layout),
+                key_of(DTYPES, self.dtype),
+                key_of(LAYOUTS, self.layout),
                 kind,
                 self.low,
                 self.high,
@@ -265,7 +267,3 @@ def _read_mask(data: bytes, sizes: Sequence[int]) -> np.ndarray:
     if len(raw) != expected or not reader.eof or reader.unused_data:
         raise ValueError("the mask of missing samples is not that of the image")
     return np.unpackbits(np.frombuffer(raw, np.uint8), count=count).reshape(tuple(sizes)).astype(bool)
-
-
-def _key(table: dict[int, str], value: str) -> int:
-    return next(key for key, name in table.items() if name == value)

@@ -72,6 +72,11 @@ def pack_tags(tags: Mapping[int, tuple[int, Any]]) -> bytes:
     return b"".join(parts)
 
 
+def extra_tags(data: bytes) -> list[tuple[int, int, int, Any, bool]]:
+    """Packed tags as tifffile takes them to write."""
+    return [(number, kind, len(value), value, True) for number, (kind, value) in unpack_tags(data).items()]
+
+
 def unpack_tags(data: bytes) -> dict[int, tuple[int, Any]]:
     """The inverse of `pack_tags`; ASCII as bytes, all others as tuples.
 

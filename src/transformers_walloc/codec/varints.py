@@ -37,6 +37,11 @@ class Reader:
         return struct.unpack(f"<{count}f", self.take(4 * count))
 
 
+def key_of(table: dict[int, str], value: str) -> int:
+    """The number by which a header names something."""
+    return next(key for key, name in table.items() if name == value)
+
+
 def varint(value: int) -> bytes:
     """Little-endian groups of 7 bits, the highest bit of a byte set if more follow (LEB128)."""
     out = bytearray()

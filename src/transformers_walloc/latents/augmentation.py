@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from ..codec.bottleneck import compand, decompand
+from ..codec.image_colours import LUMA
 from ..codec.modeling_walloc import WallocImageModel
 from ..codec.symmetries import SYMMETRIES
 from .symmetries import transform_latents
-
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision make grey
 
 
 class LatentAugmentation(nn.Module):

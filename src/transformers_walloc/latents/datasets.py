@@ -13,6 +13,7 @@ codec    name and fingerprint of the codec
 ```
 """
 
+import contextlib
 import importlib
 import io
 from collections import defaultdict
@@ -92,6 +93,30 @@ def encode_rows(
                 "codec": codec_key,
             }
     return rows
+
+
+def encode_rows_or_errors(
+    images: Sequence[Callable[[], Any]],
+    codec: WallocImageEncoder | WallocImageModel,
+    caught: tuple[type[Exception], ...] = (Exception,),
+    **options: Any,
+) -> list[dict[str, Any] | str]:
+    """Rows of images, or in the place of one what is wrong with it, so that it does not take its batch with it.
+
+    Args:
+        images: each is read when it is called.
+        caught: what a picture may raise; decoders raise anything.
+        options: of `encode_rows`.
+    """
+    with contextlib.suppress(*caught):
+        return [*encode_rows([image() for image in images], codec, **options)]
+    found: list[dict[str, Any] | str] = []
+    for image in images:
+        try:
+            found += encode_rows([image()], codec, **options)
+        except caught as error:
+            found.append(" ".join(str(error).split()) or type(error).__name__)
+    return found
 
 
 @torch.inference_mode()

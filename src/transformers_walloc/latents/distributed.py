@@ -10,6 +10,7 @@ Rows are those of `write_latent_dataset`. Ray starts as many tasks as memory all
 actors are behind; it starts actors and tasks again that die.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder
 from ..extras import naming_extras
 from ..media.paths import IMAGE_SUFFIXES
-from .datasets import LATENTS, Storage, encode_rows
+from .datasets import LATENTS, Storage, encode_rows_or_errors
 from .writing import LATENTS_TYPE, OPTIONS_FILE, options_to_state
 
 with naming_extras():
@@ -230,25 +231,19 @@ class _Encoder:
         self.options, self.errors = options, errors
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        images = []
-        for value in batch.column(PIXELS):
-            data, shape, dtype = value.as_py().values()
-            images.append(torch.from_numpy(np.frombuffer(data, dtype).reshape(shape).copy()))
-        rest, kept, messages = batch.drop_columns([PIXELS]), list(range(len(images))), {}
-        try:
-            rows = encode_rows(images, self.encoder, **self.options)
-        except (TypeError, ValueError):
-            # One at a time, so that the others of the batch are not lost with the one at fault.
-            rows, kept = [], []
-            for i, image in enumerate(images):
-                try:
-                    rows += encode_rows([image], self.encoder, **self.options)
-                    kept.append(i)
-                except (TypeError, ValueError) as error:
-                    messages[i] = str(error)
+        images = [functools.partial(_as_tensor, value) for value in batch.column(PIXELS)]
+        found = encode_rows_or_errors(images, self.encoder, (TypeError, ValueError), **self.options)
+        rest, messages = batch.drop_columns([PIXELS]), {i: row for i, row in enumerate(found) if isinstance(row, str)}
         self.errors.write(rest, messages)
-        table = rest.take(pa.array(kept, pa.int64())).append_column(LATENTS, pa.array(rows, LATENTS_TYPE))
+        kept = [i for i in range(len(found)) if i not in messages]
+        rows = pa.array([found[i] for i in kept], LATENTS_TYPE)
+        table = rest.take(pa.array(kept, pa.int64())).append_column(LATENTS, rows)
         return _with_features(table)
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    data, shape, dtype = value.as_py().values()
+    return torch.from_numpy(np.frombuffer(data, dtype).reshape(shape).copy())
 
 
 def _uri(folder: str) -> str:

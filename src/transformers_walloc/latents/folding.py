@@ -25,6 +25,7 @@ from torch import nn
 from ..codec.bottleneck import companding_scale
 from ..codec.configuration_walloc import WallocImageConfig
 from ..codec.filter_banks import block_operator
+from ..codec.image_colours import LUMA
 from ..codec.modeling_walloc import WallocImageModel
 from ..codec.wavelet_convolutions import band_order
 from .values import value_std
@@ -199,7 +200,7 @@ def colour_matrix(
     if codec_channels == 1:
         return torch.ones(pixel_channels, 1, dtype=torch.float64)
     if (codec_channels, pixel_channels) == (3, 1):
-        return torch.tensor([[0.299, 0.587, 0.114]], dtype=torch.float64)
+        return torch.tensor([LUMA], dtype=torch.float64)
     raise ValueError(
         f"the patch embedding takes {pixel_channels} channels, the codec {codec_channels}: say with colours what each "
         "is made of"

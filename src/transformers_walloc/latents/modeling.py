@@ -15,7 +15,7 @@ from .codecs import check_identity, codec_of
 from .families import family_of, image_grid, merge_size
 from .layouts import model_inputs
 from .pretrained import load_on_latents
-from .processors import load_image_codec
+from .processors import load_encoder, load_image_codec
 from .values import LatentView
 
 
@@ -137,8 +137,7 @@ class WallocLatentModel(PreTrainedModel):
         """
         codec = load_image_codec(codec)
         model = load_on_latents(pretrained, codec, auto_class, **kwargs)
-        encoder = WallocImageEncoder(codec.config)
-        encoder.encoder.load_state_dict(codec.encoder.state_dict())
+        _, encoder = load_encoder(codec)
         config = WallocLatentConfig(
             codec_config=codec.config.to_dict(),
             model_config=model.config.to_dict(),

@@ -1,6 +1,7 @@
 """Writing data sets of latents: a `datasets.Dataset` of images, or whatever holds one, to Parquet shards of latents."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from ..extras import naming_extras
 from ..loading import codec_path
 from ..media.paths import IMAGE_SUFFIXES
 from .dataset_card import write_card
-from .datasets import LATENTS, Storage, encode_rows
+from .datasets import LATENTS, Storage, encode_rows, encode_rows_or_errors
 
 with naming_extras():
     import pyarrow
@@ -266,7 +267,9 @@ def _write_shard(
     errors: dict[int, str] = {}
     for start in range(0, len(rows), BATCH_ROWS):
         numbers = range(start, min(start + BATCH_ROWS, len(rows)))
-        encoded = _encode_batch(images, numbers, encoder, image_column, options)
+        files = _as_files(images, image_column)
+        read = [functools.partial(_image_of, images, files, i, image_column) for i in numbers]
+        encoded = encode_rows_or_errors(read, encoder, **options)
         for number, value in zip(numbers, encoded, strict=True):
             if isinstance(value, str):
                 errors[number] = value
@@ -329,24 +332,6 @@ def _file_names(shard: Any, image_column: str, root: str) -> list[str] | None:
     if not any(paths):
         return None
     return [os.path.relpath(path, root) if root and path else os.path.basename(path or "") for path in paths]
-
-
-def _encode_batch(
-    images: Any, numbers: range, encoder: Any, column: str, options: dict[str, Any]
-) -> list[dict[str, Any] | str]:
-    """Rows, or what is wrong with a picture in their place."""
-    files = _as_files(images, column)
-    try:
-        return [*encode_rows([_image_of(images, files, i, column) for i in numbers], encoder, **options)]
-    except Exception:  # of whatever decodes the picture
-        pass
-    found: list[dict[str, Any] | str] = []
-    for i in numbers:  # one at a time, so that the others of the batch are not lost with the one at fault
-        try:
-            found += encode_rows([_image_of(images, files, i, column)], encoder, **options)
-        except Exception as error:
-            found.append(" ".join(str(error).split()) or type(error).__name__)
-    return found
 
 
 @contextlib.contextmanager

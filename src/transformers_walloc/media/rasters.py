@@ -13,10 +13,12 @@ write_bytes("restored.tif", encode_raster(array, raster, "restored.tif"))
 TIFF needs tifffile: `pip install 'transformers-walloc[rasters]'`.
 """
 
+import contextlib
 import dataclasses
 import io
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,35 +68,44 @@ def read_raster(
     nodata: Any = None
     names: tuple[str, ...] = ()
     tags = b""
-    try:
+    with reading(path, "raster"):
         if Path(path).suffix.lower() == ".npy":
             array = load_array(source, max_pixels, _layout_of)
             layout = _layout_of(array.shape)
         else:
             array, layout, nodata, names, tags = read_tiff(source, max_pixels)
-    except MediaError as error:
-        raise MediaError(f"{path}: {error}") from error
-    except Exception as error:  # decoders raise anything
-        raise MediaError(f"{path}: not a raster that can be read: {error or type(error).__name__}") from error
-    array = native_samples(path, array, "raster")
+    array, raster = samples_of(path, array, layout, nodata, names)
+    return array, dataclasses.replace(raster, tags=tags)
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """Errors inside, of whatever decodes the file, become `MediaError` that names it, and that it is no `what`."""
     try:
-        nodata = usable_nodata(str(path), array.dtype.name, nodata)
-        return array, dataclasses.replace(describe(array, layout, nodata, names), tags=tags)
-    except ValueError as error:
-        raise MediaError(f"{path}: {error}") from error
+        yield
+    except MediaError as error:
+        raise MediaError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+    except Exception as error:  # decoders raise anything
+        raise MediaError(f"{path}: not a {what} that can be read: {error or type(error).__name__}") from error
 
 
-def native_samples(path: str | Path, array: np.ndarray, what: str) -> np.ndarray:
-    """Samples that were read from a file, contiguous and in this machine's order of bytes.
+def samples_of(
+    path: str | Path, array: np.ndarray, layout: str, nodata: float | None, names: tuple[str, ...] = ()
+) -> tuple[np.ndarray, RasterFormat]:
+    """What was read from a file, contiguous and in this machine's order of bytes, and what its numbers mean.
 
     Raises:
-        MediaError: a type other than `DTYPES`, or no samples; `what` names them.
+        MediaError: a type other than `DTYPES`, no samples, or none with a range.
     """
     if array.dtype.newbyteorder("=").name not in DTYPES.values():
         raise MediaError(f"{path}: samples of {array.dtype}; valid: {', '.join(DTYPES.values())}")
     if array.size == 0:
-        raise MediaError(f"{path}: the {what} is empty, {array.shape}")
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        raise MediaError(f"{path}: there are no samples, {array.shape}")
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    try:
+        return array, describe(array, layout, usable_nodata(str(path), array.dtype.name, nodata), names)
+    except ValueError as error:
+        raise MediaError(f"{path}: {error}") from error
 
 
 def describe(

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..codec.image_colours import as_type
 from ..codec.side_data import SideData
-from ..codec.tiff_tags import unpack_tags
+from ..codec.tiff_tags import extra_tags
 
 DEFLATE_LEVEL = 1  # zlib's default writes photographs 2 to 6% smaller, and takes three to seven times as long
 
@@ -38,7 +38,7 @@ def encode_tiff(pixels: np.ndarray, alpha: np.ndarray | None, side_data: SideDat
         import tifffile
     except ImportError:
         return None
-    file, kept = io.BytesIO(), unpack_tags(side_data.tags)
+    file = io.BytesIO()
     bands = pixels if alpha is None else np.dstack([pixels, as_type(alpha, np.uint16)])
     tifffile.imwrite(
         file,
@@ -52,6 +52,6 @@ def encode_tiff(pixels: np.ndarray, alpha: np.ndarray | None, side_data: SideDat
         metadata=None,
         iccprofile=side_data.profile or None,
         byteorder="<",
-        extratags=[(number, kind, len(value), value, True) for number, (kind, value) in kept.items()],
+        extratags=extra_tags(side_data.tags),
     )
     return file.getvalue()

@@ -19,7 +19,8 @@ from ..atomic import atomic_file
 from ..codec.audio_decoding import split_audio
 from ..codec.bitstream import Header
 from ..codec.side_data import SideData
-from ..codec.tiff_tags import GEOREFERENCING, pack_tags, reading_tiff, unpack_tags
+from ..codec.size_limits import check_pixels
+from ..codec.tiff_tags import GEOREFERENCING, extra_tags, pack_tags, reading_tiff
 from .audio import sample_format_of
 from .bands import compress_rows, decompress_rows
 from .messages import MediaError
@@ -133,11 +134,7 @@ def _compress_tiff(codec: Any, source: str, max_pixels: int | None, options: dic
             return None
         if 34675 in page.tags or (274 in page.tags and page.tags[274].value != 1):  # profile, orientation
             return None
-        pixels = page.imagelength * page.imagewidth
-        if max_pixels is not None and pixels > max_pixels:
-            raise MediaError(
-                f"{source}: {page.imagewidth} x {page.imagelength} pixels, more than the limit of {max_pixels}"
-            )
+        check_pixels((page.imagelength, page.imagewidth), max_pixels)
         tags = {n: (int(page.tags[n].dtype), page.tags[n].value) for n in GEOREFERENCING if n in page.tags}
         options["side_data"] = SideData(tags=pack_tags(tags)).pack()
         return compress_rows(codec.model, page.imagelength, page.imagewidth, TiffRows(page), **options)
@@ -203,7 +200,7 @@ def _write_tiff(
             predictor=True,
             metadata=None,
             iccprofile=beside.profile or None,
-            extratags=[(n, kind, len(value), value, True) for n, (kind, value) in unpack_tags(beside.tags).items()],
+            extratags=extra_tags(beside.tags),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..codec.raster_format import RasterFormat
+from ..codec.size_limits import check_pixels
 from ..codec.tiff_tags import EXTRA_SAMPLES, KEPT, ORIENTATION, PHOTOMETRIC, pack_tags, reading_tiff
 from .messages import MediaError
 
@@ -141,10 +142,7 @@ def check_size(shape: tuple[int, ...], layout: str, max_pixels: int | None) -> N
     """MediaError for a raster or a volume that is too large; more than three bands count as so many more pixels."""
     bands = {"single": 1, "channels_first": shape[0], "channels_last": shape[-1]}[layout]
     sizes = {"single": shape, "channels_first": shape[1:], "channels_last": shape[:-1]}[layout]
-    pixels = math.prod(sizes) * max(3, bands) // 3
-    if max_pixels is not None and pixels > max_pixels:
-        # Width first, as of pictures.
-        shown = " x ".join(map(str, (*sizes[:-2], sizes[-1], sizes[-2])))
-        # Of what is too large in any case the bands do not matter.
-        of = f" of {bands} bands, which count as {pixels}" if math.prod(sizes) <= max_pixels else ""
-        raise MediaError(f"{shown} pixels{of}, more than the limit of {max_pixels}; raise max_pixels for it")
+    try:
+        check_pixels(sizes, max_pixels, bands)
+    except ValueError as error:
+        raise MediaError(str(error)) from error

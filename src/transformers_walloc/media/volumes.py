@@ -25,7 +25,7 @@ from ..codec.raster_format import RasterFormat
 from ..codec.tiff_tags import GEOREFERENCING, ORIENTATION, reading_tiff
 from .messages import MediaError, naming, warn
 from .paths import RASTER_SUFFIXES, STANDARD_STREAM, VIDEO_SUFFIXES
-from .rasters import describe, native_samples, usable_nodata, volume_layout
+from .rasters import reading, samples_of, volume_layout
 from .sixteen_bits import DEFLATE_LEVEL
 from .tiff_rasters import NODATA, check_size, load_array, number_of
 
@@ -52,24 +52,16 @@ def read_volume(
     suffix = Path(path).suffix.lower()
     source = io.BytesIO(Path(path).read_bytes() if data is None else data)
     frame_rate, nodata = 0.0, None
-    try:
+    with reading(path, "volume"):
         if suffix in VIDEO_SUFFIXES:
             array, frame_rate = _read_video(source, str(path), max_voxels)
-            layout = volume_layout(array.shape) if array.ndim == 3 else "channels_last"
+            layout = "single" if array.ndim == 3 else "channels_last"
         elif suffix == ".npy":
             array = load_array(source, max_voxels, volume_layout)
             layout = volume_layout(array.shape)
         else:
             array, layout, nodata = _read_tiff(source, str(path), max_voxels)
-    except MediaError as error:
-        raise MediaError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
-    except Exception as error:  # decoders raise anything
-        raise MediaError(f"{path}: not a volume that can be read: {error or type(error).__name__}") from error
-    array = native_samples(path, array, "volume")
-    try:
-        return array, describe(array, layout, usable_nodata(str(path), array.dtype.name, nodata)), frame_rate
-    except ValueError as error:
-        raise MediaError(f"{path}: {error}") from error
+    return *samples_of(path, array, layout, nodata), frame_rate
 
 
 def encode_volume(array: np.ndarray, raster: RasterFormat, path: str | Path, frame_rate: float = 0.0) -> bytes:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..codec.kinds import KINDS
+
 
 def model_card(facts: dict[str, Any]) -> str:
     """README.md of a fitted codec: what it is for and what was measured."""
@@ -83,8 +85,8 @@ def described(facts: dict[str, Any]) -> str:
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
-    unit = {"image": "bits per pixel", "volume": "bits per voxel", "audio": "kbit/s"}[facts["kind"]]
-    rate = f"{facts['kbps' if facts['kind'] == 'audio' else 'bpp']:g} {unit}"
+    kind = KINDS[facts["kind"]]
+    rate = f"{facts[kind.rate]:g} {kind.rate_unit}"
     return [
         f"dimensionality reduction {facts['dimensionality_reduction']:g} ({facts['latent_channels']} channels)",
         f"PSNR {facts['psnr']:.2f} dB over the range of the samples",

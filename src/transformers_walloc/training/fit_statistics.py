@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..codec.clips import normalise_clip
 from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig, WallocVolumeConfig
 from ..codec.raster_format import RasterFormat
 from ..codec.reflection import extend
@@ -204,7 +205,7 @@ class Gathered:
             if signal.is_unit:
                 return torch.from_numpy(signal.values)
             if signal.raster is None:
-                return torch.from_numpy(_normalised(signal.values))
+                return _normalised(signal.values)
             low, high = limits
             if self.sample_range:  # values outside of a declared range are an error
                 raster = RasterFormat.from_dict(signal.raster.to_dict() | {"low": low, "high": high})
@@ -219,13 +220,10 @@ class Gathered:
             raise ValueError(f"{signal.name or 'a signal'}: {error}") from error
 
 
-def _normalised(clip: np.ndarray) -> np.ndarray:
-    """Zero mean and a peak of 0.5, as the feature extractor does."""
+def _normalised(clip: np.ndarray) -> torch.Tensor:
     if not np.isfinite(clip).all():
         raise ValueError("the clip holds NaN or infinite samples")
-    centred = clip - clip.mean(dtype=np.float64).astype(np.float32)
-    peak = np.abs(centred).max()
-    return centred * np.float32(0.5 / peak) if peak > 1e-6 else centred
+    return normalise_clip(torch.from_numpy(clip))[0]
 
 
 def _cropped(unit: torch.Tensor, patch: int) -> torch.Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import safetensors.torch
 import torch
 from tqdm.auto import tqdm
@@ -14,10 +13,9 @@ from tqdm.auto import tqdm
 from ..atomic import atomic_file, atomic_folder, write_atomically
 from ..codec.entropy_tables import EntropyTables
 from ..loading import codec_path, load_codec
-from ..media.audio import read_clip
 from ..media.paths import SUFFIXES, list_files
-from ..media.pictures import read_pixels
 from .entropy_fitting import fit_entropy_tables
+from .scale import read_input
 
 
 def fit_tables(
@@ -83,17 +81,8 @@ def codes_of_folder(
         files = [files[i * len(files) // count] for i in range(count)]
     for file in tqdm(files, desc="codes", unit="file", disable=None):
         with torch.inference_mode():
-            latents = model.encode(_signal(processor, kind, file, seconds)).latents
+            latents = model.encode(read_input(processor, kind, str(file), seconds)).latents
             yield model.quantize(latents, code_step)[0].cpu().numpy()
-
-
-def _signal(processor, kind: str, file: Path, seconds: float) -> torch.Tensor:
-    if kind == "image":
-        image = PIL.Image.fromarray(read_pixels(str(file), file.read_bytes(), processor.num_channels))
-        return processor(image, return_tensors="pt")["pixel_values"]
-    rate = processor.sampling_rate
-    clip = read_clip(str(file), file.read_bytes(), rate, processor.feature_size, seconds)
-    return processor(clip, sampling_rate=rate, return_tensors="pt")["input_values"]
 
 
 def store_tables(model, source: str | Path, out: str | Path, settings: dict) -> None:

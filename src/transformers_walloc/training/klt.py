@@ -132,20 +132,6 @@ def fit_klt(model, statistics: SubbandStatistics, step: float, symmetric: bool =
 
 
 @torch.no_grad()
-def randomise_projection(model, statistics: SubbandStatistics) -> None:
-    """Replace the rows of a fitted projection by random orthogonal ones of the same length, from torch's generator.
-
-    The linear synthesis becomes the best one for them. It shows what the closed form is worth as a start.
-    """
-    projection = model.encoder.projection
-    rows = projection.weight.flatten(1)
-    random = torch.nn.init.orthogonal_(torch.empty_like(rows)) * rows.norm(dim=1, keepdim=True)
-    _assign(projection.weight, random.double().numpy(force=True))
-    _assign(projection.bias, -random.double().numpy(force=True) @ statistics.mean)
-    fit_linear_synthesis(model, statistics)
-
-
-@torch.no_grad()
 def fit_linear_synthesis(model, statistics: SubbandStatistics) -> None:
     """Set a model's linear synthesis to the least-squares answer to the projection that it has, in place.
 

@@ -89,7 +89,6 @@ class Recipe:
         False, "start from the least-squares synthesis for the projection of encoder_from or continue_from"
     )
     klt_draws: int = _option(6000, "random pieces for the closed-form fit")
-    random_rows: bool = _option(False, "start at random orthogonal rows of the projection in place of the closed form")
     statistics: str | None = _option(
         None, "file of statistics of the closed-form fit, written if missing; codecs fitted to the same ones are nested"
     )
@@ -131,12 +130,8 @@ class Recipe:
             raise ValueError(
                 "symmetric is for images that start anew: encoder_from and continue_from keep what they have"
             )
-        if self.symmetric and self.random_rows:
-            raise ValueError("choose symmetric or random_rows, not both")
         if self.refit_linear and not self.source:
             raise ValueError("refit_linear needs encoder_from or continue_from")
-        if self.random_rows and self.source:
-            raise ValueError("random_rows needs a codec that starts anew, not encoder_from or continue_from")
         if self.rate_weight and not self.train_encoder:
             raise ValueError("rate_weight needs train_encoder: a frozen encoder has the rate that it has")
         if self.on_device and not self.is_image:

@@ -12,14 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import torch
 from transformers import AutoModel
 
 from ..atomic import write_atomically
-from ..codec.feature_extraction_walloc import WallocAudioFeatureExtractor
-from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.symmetries import channel_symmetry, symmetric_rows
+from ..loading import make_processor
 from ..media.audio import read_clip
 from ..media.paths import SUFFIXES, find_files, read_bytes
 from ..media.pictures import read_pixels
@@ -56,20 +54,31 @@ def measure_scale(model: Any, signals: Iterable[torch.Tensor]) -> tuple[list[flo
 
 def read_signals(config: Any, folders: Sequence[str]) -> Iterator[torch.Tensor]:
     """The images or the audio of folders, one by one, as the codec takes them."""
-    images = WallocImageProcessor(num_channels=config.num_channels, patch_size=config.patch_size)
+    processor = make_processor(config)
     for path, _ in find_files(folders, SUFFIXES[config.kind]):
-        if config.kind == "image":
-            pixels = read_pixels(path, read_bytes(path), config.num_channels)
-            top, left = (max(0, (side - MAX_SIDE) // 2) for side in pixels.shape[:2])
-            image = PIL.Image.fromarray(pixels[top : top + MAX_SIDE, left : left + MAX_SIDE])
-            yield images(image, return_tensors="pt")["pixel_values"]
-        else:
-            rate = config.sampling_rate
-            clip = read_clip(path, read_bytes(path), rate, config.num_channels, MAX_SECONDS)
-            extractor = WallocAudioFeatureExtractor(
-                feature_size=config.num_channels, hop_length=config.patch_size, sampling_rate=rate
-            )
-            yield extractor(clip, sampling_rate=rate, return_tensors="pt")["input_values"]
+        yield read_input(processor, config.kind, path, MAX_SECONDS, MAX_SIDE)
+
+
+def read_input(
+    processor: Any, kind: str, path: str, seconds: float | None = None, max_side: int | None = None
+) -> torch.Tensor:
+    """An image or an audio file as the codec of a processor takes it, a batch of one.
+
+    Args:
+        seconds: of a clip, from its middle; all by default.
+        max_side: pixels of an image per axis, from its middle; all by default.
+    """
+    data = read_bytes(path)
+    if kind == "audio":
+        rate = processor.sampling_rate
+        clip = read_clip(path, data, rate, processor.feature_size, seconds)
+        return processor(clip, sampling_rate=rate, return_tensors="pt")["input_values"]
+    pixels = read_pixels(path, data, processor.num_channels)
+    if max_side is not None:
+        top, left = (max(0, (side - max_side) // 2) for side in pixels.shape[:2])
+        pixels = pixels[top : top + max_side, left : left + max_side]
+    order = {"input_data_format": "channels_last"} if pixels.ndim == 3 else {}
+    return processor(pixels, return_tensors="pt", **order)["pixel_values"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,12 +7,12 @@ import torch
 from tqdm.auto import tqdm
 
 from ..codec.bottleneck import decompand
-from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig
+from ..codec.configuration_walloc import WallocConfig
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
 from ..loading import codec_path
 from .data import RandomPieces
 from .growing import grow_from, revive, transfer_network
-from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis, randomise_projection
+from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis
 
 # Settings of a recipe that are those of the configuration.
 _SHAPE = (
@@ -40,16 +40,13 @@ def make_model(recipe: Any, pieces: RandomPieces, fit: bool = True) -> WallocIma
     Raises:
         ValueError: the other model has no linear synthesis, another number of channels, or a network that is larger.
     """
-    model_class = WallocImageModel if recipe.is_image else WallocAudioModel
-    config_class = WallocImageConfig if recipe.is_image else WallocAudioConfig
+    model_class: Any = WallocImageModel if recipe.is_image else WallocAudioModel
+    config_class = model_class.config_class
     shape = {name: value for name in _SHAPE if (value := getattr(recipe, name)) is not None}
     if not recipe.source:
         model: Any = model_class(config_class(**shape))
         if fit and recipe.step is not None:
-            statistics = collect_statistics(recipe, model.config, pieces)
-            fit_klt(model, statistics, recipe.step, symmetric=recipe.symmetric)
-            if recipe.random_rows:
-                randomise_projection(model, statistics)
+            fit_klt(model, collect_statistics(recipe, model.config, pieces), recipe.step, symmetric=recipe.symmetric)
         _take_network(model, recipe, model_class)
         return model
 
