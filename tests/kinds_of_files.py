@@ -1,5 +1,6 @@
 """Small files of every kind, each with what it shows or holds, computed from the samples it was made of."""
 
+import importlib.util
 import io
 import struct
 import zlib
@@ -274,6 +275,10 @@ def extra_band(colours: np.ndarray) -> PictureFile:
     return PictureFile(".tif", data, colours / np.iinfo(colours.dtype).max)
 
 
+def lzw(colours: np.ndarray) -> PictureFile:
+    return PictureFile(".tif", tiff(colours, photometric="rgb", compression="lzw", predictor=True), colours / 65535)
+
+
 def white_is_zero(gray: np.ndarray) -> PictureFile:
     top = np.iinfo(gray.dtype).max
     return PictureFile(".tif", tiff(top - gray, photometric="miniswhite"), as_colours(gray / top))
@@ -335,6 +340,8 @@ PICTURES: dict[str, Callable[[], PictureFile]] = {
     "16-bit tiled": lambda: PictureFile(
         ".tif", tiff(deep_photo(), photometric="rgb", tile=(32, 32), compression="zlib"), deep_photo() / 65535
     ),
+    "LZW": lambda: PictureFile(".tif", pillow(photo(), ".tif", compression="tiff_lzw"), photo() / 255),
+    **({"16-bit LZW": lambda: lzw(deep_photo())} if importlib.util.find_spec("imagecodecs") else {}),
     **{f"orientation {i}": (lambda i=i: oriented(i)) for i in range(1, 9)},
     "TIFF orientation 6": lambda: oriented_tiff(6, photo()),
     "16-bit TIFF orientation 5": lambda: oriented_tiff(5, deep_photo()),

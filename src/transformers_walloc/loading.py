@@ -21,6 +21,12 @@ from .codec.modeling_walloc import WallocAudioEncoder, WallocAudioModel, WallocI
 from .codec.modeling_walloc_volume import WallocVolumeEncoder, WallocVolumeModel
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+# Of each kind, the model and its encoder alone.
+MODELS = {
+    "image": (WallocImageModel, WallocImageEncoder),
+    "audio": (WallocAudioModel, WallocAudioEncoder),
+    "volume": (WallocVolumeModel, WallocVolumeEncoder),
+}
 
 
 def load_codec(
@@ -46,14 +52,9 @@ def load_codec(
     """
     path = codec_path(name)
     config = AutoConfig.from_pretrained(path)
-    if isinstance(config, WallocImageConfig):
-        model_class: Any = WallocImageEncoder if encoder_only else WallocImageModel
-    elif isinstance(config, WallocAudioConfig):
-        model_class = WallocAudioEncoder if encoder_only else WallocAudioModel
-    elif isinstance(config, WallocVolumeConfig):
-        model_class = WallocVolumeEncoder if encoder_only else WallocVolumeModel
-    else:
+    if not isinstance(config, WallocConfig):
         raise ValueError(f"{name}: a model of type {config.model_type!r} is no WaLLoC codec")
+    model_class: Any = MODELS[config.kind][encoder_only]
     model = model_class.from_pretrained(path, dtype=dtype).eval()
     if linear and not encoder_only:
         use_linear_decoder(model)

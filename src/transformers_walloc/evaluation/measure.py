@@ -13,7 +13,7 @@ from .codecs import CodecUnavailableError
 from .machine import machine, versions
 from .neural import NEURAL
 from .quality import Quality
-from .rivals import AUDIO_FORMATS, IMAGE_FORMATS, format_options
+from .rivals import FORMATS, format_options
 from .signals import SAMPLING_RATE, Signals
 from .specs import make_codec, parse_spec, shown_spec
 from .speed import Timing, measure_speed
@@ -21,7 +21,8 @@ from .tables import to_csv, to_markdown
 
 MODELS = {"image": ["rgb-4x", "rgb-16x"], "audio": ["stereo-5x", "stereo-20x"]}
 MATCHED = {"image": ["jpeg", "webp"], "audio": ["mp3", "opus"]}  # compared at the size of our files, too
-RESIZING = ["resize@factor=2", "resize@factor=4"]
+RESIZING = {"image": ["resize@factor=2", "resize@factor=4"], "audio": []}
+MIDDLE = {"image": "50", "audio": "0.9"}  # quality at which formats are timed
 CURVE_STEPS = (1, 1.5, 2, 3, 4, 6, 8)
 REFINE = 10  # steps of the search for better codes
 CURVE_QUALITIES: dict[str, dict[str, Sequence[float]]] = {
@@ -110,14 +111,13 @@ def quick_codecs(kind: str, models: Sequence[str] | None = None) -> list[str]:
     """The specs that answer the question on own data in a minute: our models beside resizing to as many numbers, and
     the usual format at the size of the smallest of our files."""
     models = MODELS[kind] if models is None else models
-    return [*models, *(RESIZING if kind == "image" else []), f"{MATCHED[kind][0]}@like={models[-1]}"]
+    return [*models, *RESIZING[kind], f"{MATCHED[kind][0]}@like={models[-1]}"]
 
 
 def default_codecs(command: str, kind: str, models: Sequence[str] | None = None) -> list[str]:
     """The specs of `tables`, `curves` or `speed` for our models (default: the bundled ones) and their rivals."""
     models = MODELS[kind] if models is None else models
-    formats = IMAGE_FORMATS if kind == "image" else AUDIO_FORMATS
-    resizing = RESIZING if kind == "image" else []
+    formats, resizing = FORMATS[kind], RESIZING[kind]
     if command == "curves":
         specs = [f"{model}@step={step:g}" for model in models for step in CURVE_STEPS]
         for model in models:
@@ -135,8 +135,7 @@ def default_codecs(command: str, kind: str, models: Sequence[str] | None = None)
         if command == "tables":
             specs += [f"{model}@refine={REFINE}"] if kind == "image" else []
             specs += [f"{model}@linear", *(f"{name}@like={model}" for name in MATCHED[kind])]
-    middle = "50" if kind == "image" else "0.9"
-    return specs + [f"{name}@quality={middle}" for name in formats] + resizing + list(NEURAL[kind])
+    return specs + [f"{name}@quality={MIDDLE[kind]}" for name in formats] + resizing + list(NEURAL[kind])
 
 
 def write_result(result: dict, out: str | Path, store: str | Path | None = None) -> None:

@@ -56,12 +56,13 @@ AUDIO_FORMATS = {
     "vorbis": Format("Vorbis", ".ogg", settings=_LEVELS),
     "opus": Format("Opus", ".opus", settings=_LEVELS),
 }
+FORMATS = {"image": IMAGE_FORMATS, "audio": AUDIO_FORMATS}
 
 
 def format_options(kind: str) -> dict[str, str]:
     """How files of each format are written, in words, by title; for results to state."""
     found = {}
-    for form in (IMAGE_FORMATS if kind == "image" else AUDIO_FORMATS).values():
+    for form in FORMATS[kind].values():
         words = [name if value is True else f"{name} {value}" for name, value in form.options.items()]
         variants = [f"{name} {value}" for variant in form.variants for name, value in variant.items()]
         words += [f"at a given size the better of {' and '.join(variants)}"] if variants else []

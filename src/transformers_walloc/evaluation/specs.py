@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .codecs import Codec, WallocCodec
 from .neural import NEURAL, NeuralCodec
-from .rivals import AUDIO_FORMATS, IMAGE_FORMATS, AudioFormat, ImageFormat, Resizing, SameSize
+from .rivals import FORMATS, AudioFormat, ImageFormat, Resizing, SameSize
 
 
 def make_codec(spec: str, kind: str, sampling_rate: int = 44100, speed_only: bool = False) -> Codec:
@@ -33,7 +33,7 @@ def make_codec(spec: str, kind: str, sampling_rate: int = 44100, speed_only: boo
     """
     name, options = parse_spec(spec)
     image = kind == "image"
-    if name in (IMAGE_FORMATS if image else AUDIO_FORMATS):
+    if name in FORMATS[kind]:
         _check_options(spec, options, ("quality", "like"))
         settings = [float(options["quality"])] if "quality" in options else []
         form = ImageFormat(name, *settings) if image else AudioFormat(name, sampling_rate, *settings)

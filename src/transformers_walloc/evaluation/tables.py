@@ -26,6 +26,7 @@ TITLES = {
     "cdpam_db": ("CDPAM dB", "{:.1f}"),
 }
 STAGES = ("prepare", "encode", "entropy_encode", "entropy_decode", "decode", "finish")
+SHAPES = {"image": "batch x height x width", "audio": "batch x seconds"}  # that speeds are measured at
 UNIT = {"image": "megapixel/s", "audio": "mega-sample/s"}
 MAIN_SIZE = {"image": ("1x512x768", "1x256x256"), "audio": ("1x30", "1x5")}
 
@@ -134,7 +135,7 @@ def speed_tables(rows: list[dict], kind: str) -> list[str]:
         for row in rows:
             if size in row.get("speed", {}):
                 lines.append([f"`{row['codec']}`", *(throughput(row, kind, (stage,), size) for stage in stages)])
-        parts.append(f"Stages at {size} ({shape_of(kind)}), {UNIT[kind]}:")
+        parts.append(f"Stages at {size} ({SHAPES[kind]}), {UNIT[kind]}:")
         parts.append(table(["codec", *(stage.replace("_", " ") for stage in stages)], lines))
     return parts
 
@@ -142,8 +143,3 @@ def speed_tables(rows: list[dict], kind: str) -> list[str]:
 def table(header: list[str], lines: list[list[str]]) -> str:
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
-
-
-def shape_of(kind: str) -> str:
-    """What the sizes that speeds are measured at mean."""
-    return "batch x height x width" if kind == "image" else "batch x seconds"

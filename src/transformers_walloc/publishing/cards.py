@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from ..atomic import write_atomically
-from ..evaluation.tables import MAIN_SIZE, TITLES, UNIT, cell, described, shape_of, table, throughput
+from ..evaluation.tables import MAIN_SIZE, SHAPES, TITLES, UNIT, cell, described, table, throughput
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -84,7 +84,7 @@ def model_card(
         purpose=purpose,
         patch=patch,
         rows=result_table(name, result) if result is not None else "",
-        speed_size=f"{MAIN_SIZE[result['kind']][0]} ({shape_of(result['kind'])})" if result and _timed(result) else "",
+        speed_size=f"{MAIN_SIZE[result['kind']][0]} ({SHAPES[result['kind']]})" if result and _timed(result) else "",
         described=described(result) if result is not None else "",
         command=result.get("command", "") if result is not None else "",
         pictures={stem: _suffix(folder, stem) for stem in ("reconstruction", "atlas")},

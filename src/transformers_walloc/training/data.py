@@ -45,7 +45,7 @@ class MediaCache:
         key = json.dumps([*entries, kind, sampling_rate, _READER])
         stem = Path(cache_dir) / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         self.path, index = stem.with_suffix(".bin"), stem.with_suffix(".json")
-        self.dtype = np.dtype(np.uint8 if kind == "image" else np.int16)
+        self.dtype = np.dtype({"image": np.uint8, "audio": np.int16}[kind])
         if not index.exists():
             self._build(files, kind, index, sampling_rate)
         self.shapes = [tuple(shape) for shape in json.loads(index.read_text())]
@@ -151,6 +151,8 @@ class ImageCrops(RandomPieces):
     Crops are taken from images downscaled by a random factor of 0.5 to 1, which removes the traces of an earlier
     compression and adds high frequencies, then flipped and transposed at random.
     """
+
+    usual_size, usual_batch = 192, 14
 
     def __init__(self, caches, shares, crop_size: int, seed: str = "0"):
         self.crop_size = crop_size
@@ -261,6 +263,8 @@ class AudioSegments(RandomPieces):
     Channels are swapped, the sign is flipped and a peak below full scale is drawn at random; near-silence is skipped.
     """
 
+    usual_size, usual_batch = 65536, 16
+
     def __init__(self, caches, shares, length: int, seed: str = "0"):
         self.length = length
         super().__init__(caches, shares, seed)
@@ -283,3 +287,6 @@ class AudioSegments(RandomPieces):
         if generator.random() < 0.5:
             segment = -segment
         return {"input_values": torch.from_numpy(np.ascontiguousarray(segment.T))}
+
+
+PIECES: dict[str, type[ImageCrops] | type[AudioSegments]] = {"image": ImageCrops, "audio": AudioSegments}

@@ -20,11 +20,9 @@ from tqdm.auto import tqdm
 from ..codec.bottleneck import companding_scale
 from ..codec.configuration_walloc import WallocConfig
 from ..codec.kinds import KINDS
-from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
-from ..codec.modeling_walloc_volume import WallocVolumeModel
 from ..codec.rate_control import decibels
 from ..codec.runtime import torch_threads
-from ..loading import make_processor
+from ..loading import MODELS, make_processor
 from .conversion import save_model_folder
 from .entropy_fitting import fit_entropy_tables
 from .fit_card import described, lines, model_card
@@ -233,9 +231,7 @@ def _closed_form(
         # No finer than what companding to `latent_bits` holds of the strongest channel.
         finest = math.sqrt(variances[0]) / companding_scale(config.latent_bits)
         step = max(math.sqrt(12 * ROUNDING * max(left_out, 0.0)), finest)
-    model: Any = {"audio": WallocAudioModel, "image": WallocImageModel, "volume": WallocVolumeModel}[config.kind](
-        config
-    )
+    model: Any = MODELS[config.kind][0](config)
     fit_klt(model, statistics, step, symmetric)
     return model.eval(), step
 

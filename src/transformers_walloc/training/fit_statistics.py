@@ -15,6 +15,7 @@ from ..codec.reflection import extend
 from .fit_signals import Signal
 from .klt import SubbandStatistics
 
+CONFIGS = {"image": WallocImageConfig, "audio": WallocAudioConfig, "volume": WallocVolumeConfig}
 DEFAULT_LEVELS = {"image": 3, "audio": 8, "volume": 2}
 KEPT_SIZES = {"image": 512, "audio": 2**17, "volume": 64}  # of crops, per axis
 MAX_CHUNK = 2**20  # samples of a clip that are analysed at a time
@@ -181,7 +182,6 @@ class Gathered:
 
     def _begin(self, signal: Signal) -> None:
         self.first = signal
-        audio = signal.kind == "audio"
         shape: dict[str, Any] = {
             "num_channels": len(signal.values),
             "num_levels": self.num_levels or DEFAULT_LEVELS[signal.kind],
@@ -189,11 +189,9 @@ class Gathered:
             "latent_channels": 1,
             "decoder_type": "linear",
         }
-        self.config: Any
-        if audio:
-            self.config = WallocAudioConfig(**shape, sampling_rate=self.sampling_rate or signal.rate or 44100)
-        else:
-            self.config = (WallocVolumeConfig if signal.kind == "volume" else WallocImageConfig)(**shape)
+        if signal.kind == "audio":
+            shape["sampling_rate"] = self.sampling_rate or signal.rate or 44100
+        self.config: Any = CONFIGS[signal.kind](**shape)
         if signal.raster is not None and not signal.is_unit:
             self.provisional = self.sample_range or (signal.raster.low, signal.raster.high)
         else:

@@ -17,12 +17,7 @@ from ..extras import naming_extras
 from ..loading import codec_path
 from ..media.paths import SUFFIXES, list_files
 from .conversion import save_model_folder
-from .data import (
-    AudioSegments,
-    DeviceCrops,
-    ImageCrops,
-    MediaCache,
-)
+from .data import PIECES, DeviceCrops, ImageCrops, MediaCache
 from .start import make_model
 from .symmetric import keep_symmetric, make_symmetric
 from .trainer import CodecTrainer, last_checkpoint, of_first_process, remove_incomplete_checkpoints
@@ -173,8 +168,8 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
         caches, shares, validation = open_media(recipe)
     checkpoint = last_checkpoint(output)
     seed = f"{recipe.seed}-{checkpoint.rpartition('-')[2] if checkpoint else 0}"
-    drawn, size = (ImageCrops, 192) if recipe.is_image else (AudioSegments, 65536)
-    pieces = drawn(caches, shares, recipe.piece_size or size, seed)
+    drawn = PIECES[recipe.kind]
+    pieces = drawn(caches, shares, recipe.piece_size or drawn.usual_size, seed)
 
     # Otherwise a checkpoint, or the first process, brings the weights.
     fit = (checkpoint is None or recipe.max_steps == 0) and training.process_index == 0
@@ -244,7 +239,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     return TrainingArguments(
         output_dir=recipe.output,
         max_steps=recipe.max_steps,
-        per_device_train_batch_size=recipe.batch_size or (14 if recipe.is_image else 16),
+        per_device_train_batch_size=recipe.batch_size or PIECES[recipe.kind].usual_batch,
         learning_rate=recipe.learning_rate,
         adam_beta2=0.98,
         weight_decay=0.0,

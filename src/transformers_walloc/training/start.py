@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from ..codec.bottleneck import decompand
 from ..codec.configuration_walloc import WallocConfig
 from ..codec.modeling_walloc import WallocAudioModel, WallocImageModel
-from ..loading import codec_path
+from ..loading import MODELS, codec_path
 from .data import RandomPieces
 from .growing import grow_from, revive, transfer_network
 from .klt import SubbandStatistics, fit_decoder_scales, fit_klt, fit_linear_synthesis
@@ -40,7 +40,7 @@ def make_model(recipe: Any, pieces: RandomPieces, fit: bool = True) -> WallocIma
     Raises:
         ValueError: the other model has no linear synthesis, another number of channels, or a network that is larger.
     """
-    model_class: Any = WallocImageModel if recipe.is_image else WallocAudioModel
+    model_class: Any = MODELS[recipe.kind][0]
     config_class = model_class.config_class
     shape = {name: value for name in _SHAPE if (value := getattr(recipe, name)) is not None}
     if not recipe.source:
