@@ -6,7 +6,7 @@ from typing import Any
 
 from ..codec.size_limits import MAX_ENCODED_PIXELS, MAX_ENCODED_SAMPLES
 from ..media.messages import MediaError
-from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, VIDEO_SUFFIXES, WALLOC_SUFFIX, find_files
+from ..media.paths import MEDIA_SUFFIXES, WALLOC_SUFFIX, find_files
 from .jobs import plan_outputs, run_jobs
 from .options import DEFAULT_CODECS, add_files, add_limits, add_model, add_rate
 
@@ -62,13 +62,7 @@ def run(
     Raises:
         ValueError: inputs that do not exist, an output that cannot be.
     """
-    plan = plan_outputs(
-        find_files(inputs, IMAGE_SUFFIXES + AUDIO_SUFFIXES + RASTER_SUFFIXES + VIDEO_SUFFIXES),
-        output,
-        lambda _: WALLOC_SUFFIX,
-        force,
-        skip_existing,
-    )
+    plan = plan_outputs(find_files(inputs, MEDIA_SUFFIXES), output, lambda _: WALLOC_SUFFIX, force, skip_existing)
     if not plan.jobs:
         return run_jobs(plan, lambda *_: None, jobs, "compress")
     from ..media.file_codec import Codecs, FileCodec, no_pillow_limit

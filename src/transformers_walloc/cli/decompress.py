@@ -5,17 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..codec.size_limits import MAX_DECODED_PIXELS, MAX_DECODED_SAMPLES
-from ..media.paths import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
-    RASTER_SUFFIXES,
-    STANDARD_STREAM,
-    VIDEO_SUFFIXES,
-    WALLOC_SUFFIX,
-    find_files,
-    read_bytes,
-    write_bytes,
-)
+from ..media.paths import MEDIA_SUFFIXES, STANDARD_STREAM, WALLOC_SUFFIX, find_files, read_bytes, write_bytes
 from .jobs import plan_outputs, run_jobs
 from .options import add_files, add_limits, add_model
 
@@ -68,18 +58,17 @@ def run(
     Raises:
         ValueError: inputs that do not exist, an output or a format that cannot be.
     """
-    valid = tuple(dict.fromkeys(IMAGE_SUFFIXES + RASTER_SUFFIXES + AUDIO_SUFFIXES + VIDEO_SUFFIXES))
     suffix = f".{format.lower().lstrip('.')}" if format else None
-    if suffix and suffix not in valid:
-        raise ValueError(f"unknown --format {format!r}; valid: {', '.join(valid)}")
+    if suffix and suffix not in MEDIA_SUFFIXES:
+        raise ValueError(f"unknown --format {format!r}; valid: {', '.join(MEDIA_SUFFIXES)}")
 
     def suffix_of(source: str) -> str:
         return suffix or _usual_suffix(source)
 
     plan = plan_outputs(find_files(inputs, (WALLOC_SUFFIX,)), output, suffix_of, force, skip_existing)
     for _, target in plan.jobs:
-        if target != STANDARD_STREAM and Path(target).suffix.lower() not in valid:
-            raise ValueError(f"{target}: unknown suffix; valid: {', '.join(valid)}")
+        if target != STANDARD_STREAM and Path(target).suffix.lower() not in MEDIA_SUFFIXES:
+            raise ValueError(f"{target}: unknown suffix; valid: {', '.join(MEDIA_SUFFIXES)}")
     if not plan.jobs:
         return run_jobs(plan, lambda *_: None, jobs, "decompress")
     from ..codec.bitstream import unpack

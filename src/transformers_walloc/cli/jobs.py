@@ -10,18 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..media.messages import MediaError
-from ..media.paths import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
-    RASTER_SUFFIXES,
-    STANDARD_STREAM,
-    VIDEO_SUFFIXES,
-    WALLOC_SUFFIX,
-)
+from ..media.paths import MEDIA_SUFFIXES, STANDARD_STREAM, WALLOC_SUFFIX
 from .console import complain, say
 from .progress import duration, signs_of_life, size
-
-_KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *RASTER_SUFFIXES, *VIDEO_SUFFIXES, WALLOC_SUFFIX)
 
 
 @dataclass
@@ -184,7 +175,7 @@ def _target(
         return STANDARD_STREAM
     base, new = os.path.join(output, relative) if is_folder and output else source, suffix(source)
     stem, old = os.path.splitext(base)
-    if old.lower() == WALLOC_SUFFIX or (old.lower() in _KNOWN_SUFFIXES and not keep):
+    if old.lower() == WALLOC_SUFFIX or (old.lower() in MEDIA_SUFFIXES and not keep):
         base = stem
     # a.png.walloc, which kept its suffix, becomes a.png again.
     return base if os.path.splitext(base)[1].lower() == new else base + new

@@ -212,9 +212,13 @@ def normalise_clip(samples: torch.Tensor) -> tuple[torch.Tensor, float, float]:
     """
     offset = samples.mean().item()
     centred = samples - offset
-    peak = centred.abs().max().item()
-    # What the rounding of the mean leaves of a constant clip is silence, too, and must not be amplified.
-    if peak <= max(1e-6 * abs(offset), torch.finfo(torch.float32).tiny):
-        return torch.zeros_like(centred), 0.0, offset
-    gain = 2 * peak
-    return centred / gain, gain, offset
+    gain = gain_of(centred.abs().max().item(), offset)
+    return (centred / gain if gain else torch.zeros_like(centred)), gain, offset
+
+
+def gain_of(peak: float, offset: float) -> float:
+    """What a clip with this peak around its mean is divided by; 0 for silence.
+
+    What the rounding of the mean leaves of a constant clip is silence, too, and must not be amplified.
+    """
+    return 0.0 if peak <= max(1e-6 * abs(offset), torch.finfo(torch.float32).tiny) else 2 * peak

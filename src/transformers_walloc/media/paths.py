@@ -15,6 +15,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 SUFFIXES = {"image": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}  # of the kinds that there are bundled codecs for
 RASTER_SUFFIXES = (".tif", ".tiff", ".npy")  # any number of bands and bits
 VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov", ".avi", ".webm")
+MEDIA_SUFFIXES = tuple(dict.fromkeys(IMAGE_SUFFIXES + RASTER_SUFFIXES + AUDIO_SUFFIXES + VIDEO_SUFFIXES))
 WALLOC_SUFFIX = ".walloc"
 STANDARD_STREAM = "-"
 

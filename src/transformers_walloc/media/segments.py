@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..codec.clips import gain_of
 from ..codec.compression import file_of_codes, read_codes
 from ..codec.filter_banks import wavelet_filters
 from ..codec.limits import MAX_MEMORY
@@ -111,10 +112,7 @@ def find_level(length: int, read: Callable[[int, int], np.ndarray]) -> tuple[flo
         total, count = total + float(samples.sum(dtype=np.float64)), count + samples.size
         low, high = min(low, float(samples.min())), max(high, float(samples.max()))
     offset = float(np.float32(total / max(count, 1)))
-    peak = max(high - offset, offset - low)
-    if peak <= max(1e-6 * abs(offset), float(np.finfo(np.float32).tiny)):
-        return 0.0, offset
-    return float(np.float32(2 * peak)), offset
+    return float(np.float32(gain_of(max(high - offset, offset - low), offset))), offset
 
 
 def _pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

@@ -23,7 +23,14 @@ from ..codec.image_decoding import Picture, picture_of
 from ..codec.raster_format import RasterFormat
 from ..media.audio import read_audio
 from ..media.messages import noting
-from ..media.paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, RASTER_SUFFIXES, VIDEO_SUFFIXES, find_files
+from ..media.paths import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    MEDIA_SUFFIXES,
+    RASTER_SUFFIXES,
+    VIDEO_SUFFIXES,
+    find_files,
+)
 from ..media.pictures import read_opaque
 from ..media.rasters import describe, read_raster, volume_layout
 from ..media.tiff_rasters import holds_picture
@@ -140,7 +147,7 @@ def _entries(data: Any, kind: Kind | None) -> Iterator[Any]:
         "volume": (*RASTER_SUFFIXES, *VIDEO_SUFFIXES),
     }
     names = [data] if isinstance(data, str | os.PathLike) else data
-    wanted = suffixes[kind] if kind else (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *VIDEO_SUFFIXES, ".npy")
+    wanted = suffixes[kind] if kind else MEDIA_SUFFIXES
     for path, _ in find_files([os.fspath(name) for name in names], wanted):
         yield _Path(path)
 
