@@ -6,7 +6,8 @@
     python examples/encode_dataset.py lmms-lab/DocVQA docvqa-latents --dataset_config DocVQA --splits validation \\
         --for_model docvqa-on-latents
 
-`--for_model` takes codec, size and halo from a model on latents that takes images of one size. All other columns stay.
+`--for_model` takes codec and halo from a model on latents, and its size if there is one; Qwen-VL and its kin need
+`--size`. All other columns stay.
 """
 
 import argparse

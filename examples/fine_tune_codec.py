@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
+        warmup_steps=options.max_steps // 20,
         use_cpu=not torch.cuda.is_available(),
         dataloader_num_workers=options.workers,
         remove_unused_columns=False,

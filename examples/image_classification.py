@@ -2,7 +2,7 @@
 """A pretrained classifier of images on latents: four times the resolution, as many tokens.
 
     pip install "transformers-walloc[examples]"
-    python examples/image_classification.py --model google/vit-base-patch16-224 --dataset food101 \\
+    python examples/image_classification.py --model google/vit-base-patch16-224 --dataset ethz/food101 \\
         --codec walloc/rgb-f16c48 --output_dir food-on-latents --max_steps 2000
 
 SigLIP 2 works alike (`--model google/siglip2-base-patch16-naflex`). The data set is a Hub id, or a folder with
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="google/vit-base-patch16-224", help="of pixels")
     parser.add_argument("--codec", default="walloc/rgb-f16c48")
-    parser.add_argument("--dataset", default="food101", help="Hub id, or folder")
+    parser.add_argument("--dataset", default="ethz/food101", help="Hub id, or folder")
     parser.add_argument("--split", default="train")
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--label_column", default="label")

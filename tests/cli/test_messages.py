@@ -11,6 +11,7 @@ from codec_fixtures import audio_model, image_model, sound
 from transformers_walloc import WallocForAudioSourceSeparation
 from transformers_walloc.cli.main import main
 from transformers_walloc.latents.datasets import decode_rows, encode_rows
+from transformers_walloc.latents.writing import compress_dataset
 
 
 @pytest.mark.parametrize("missing", ["codec.pth", "codec.json"])
@@ -39,6 +40,16 @@ def test_codecs_without_a_name_are_called_that():
         other.decompress([blob])
     with pytest.raises(ValueError, match="holds image of a codec without a name; a codec without a name is for audio"):
         audio_model().decompress([blob])
+
+
+@pytest.mark.parametrize("command", ["decompress", "info", "compress"])
+def test_a_data_set_of_latents_is_no_folder_of_files(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    PIL.Image.new("RGB", (16, 16)).save("photos/a.png")
+    compress_dataset("photos", "latents", "walloc/rgb-16x-klt", progress=False)
+    assert main([command, "latents"]) == 1
+    assert "is a data set of latents: transformers_walloc.decode_rows gives its pictures" in capsys.readouterr().err
 
 
 def test_separate_takes_arrays():

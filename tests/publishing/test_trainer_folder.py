@@ -38,10 +38,14 @@ def test_what_is_missing_is_named_with_the_call_that_writes_it(folder, tmp_path,
     assert not (tmp_path / "staged").exists()
 
 
-def test_what_a_training_leaves_is_left_out(folder, tmp_path):
+def test_what_a_training_leaves_is_left_out(folder, tmp_path, capsys):
     WallocImageProcessor().save_pretrained(folder)
     staged = tmp_path / "staged"
     assert main(["publish", str(folder), "me/codec", "--dry-run", str(staged)]) == 0
+    assert said(capsys) == f"walloc: note: {folder} has no README.md, which is the card of its repository"
+    (folder / "README.md").write_text("# A codec")
+    assert main(["publish", str(folder), "me/codec", "--dry-run", str(staged)]) == 0
+    assert capsys.readouterr().err == ""
     names = {str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_walloc.py"} <= names
     assert not names & set(LEFT)

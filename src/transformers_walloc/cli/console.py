@@ -15,6 +15,7 @@ _QUIET = {
     "transformers": (logging.ERROR, "TRANSFORMERS_VERBOSITY"),
     "huggingface_hub": (logging.ERROR, "HF_HUB_VERBOSITY"),
     "tifffile": (logging.CRITICAL, ""),
+    "torch.onnx._internal.exporter._registration": (logging.ERROR, ""),  # names each operator of an absent torchvision
 }
 
 

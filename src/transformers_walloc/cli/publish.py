@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..publishing.upload import publish
+from .console import say
 from .options import in_kebab_case
 
 
@@ -34,5 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = publish(**vars(arguments))
     except ValueError as error:
         parser.error(str(error))
+    if not any((arguments.folder / name).is_file() for name in ("README.md", "index.html")):
+        say(f"note: {arguments.folder} has no README.md, which is the card of its repository")
     print(f"wrote {result}" if arguments.dry_run else f"published {arguments.repository}: {result}")
     return 0

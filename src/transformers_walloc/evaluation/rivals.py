@@ -4,6 +4,7 @@ At the same size as another file is the smallest file of a format that is no sma
 """
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image, features
 
 from ..codec.clips import resample
 from ..media.audio import encode_audio, read_audio
+from ..media.messages import MediaWarning
 from ..media.pictures import encode_image
 from .codecs import Clock, Codec, CodecUnavailableError
 from .metrics import psnr
@@ -156,7 +158,9 @@ class AudioFormat(Codec):
         return self.encode(signal, **self.setting)
 
     def read(self, blob: bytes, like: np.ndarray) -> np.ndarray:
-        decoded, rate = read_audio(self.name, blob)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MediaWarning)  # of a file that we wrote: libsndfile's MP3 may end early
+            decoded, rate = read_audio(self.name, blob)
         if rate != self.sampling_rate:
             decoded = resample(torch.from_numpy(decoded), rate, self.sampling_rate).numpy()
         if self.form.suffix == ".mp3" and decoded.shape[1] > like.shape[1]:

@@ -24,9 +24,9 @@ import torch
 from ..codec.image_processing_walloc import WallocImageProcessor
 from ..codec.modeling_walloc import WallocImageEncoder
 from ..extras import naming_extras
-from ..media.paths import IMAGE_SUFFIXES
+from ..media.paths import IMAGE_SUFFIXES, LATENT_DATASET
 from .datasets import LATENTS, Storage, encode_rows_or_errors
-from .writing import LATENTS_TYPE, OPTIONS_FILE, options_to_state
+from .writing import LATENTS_TYPE, options_to_state
 
 with naming_extras():
     import pyarrow as pa
@@ -94,7 +94,7 @@ def compress_with_ray(
     files, root = (filesystem, folder) if filesystem else pa.fs.FileSystem.from_uri(_uri(folder))
     encoder = WallocImageEncoder.from_pretrained(codec, dtype=torch.float32)
     options: dict[str, Any] = {"storage": storage, "size": size and list(size), "halo": halo, "step": step}
-    stated, earlier = posixpath.join(root, OPTIONS_FILE), None
+    stated, earlier = posixpath.join(root, LATENT_DATASET), None
     files.create_dir(root)
     if files.get_file_info(stated).type == pa.fs.FileType.File:
         with files.open_input_stream(stated) as file:

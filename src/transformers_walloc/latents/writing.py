@@ -21,7 +21,7 @@ from ..codec.identity import codec_name
 from ..codec.modeling_walloc import WallocImageEncoder
 from ..extras import naming_extras
 from ..loading import codec_path
-from ..media.paths import IMAGE_SUFFIXES
+from ..media.paths import IMAGE_SUFFIXES, LATENT_DATASET
 from .dataset_card import write_card
 from .datasets import LATENTS, Storage, encode_rows, encode_rows_or_errors
 
@@ -31,7 +31,6 @@ with naming_extras():
     import pyarrow.parquet
 
 PATH = "path"  # the column of file names
-OPTIONS_FILE = "walloc_latents.json"
 LATENTS_TYPE = pyarrow.struct(
     {
         "bytes": pyarrow.binary(),
@@ -111,7 +110,7 @@ def write_latent_dataset(
     options: dict[str, Any] = {"storage": storage, "size": size and list(size), "halo": halo, "step": step}
     blank = np.zeros((16, 16, encoder.config.num_channels), np.uint8)
     encode_rows([blank], encoder, **options)  # options that are wrong for every picture are no fault of the pictures
-    stated = folder / OPTIONS_FILE
+    stated = folder / LATENT_DATASET
     facts = {"codec": codec_name(codec), "fingerprint": encoder.fingerprint(), "shard_rows": shard_rows, **options}
     earlier = stated.read_bytes() if stated.exists() else None
     write_atomically(stated, options_to_state(folder, earlier, facts, {split: len(dataset)}))
@@ -197,7 +196,7 @@ def compress_dataset(
 def options_to_state(
     folder: str | Path, earlier: bytes | None, options: dict[str, Any], rows: dict[str, int] | None = None
 ) -> bytes:
-    """What is to stand in a folder's `OPTIONS_FILE`, which holds `earlier` where there were runs before this one.
+    """What is to stand in a folder's `LATENT_DATASET`, which holds `earlier` where there were runs before this one.
 
     Args:
         folder: for messages.

@@ -18,6 +18,7 @@ VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov", ".avi", ".webm")
 MEDIA_SUFFIXES = tuple(dict.fromkeys(IMAGE_SUFFIXES + RASTER_SUFFIXES + AUDIO_SUFFIXES + VIDEO_SUFFIXES))
 WALLOC_SUFFIX = ".walloc"
 STANDARD_STREAM = "-"
+LATENT_DATASET = "walloc_latents.json"  # in the folder of a data set of latents
 
 
 def find_files(names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -48,7 +49,9 @@ def find_files(names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[st
         elif os.path.isdir(name):
             inside = _inside(name, suffixes)
             if not inside:
-                raise MediaError(f"{name}: the folder has no file of type {', '.join(suffixes)}")
+                latents = os.path.exists(os.path.join(name, LATENT_DATASET))
+                hint = "; it is a data set of latents: transformers_walloc.decode_rows gives its pictures" * latents
+                raise MediaError(f"{name}: the folder has no file of type {', '.join(suffixes)}{hint}")
             found.update((path, os.path.relpath(path, name)) for path in inside if path not in found)
         elif os.path.exists(name):
             found.setdefault(name, os.path.relpath(os.path.abspath(name), shared) if shared else os.path.basename(name))

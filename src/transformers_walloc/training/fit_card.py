@@ -75,12 +75,13 @@ blob = model.compress(**inputs)[0]  # bytes of a .walloc file
 
 def described(facts: dict[str, Any]) -> str:
     many = f"{facts['signals']} signal{'s' if facts['signals'] != 1 else ''}"
+    channels = f"{facts['num_channels']} channel{'s' if facts['num_channels'] != 1 else ''}"
     if facts["kind"] == "audio":
-        return f"{many}: audio of {facts['num_channels']} channels at {facts['sampling_rate']} Hz"
+        return f"{many}: audio of {channels} at {facts['sampling_rate']} Hz"
     missing = f", nodata {facts['nodata']}" if facts["nodata"] is not None else ""
     return (
-        f"{many}: {facts['kind']}s of {facts['num_channels']} channels, {facts['dtype']}, range {facts['low']:g} to "
-        f"{facts['high']:g}{missing}"
+        f"{many}: {facts['kind']}s of {channels}, {facts['dtype']}, range {facts['low']:g} to {facts['high']:g}"
+        f"{missing}"
     )
 
 

@@ -222,6 +222,7 @@ def train_codec(recipe: Recipe) -> dict[str, float]:
             metrics = validate(model, validation)
             export(model, recipe)
         print("trained:", metrics)
+        print(f"wrote {output / 'model'}")
     trainer.accelerator.end_training()
     return metrics
 
