@@ -33,6 +33,14 @@ SECTIONS = {
     "curves_audio": "Rate and distortion, stereo audio",
 }
 FORMATS = IMAGE_FORMATS | AUDIO_FORMATS
+# Title: what the pictures show, and how their files are called, {} being the codec.
+PICTURES = {
+    "Decoded": ("A picture, what the codec decodes, and others at as many bytes or numbers.", "{}_kodim01.jpg"),
+    "Sound": ("Waveforms and spectrograms of the same for a clip of music.", "{}_01_-_Ezer_Ev.jpg"),
+    "Atlas": ("What each latent channel stands for: it is set to one at the centre, and decoded.", "atlas_{}.png"),
+    "Channels": ("The latents of a signal, a tile for each channel.", "channels_{}.png"),
+    "Histograms": ("How often each code occurs, on a logarithmic scale, by channel.", "histograms_{}.png"),
+}
 
 
 def write_docs() -> None:
@@ -48,19 +56,36 @@ def results_page() -> str:
     for name, title in SECTIONS.items():
         if (result := pages.load(name)) is not None:
             pictures = [path.name for path in sorted(pages.RESULTS.glob(f"{name}_*.png"))]
-            sections.append({"title": title, "text": to_markdown(result).strip(), "pictures": pictures})
+            sections.append(
+                {"title": title, "text": to_markdown(result, all_sizes=False).strip(), "pictures": pictures}
+            )
     coders = [json.loads(path.read_text()) for path in sorted(pages.RESULTS.glob("coders_*.json"))]
     field = pages.load("field")
     if field is not None:
-        field |= {"table": field_table(field, pages.load("table1"))}
-    drawn = sorted((pages.ROOT / "docs" / "pictures").glob("*_*.*g"))
+        measured = pages.load("table1")
+        field |= {"table": field_table(field, measured), "most": field_best(field, measured) if measured else ""}
     return pages.render(
         "results.md.jinja",
         sections=sections,
         coders=[coder | {"table": coders_table(coder["rows"])} for coder in coders],
         field=field,
-        pictures=[{"title": path.stem.replace("_", " "), "name": path.name} for path in drawn],
+        pictures=pictures_of_codecs(),
     )
+
+
+def pictures_of_codecs() -> list[dict]:
+    """Of each kind what it shows, one picture, and the names and files of the others."""
+    kinds = []
+    for title, (shows, name) in PICTURES.items():
+        before, after = name.split("{}")
+        found = sorted((pages.ROOT / "docs" / "pictures").glob(name.format("*")))
+        codecs = {path.name.removeprefix(before).removesuffix(after): path.name for path in found}
+        if not codecs:
+            continue
+        first = "rgb-16x" if "rgb-16x" in codecs else next(iter(codecs))
+        others = ", ".join(f"[`{codec}`](pictures/{file})" for codec, file in codecs.items() if codec != first)
+        kinds.append({"title": title, "shows": shows, "codec": first, "file": codecs[first], "others": others})
+    return kinds
 
 
 def readme_table() -> str:
@@ -98,12 +123,26 @@ def field_table(field: dict, measured: dict | None) -> str:
     columns = ["dimensionality_reduction", "bpp", "psnr", "lpips_db", "dists_db"]
     lines = [
         [row["codec"], *(cell(row, c) for c in columns), field["sources"][row["source"]]]
-        for row in sorted(field["rows"], key=lambda row: row["bpp"])
+        for row in sorted(field["rows"], key=lambda row: (row.get("dimensionality_reduction", 0), row["bpp"]))
     ]
     if measured is not None:
         ours = [row for row in measured["rows"] if row["codec"].startswith("rgb-") and "@" not in row["codec"]]
+        ours.sort(key=lambda row: (row["dimensionality_reduction"], row["bpp"]))
         lines += [[f"`{row['codec']}`", *(cell(row, c) for c in columns), "measured here"] for row in ours]
     return table(["codec", *(TITLES[c][0] for c in columns), "source"], lines)
+
+
+def field_best(field: dict, measured: dict) -> str:
+    """A sentence: at our dimensionality reductions, what has the highest PSNR of others, and of ours."""
+    parts = []
+    for reduction in (4, 16):
+        other, ours = (
+            max((row for row in rows if row.get("dimensionality_reduction") == reduction), key=lambda row: row["psnr"])
+            for rows in (field["rows"], [row for row in measured["rows"] if row["codec"] in PURPOSES])
+        )
+        best = f"{other['codec']} has the highest PSNR of others, {other['psnr']:.2f} dB at {other['bpp']:.3f} bpp"
+        parts.append(f"At DR {reduction}, {best}; `{ours['codec']}` has {ours['psnr']:.2f} at {ours['bpp']:.3f}.")
+    return " ".join(parts)
 
 
 def coders_table(rows: list[dict]) -> str:

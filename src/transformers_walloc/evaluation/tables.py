@@ -31,13 +31,17 @@ UNIT = {"image": "megapixel/s", "audio": "mega-sample/s"}
 MAIN_SIZE = {"image": ("1x512x768", "1x256x256"), "audio": ("1x30", "1x5")}
 
 
-def to_markdown(result: dict) -> str:
-    """Tables of one result, with what they were measured on and what is missing."""
+def to_markdown(result: dict, all_sizes: bool = True) -> str:
+    """Tables of one result, with what they were measured on and what is missing.
+
+    Args:
+        result: of `evaluate_codecs`.
+        all_sizes: whether the stages of all timed sizes are shown, or of the first of `MAIN_SIZE` alone.
+    """
     kind, rows = result["kind"], result["rows"]
     parts = [f"Command: `{result['command']}`"] if result.get("command") else []
     parts.append(described(result))
     columns = [name for name in TITLES if any(row.get(name) is not None for row in rows)]
-    columns += [name for name in result["metrics_unavailable"] if name not in columns]
     timed = any(row.get("speed") for row in rows)
     if result["data"] or timed:
         header = ["codec", *(TITLES[name][0] for name in columns)]
@@ -51,7 +55,7 @@ def to_markdown(result: dict) -> str:
             lines.append(line)
         parts.append(table(header, lines))
     if timed:
-        parts += speed_tables(rows, kind)
+        parts += speed_tables(rows, kind, None if all_sizes else MAIN_SIZE[kind][:1])
     if result.get("bd_rate"):
         parts.append(
             "BD-rate in percent of PSNR (negative: fewer bytes than the format at equal PSNR; empty: no overlap)."
@@ -64,7 +68,7 @@ def to_markdown(result: dict) -> str:
         parts.append(table(["codec", *formats], lines))
     notes = [f"* `{row['codec']}`: {row['note']}." for row in rows if row.get("note")]
     notes += [f"* {title} files: {options}." for title, options in result.get("format_options", {}).items()]
-    notes += [f"* {TITLES[name][0]} is empty: {reason}." for name, reason in result["metrics_unavailable"].items()]
+    notes += [f"* {TITLES[name][0]} is missing: {reason}." for name, reason in result["metrics_unavailable"].items()]
     notes += [f"* `{name}` is missing: {reason}." for name, reason in result["codecs_unavailable"].items()]
     if notes:
         parts.append("\n".join(notes))
@@ -125,10 +129,11 @@ def throughput(row: dict, kind: str, stages: tuple[str, ...], size: str | None =
     return ""
 
 
-def speed_tables(rows: list[dict], kind: str) -> list[str]:
-    """Every stage of every size, in mega-positions per second."""
+def speed_tables(rows: list[dict], kind: str, sizes: Sequence[str] | None = None) -> list[str]:
+    """Every stage, in mega-positions per second, of some sizes; None for every size that a row was timed at."""
     parts = []
-    sizes = list(dict.fromkeys(size for row in rows for size in row.get("speed", {})))
+    if sizes is None:
+        sizes = list(dict.fromkeys(size for row in rows for size in row.get("speed", {})))
     for size in sizes:
         stages = [s for s in STAGES if any(s in r.get("speed", {}).get(size, {}).get("seconds", {}) for r in rows)]
         lines = []

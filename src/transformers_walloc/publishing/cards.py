@@ -86,7 +86,7 @@ def model_card(
         rows=result_table(name, result) if result is not None else "",
         speed_size=f"{MAIN_SIZE[result['kind']][0]} ({SHAPES[result['kind']]})" if result and _timed(result) else "",
         described=described(result) if result is not None else "",
-        command=result.get("command", "") if result is not None else "",
+        command=_command_for(result) if result is not None else "",
         pictures={stem: _suffix(folder, stem) for stem in ("reconstruction", "atlas")},
         learned_projection=any(run.get("train_encoder") for run in runs),
         data=data if data is not None else next((run["sources"] for run in runs if run.get("sources")), []),
@@ -135,9 +135,21 @@ def card_data(
 
 
 def rows_of(result: dict, name: str) -> dict | None:
-    """A result with the rows that belong to one codec: itself, its linear decoder, formats at its size; else None."""
+    """A result with the rows that belong to one codec, else None.
+
+    These are the codec itself, its linear decoder, formats at its size, and resizing to as few numbers.
+    """
     rows = [row for row in result["rows"] if row["codec"].split("@like=")[-1].partition("@")[0] == name]
+    reductions = {row.get("dimensionality_reduction") for row in rows if row["codec"] == name}
+    resized = (row for row in result["rows"] if row["codec"].startswith("resize@factor="))
+    rows += [row for row in resized if rows and row.get("dimensionality_reduction") in reductions]
     return dict(result, rows=rows, codecs_unavailable={}) if rows else None
+
+
+def _command_for(result: dict) -> str:
+    """The command of a measurement, for the codecs of these rows alone."""
+    codecs = " ".join(row["codec"] for row in result["rows"])
+    return re.sub(r"(--codecs) (?:(?!--)\S+ ?)+", rf"\1 {codecs} ", result.get("command", "")).strip()
 
 
 def result_table(name: str, result: dict) -> str:
@@ -170,6 +182,8 @@ def _label(codec: str, name: str) -> str:
         said = {"step": "step of rounding {}", "refine": "codes refined in {} steps", "channels": "first {} channels"}
         if options.keys() <= said.keys():
             return ", ".join(said[key].format(value) for key, value in options.items())
+    if codec.startswith("resize@factor="):
+        return f"resized by {codec.partition('=')[2]} per side"
     form, _, other = codec.partition("@like=")
     formats = IMAGE_FORMATS | AUDIO_FORMATS
     return f"{formats[form].title}, same size" if other and form in formats else codec
