@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Questions on documents with a vision-language model on latents: fold, train, evaluate, save, push.
 
-    pip install "transformers-walloc[examples]"
+    pip install ".[examples]"  # in a checkout
     python examples/document_vqa.py --model HuggingFaceTB/SmolVLM-256M-Instruct --codec walloc/rgb-f16c48 \\
         --dataset lmms-lab/DocVQA --dataset_config DocVQA --split validation --output_dir docvqa-on-latents \\
         --lora_rank 16 --max_steps 2000 --image_options '{"do_image_splitting": false}'

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A data set of images as a data set of latents, 10 to 40 times smaller, once for all epochs.
 
-    pip install "transformers-walloc[examples]"
+    pip install ".[examples]"  # in a checkout
     python examples/encode_dataset.py photos photo-latents --codec walloc/rgb-f16c48 --size 896 896
     python examples/encode_dataset.py lmms-lab/DocVQA docvqa-latents --dataset_config DocVQA --splits validation \\
         --for_model docvqa-on-latents

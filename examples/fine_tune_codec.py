@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A codec's decoder, trained on to your kind of pictures; files of before open with it, and the other way round.
 
-pip install "transformers-walloc[examples]"
+pip install ".[examples]"  # in a checkout
 python examples/fine_tune_codec.py --codec walloc/rgb-16x --data photos --output_dir my-codec --max_steps 2000
 """
 

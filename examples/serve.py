@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A vision-language model on latents behind `transformers serve`, which speaks OpenAI's protocol.
 
-    pip install "transformers-walloc[serving]"
+    pip install ".[serving]"  # in a checkout
     python examples/serve.py docvqa-on-latents --port 8000
     curl localhost:8000/v1/chat/completions -H "Content-Type: application/json" -d '{"model": "docvqa-on-latents",
         "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://.../page.png"}},

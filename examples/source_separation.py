@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Separation of sources on stereo latents, with the options of the music-separation training repositories.
 
-    pip install "transformers-walloc[examples]"
+    pip install ".[examples]"  # in a checkout
     python examples/source_separation.py --model_type walloc --config_path examples/source_separation.yaml \\
         --data_path musdb18hq/train --valid_path musdb18hq/test --results_path separator
     python examples/source_separation.py --model_type walloc --config_path examples/source_separation.yaml \\
