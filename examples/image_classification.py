@@ -1,13 +1,8 @@
 #!/usr/bin/env python
 """A pretrained classifier of images on latents: four times the resolution, as many tokens.
 
-<<<<<<< HEAD
-    pip install "transformers-walloc[examples]"
-    python examples/image_classification.py --model google/vit-base-patch16-224 --dataset ethz/food101 \\
-=======
     pip install ".[examples]"  # in a checkout
-    python examples/image_classification.py --model google/vit-base-patch16-224 --dataset food101 \\
->>>>>>> 2bf11cb (CONTRIBUTING, changelog, SKILL: what a first release needs; installation from a checkout)
+    python examples/image_classification.py --model google/vit-base-patch16-224 --dataset ethz/food101 \\
         --codec walloc/rgb-f16c48 --output_dir food-on-latents --max_steps 2000
 
 SigLIP 2 works alike (`--model google/siglip2-base-patch16-naflex`). The data set is a Hub id, or a folder with
