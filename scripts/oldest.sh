@@ -15,5 +15,6 @@ cat "$VENV/oldest.txt"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: -c "$VENV/oldest.txt" \
     -e '.[audio,original,train]' pytest hypothesis scikit-image PyWavelets
 "$VENV/bin/python" -m research.smoke
-"$VENV/bin/python" -m pytest -q tests/codec tests/latents/test_values.py tests/latents/test_folding.py \
-    tests/latents/test_symmetries.py
+# Graphs without a break (torch.compile with fullgraph=True) and torch.export of them need a newer torch.
+"$VENV/bin/python" -m pytest -q -k 'not compiled_without_breaks' tests/codec \
+    tests/latents/test_values.py tests/latents/test_folding.py tests/latents/test_symmetries.py
