@@ -13,8 +13,9 @@ import torch
 
 from research.measure_folding import photographs
 from transformers_walloc import LatentAugmentation, WallocImageModel, WallocImageProcessor, transform_latents
+from transformers_walloc.codec.image_colours import LUMA
 from transformers_walloc.codec.symmetries import SYMMETRIES, move_grid
-from transformers_walloc.latents.augmentation import LUMA, colour_matrix
+from transformers_walloc.latents.augmentation import colour_matrix
 
 CHANGES = (
     {"brightness": 0.7},

@@ -103,7 +103,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_arguments(argv)
     if args.command == "summarise":
-        summarise_ways("classifier", STORE, MEASURES, RATIOS, WAYS, best="walloc")
+        summarise_ways("classifier", STORE, MEASURES, RATIOS, WAYS, best="blocks")
         return 0
     torch.set_num_threads(1)
     split = Split(args.data)

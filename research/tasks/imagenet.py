@@ -62,7 +62,7 @@ class Network(PreTrainedModel):
         self.network = load_network()
 
     def train(self, mode: bool = True) -> "Network":
-        """All but batch normalisation, whose statistics stay those of ImageNet: 32 pictures of 64 pixels have poor ones."""
+        """All but batch normalisation, which keeps the statistics of ImageNet: those of 32 small pictures are poor."""
         super().train(mode)
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):

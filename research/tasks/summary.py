@@ -172,11 +172,12 @@ class Answer:
 def answers(runs: dict[str, list[dict]]) -> list[Answer]:
     """Of `QUESTIONS`, those that there are runs for."""
     found = []
-    for task, condition, metric, *asked in QUESTIONS:
+    for task, condition, metric, question, resized_to, latents_of in QUESTIONS:
         group = [run for run in runs.get(task, ()) if run["condition"] == condition]
         if group and (pairs := _pairs(group, runs[task], metric)):
             walloc, resize = (statistics.fmean(side) for side in zip(*pairs, strict=True))
-            found.append(Answer(*asked, metric, resize, walloc, _difference(pairs), len(pairs)))
+            asked = question, resized_to, latents_of, metric
+            found.append(Answer(*asked, resize, walloc, _difference(pairs), len(pairs)))
     return found
 
 
