@@ -88,7 +88,8 @@ def test_summary_and_picture(tmp_path, monkeypatch):
     rows = [line for line in lines if line.startswith("| ") and ("12,288" in line or "64 px" in line)]
     assert rows == [
         # Pairs differ by 1, 2 and 6: a mean of 3, and Student's t of 4.303 times sqrt(7 / 3) around it.
-        "| ViT from random weights | 64 px | 256 px, rgb-16x-klt | top-1 accuracy % | 2.0 | 5.0 | +3.0 (-3.6 to +9.6) | 3 |",
+        "| ViT from random weights | 64 px | 256 px, rgb-16x-klt | top-1 accuracy % | 2.0 | 5.0 "
+        "| +3.0 (-3.6 to +9.6) | 3 |",
         "| resize-64 | 12,288 | 2.0 ± 1.0 | 1.000 ± 0.000 |  | 3 |",
         "| walloc-16x-klt | 12,288 | 5.0 ± 3.6 | 1.000 ± 0.000 | +3.0 (-3.6 to +9.6) | 3 |",
         "| walloc-4x | 12,288 | 5.0 | 1.000 | +4.0 | 1 |",
