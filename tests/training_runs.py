@@ -12,7 +12,7 @@ from transformers_walloc.training.data import ImageCrops, MediaCache
 from transformers_walloc.training.klt import SubbandStatistics, fit_klt
 from transformers_walloc.training.trainer import CodecTrainer
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_codec.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train_codec.py"
 
 
 def open_folder(root: Path, name: str) -> MediaCache:
