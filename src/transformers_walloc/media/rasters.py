@@ -174,8 +174,8 @@ def encode_raster(array: np.ndarray, raster: RasterFormat, path: str | Path) -> 
         if array.dtype == np.uint8 and array.shape[-1] == 3 and raster.layout == "channels_last":
             planar["photometric"] = "rgb"
     meant = tiff_options(unpack_tags(raster.tags), array, raster, tags)
-    options: dict[str, Any] = {"photometric": "minisblack", "metadata": None, "compression": "zlib"} | planar | meant
-    options["compressionargs"] = {"level": DEFLATE_LEVEL}
+    deflate = {"compression": "zlib", "compressionargs": {"level": DEFLATE_LEVEL}}
+    options: dict[str, Any] = {"photometric": "minisblack", "metadata": None} | deflate | planar | meant
     with naming(str(path)), reading_tiff() as tifffile:
         tifffile.imwrite(file, array, extratags=tags, predictor=not raster.is_float, byteorder="<", **options)
     return file.getvalue()

@@ -80,8 +80,8 @@ def encode_volume(array: np.ndarray, raster: RasterFormat, path: str | Path, fra
         axes = {"single": "ZYX", "channels_last": "ZYXS", "channels_first": "CZYX"}[raster.layout]
         colours = array.dtype == np.uint8 and raster.layout == "channels_last" and array.shape[-1] == 3
         photometric = "rgb" if colours else "minisblack"
-        options: dict[str, Any] = {"metadata": {"axes": axes}, "compression": "zlib", "predictor": not raster.is_float}
-        options["compressionargs"] = {"level": DEFLATE_LEVEL}
+        options: dict[str, Any] = {"metadata": {"axes": axes}, "predictor": not raster.is_float}
+        options |= {"compression": "zlib", "compressionargs": {"level": DEFLATE_LEVEL}}
         if axes == "ZYXS":
             options["planarconfig"] = "contig"
         with naming(str(path)), reading_tiff() as tifffile:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from ..codec.clips import normalise_clip
-from ..codec.configuration_walloc import WallocAudioConfig, WallocConfig, WallocImageConfig, WallocVolumeConfig
+from ..codec.configuration_walloc import WallocConfig
 from ..codec.raster_format import RasterFormat
 from ..codec.reflection import extend
+from ..loading import MODELS
 from .fit_signals import Signal
 from .klt import SubbandStatistics
 
-CONFIGS = {"image": WallocImageConfig, "audio": WallocAudioConfig, "volume": WallocVolumeConfig}
 DEFAULT_LEVELS = {"image": 3, "audio": 8, "volume": 2}
 KEPT_SIZES = {"image": 512, "audio": 2**17, "volume": 64}  # of crops, per axis
 MAX_CHUNK = 2**20  # samples of a clip that are analysed at a time
@@ -191,7 +191,7 @@ class Gathered:
         }
         if signal.kind == "audio":
             shape["sampling_rate"] = self.sampling_rate or signal.rate or 44100
-        self.config: Any = CONFIGS[signal.kind](**shape)
+        self.config: Any = MODELS[signal.kind][0].config_class(**shape)
         if signal.raster is not None and not signal.is_unit:
             self.provisional = self.sample_range or (signal.raster.low, signal.raster.high)
         else:
