@@ -60,6 +60,80 @@ def test_pixels_are_those_of_torch(monkeypatch, level, options):
         native.load.cache_clear()
 
 
+def gradients(model, x):
+    """Of the loss, by the input and by the weights of the decoder."""
+    x = x.clone().requires_grad_(True)
+    inputs = [x, *(parameter for parameter in model.decoder.parameters() if parameter.requires_grad)]
+    torch.manual_seed(0)
+    return torch.autograd.grad(model(x).loss, inputs)
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({}, (3, 3, 40, 56)),
+        ({"decoder_hidden_size": 40, "decoder_num_layers": 2}, (1, 3, 8, 8)),
+        ({"decoder_downsampling": 4, "decoder_hidden_size": 64}, (2, 3, 144, 88)),
+        ({"decoder_downsampling": 1, "num_levels": 1, "latent_channels": 5, "num_channels": 2}, (1, 2, 6, 66)),
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gradients_are_those_of_torch(monkeypatch, level, options, shape, threads):
+    monkeypatch.setattr(native, "levels", lambda: (level,))
+    native.load.cache_clear()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        if kernels.library() is None:
+            pytest.skip(native.describe())
+        model = codec(**options).train().requires_grad_(True)
+        x = torch.rand(shape) - 0.5
+        with kernels.switched_off():
+            expected = gradients(model, x)
+        found = gradients(model, x)
+        for one, other in zip(expected, found, strict=True):
+            assert one.shape == other.shape
+            assert (one - other).norm() <= 1e-4 * one.norm()
+        assert not all(map(torch.equal, expected, found))  # the kernel was used
+    finally:
+        torch.set_num_threads(before)
+        monkeypatch.undo()
+        native.load.cache_clear()
+
+
+def test_gradients_of_gradients_are_those_of_torch():
+    def penalty(model, x):
+        x = x.clone().requires_grad_(True)
+        torch.manual_seed(0)
+        (of_x,) = torch.autograd.grad(model(x).loss, x, create_graph=True)
+        return torch.autograd.grad(of_x.square().sum(), list(model.decoder.network.parameters()), allow_unused=True)
+
+    model, x = codec(decoder_hidden_size=24).train().requires_grad_(True), torch.rand(1, 3, 24, 16) - 0.5
+    with kernels.switched_off():
+        expected = penalty(model, x)
+    for one, other in zip(expected, penalty(model, x), strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or (one - other).norm() <= 1e-3 * one.norm()
+
+
+def test_frozen_layers_get_no_gradients():
+    model, x = codec(decoder_num_layers=2).train(), torch.rand(1, 3, 24, 16) - 0.5
+    trained = model.decoder.network.blocks[1].conv2
+    trained.requires_grad_(True)
+    with kernels.switched_off():
+        torch.manual_seed(0)
+        model(x).loss.backward()
+    expected, trained.weight.grad = trained.weight.grad, None
+    torch.manual_seed(0)
+    model(x).loss.backward()
+    assert (trained.weight.grad - expected).norm() <= 1e-4 * expected.norm()
+    assert [name for name, value in model.named_parameters() if value.grad is not None] == [
+        "decoder.network.blocks.1.conv2.weight",
+        "decoder.network.blocks.1.conv2.bias",
+    ]
+
+
 def test_parts_and_threads_give_the_same_bits():
     """Parts that start at multiples of four, with the surroundings that their results depend on."""
     network = codec().decoder.network
@@ -85,15 +159,18 @@ def test_new_weights_are_used():
 
 
 def test_what_torch_has_to_see_goes_through_torch():
-    """Hooks, gradients, autocast, half precision and other sizes of filters."""
+    """Hooks, checkpointed gradients, autocast, half precision and other sizes of filters."""
     model, called = codec(), []
     codes = random_codes(model, 4, 4)
     handle = model.decoder.network.blocks[0].conv2.register_forward_hook(lambda *_: called.append(1))
     assert torch.equal(*both_ways(model, codes)) and len(called) == 2
     handle.remove()
-    latents = codes.float().requires_grad_(True)
-    model.decode(latents).pixel_values.sum().backward()
-    assert latents.grad is not None and latents.grad.abs().sum() > 0
+    checkpointed = codec().train().requires_grad_(True)
+    checkpointed.gradient_checkpointing_enable()
+    x = torch.rand(1, 3, 16, 16) - 0.5
+    with kernels.switched_off():
+        expected = gradients(checkpointed, x)
+    assert all(map(torch.equal, expected, gradients(checkpointed, x)))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(*both_ways(model, codes))
     assert torch.equal(*both_ways(codec(decoder_kernel_size=5), codes))

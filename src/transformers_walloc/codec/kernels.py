@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-INTERFACE = 5  # of the library's functions and structures, see native/support.cpp
+INTERFACE = 6  # of the library's functions and structures, see native/support.cpp
 _NO_MEMORY = 3
 
 _switched_off = 0

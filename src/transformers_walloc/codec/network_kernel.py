@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from .kernels import address, check, library
-from .layers import from_weights
+from .layers import from_weights, is_plain
 from .runtime import is_recorded
 
 _CHANNELS = 16  # of which numbers of channels are multiples
 # G of F(4 x 4, 3 x 3): 3 taps to 6 numbers (Lavin and Gray 2016, for the points 0, 1, -1, 2, -2 and infinity).
 _TAPS_TO_NUMBERS = (
-    np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=np.float64) / 24
+    torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64) / 24
 )
+_NUMBERS = torch.kron(_TAPS_TO_NUMBERS, _TAPS_TO_NUMBERS)  # (36, 9): of 3 x 3 taps the 6 x 6
 
 
 class _Convolution(ctypes.Structure):
@@ -31,8 +32,8 @@ class _Convolution(ctypes.Structure):
 def restore_details(network: Any, pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
     """What a `RestorationNetwork` gives before its results become pixels, up to rounding; None if torch has to do it.
 
-    That is so where gradients, autocast, other devices, types or sizes of filters, or a compiler are asked for, and
-    where the network is not the plain one.
+    That is so where autocast, other devices, types or sizes of filters, gradient checkpointing or a compiler are asked
+    for, and where the network is not the plain one. Gradients come from the kernel, too.
 
     Args:
         pixels: (batch, num_channels * downsampling**2, height, width), what goes into the stem.
@@ -45,24 +46,25 @@ def restore_details(network: Any, pixels: torch.Tensor, latents: torch.Tensor) -
     weights = list(network.parameters())
     if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in (pixels, latents, *weights)):
         return None
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (pixels, latents, *weights)):
-        return None
     if any(
         type(x) is not torch.Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (pixels, latents)
     ):
         return None
+    if tuple(network.stem.weight.shape[2:]) != (3, 3):
+        return None
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (pixels, latents, *weights)):
+        checkpointed = network.training and any(block.gradient_checkpointing for block in network.blocks)
+        return None if checkpointed or not is_plain(network) else _differentiable_details(network, pixels, latents)
     kernel = from_weights(network, "convolutions", lambda: NetworkKernel(network))
-    return None if kernel is None or not kernel.fits else kernel.run(pixels, latents)
+    return None if kernel is None else kernel.run(pixels, latents)
 
 
 class NetworkKernel:
     """The 3 x 3 convolutions of a `RestorationNetwork` in the layout of the kernel."""
 
     def __init__(self, network: Any):
-        self.fits = tuple(network.stem.weight.shape[2:]) == (3, 3)
-        if self.fits:
-            self._join, self._stem, self._head = map(_Layer, (network.latent_join, network.stem, network.head))
-            self._blocks = [(_Layer(block.conv1), _Layer(block.conv2)) for block in network.blocks]
+        self._join, self._stem, self._head = map(_Layer, (network.latent_join, network.stem, network.head))
+        self._blocks = [(_Layer(block.conv1), _Layer(block.conv2)) for block in network.blocks]
 
     def run(self, pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """See `restore_details`."""
@@ -83,33 +85,121 @@ class NetworkKernel:
 
 class _Layer:
     def __init__(self, layer: torch.nn.Conv2d):
-        weight = layer.weight.detach().double().numpy()
-        self.outputs, inputs = weight.shape[:2]
-        numbers = np.einsum("ai,bj,oeij->abeo", _TAPS_TO_NUMBERS, _TAPS_TO_NUMBERS, weight)
-        self._weights = np.zeros((6, 6, _padded(inputs), _padded(self.outputs)), np.float32)
-        self._weights[:, :, :inputs, : self.outputs] = numbers
-        self._bias = np.zeros(_padded(self.outputs), np.float32)
-        if layer.bias is not None:
-            self._bias[: self.outputs] = layer.bias.detach().numpy()
+        self.outputs = len(layer.weight)
+        self._weights = _weight_numbers(layer.weight.detach().double()).numpy()
+        self._bias = _padded_bias(layer.bias, self.outputs).numpy()
 
     def convolve(
         self, x: np.ndarray, residual: np.ndarray | None = None, out: np.ndarray | None = None, relu: bool = False
     ) -> np.ndarray:
         """(height, width, inputs) -> (height, width, outputs), both padded to multiples of 16 channels."""
-        kernels = library()
-        if kernels is None:
-            raise RuntimeError("the compiled kernels are switched off")
-        inputs, outputs = self._weights.shape[2:]
-        shape = (*x.shape[:2], outputs)
-        out = np.empty(shape, np.float32) if out is None else out
-        for array, expected in ((x, (*x.shape[:2], inputs)), (out, shape), (residual, shape)):
-            if array is not None and not (array.shape == expected and array.flags.c_contiguous):
-                raise ValueError(f"expected contiguous values of shape {expected}, got {array.shape}")
-        pointers = (address(array) for array in (self._weights, self._bias, residual))
-        convolution = _Convolution(inputs, outputs, *pointers, relu)
-        threads = torch.get_num_threads()
-        check(kernels.walloc_convolve(ctypes.byref(convolution), address(x), *shape[:2], threads, address(out)))
+        out = np.empty((*x.shape[:2], len(self._bias)), np.float32) if out is None else out
+        _convolve(self._weights, self._bias, x, residual, out, relu)
         return out
+
+
+def _convolve(
+    weights: np.ndarray, bias: np.ndarray, x: np.ndarray, residual: np.ndarray | None, out: np.ndarray, relu: bool
+) -> None:
+    kernels = _kernels()
+    inputs, outputs = weights.shape[1:]
+    shape = (*x.shape[:2], outputs)
+    for array, expected in ((x, (*x.shape[:2], inputs)), (out, shape), (residual, shape), (bias, (outputs,))):
+        if array is not None and not (array.shape == expected and array.flags.c_contiguous):
+            raise ValueError(f"expected contiguous values of shape {expected}, got {array.shape}")
+    pointers = (address(array) for array in (weights, bias, residual))
+    convolution = _Convolution(inputs, outputs, *pointers, relu)
+    threads = torch.get_num_threads()
+    check(kernels.walloc_convolve(ctypes.byref(convolution), address(x), *shape[:2], threads, address(out)))
+
+
+def _differentiable_details(network: Any, pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """What `NetworkKernel.run` computes, with gradients."""
+    hidden = _convolution(network.latent_join, _rows_first(latents))
+    hidden = _convolution(network.stem, _rows_first(pixels), hidden, relu=True)
+    for block in network.blocks:
+        hidden = _convolution(block.conv2, _convolution(block.conv1, hidden, relu=True), hidden)
+    return _convolution(network.head, hidden).permute(0, 3, 1, 2)[:, : len(network.head.weight)]
+
+
+def _convolution(
+    layer: torch.nn.Conv2d, x: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False
+) -> torch.Tensor:
+    result: torch.Tensor = _DifferentiableConvolution.apply(x, layer.weight, layer.bias, residual, relu)
+    return result
+
+
+class _DifferentiableConvolution(torch.autograd.Function):
+    """A convolution of (batch, height, width, channels), channels filled up to multiples of 16."""
+
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias, residual, relu):
+        out = x.new_empty(*x.shape[:3], _padded(len(weight)))
+        numbers, shifts = _weight_numbers(weight.detach()).numpy(), _padded_bias(bias, len(weight)).numpy()
+        for i in range(len(x)):
+            added = None if residual is None else residual[i].detach().numpy()
+            _convolve(numbers, shifts, x[i].detach().numpy(), added, out[i].numpy(), relu)
+        ctx.save_for_backward(x, weight, bias, out if relu else None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient):
+        x, weight, bias, out = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        if out is not None:
+            gradient = gradient * (out > 0)
+        of_residual = gradient if ctx.needs_input_grad[3] else None
+        if torch.is_grad_enabled():  # gradients of gradients are asked for
+            inputs = [x for x, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
+            again = F.conv2d(x[..., : weight.shape[1]].permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
+            found = iter(torch.autograd.grad(again, inputs, gradient[..., : len(weight)], create_graph=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), of_residual, None
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            # That of the inputs is the convolution with the taps turned around and the channels exchanged.
+            numbers = _weight_numbers(weight.detach().flip(2, 3).transpose(0, 1)).numpy()
+            of_x, nothing = torch.empty_like(x), np.zeros(x.shape[3], np.float32)
+            for i in range(len(x)):
+                _convolve(numbers, nothing, gradient[i].numpy(), None, of_x[i].numpy(), relu=False)
+        if ctx.needs_input_grad[1]:
+            of_weight = _weight_gradient(x.detach(), gradient, weight)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum((0, 1, 2))[: len(weight)]
+        return of_x, of_weight, of_bias, of_residual, None
+
+
+def _weight_gradient(x: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    inputs, outputs, threads = x.shape[3], gradient.shape[3], torch.get_num_threads()
+    sums = x.new_zeros(len(_NUMBERS), inputs, outputs)
+    arguments = address(x.numpy()), address(gradient.numpy()), *x.shape[:3], threads, address(sums.numpy())
+    check(_kernels().walloc_convolve_gradient(inputs, outputs, *arguments))
+    taps = (_NUMBERS.T.to(sums.dtype) @ sums.flatten(1)).view(3, 3, inputs, outputs)
+    return taps[:, :, : weight.shape[1], : weight.shape[0]].permute(3, 2, 0, 1)
+
+
+def _weight_numbers(weight: torch.Tensor) -> torch.Tensor:
+    """(outputs, inputs, 3, 3) taps -> (36, inputs, outputs) numbers, channels filled up, in float32."""
+    taps = weight.permute(2, 3, 1, 0)
+    numbers = (_NUMBERS.to(taps.dtype) @ taps.reshape(9, -1)).view(len(_NUMBERS), *taps.shape[2:])
+    inputs, outputs = taps.shape[2:]
+    return F.pad(numbers, (0, _padded(outputs) - outputs, 0, _padded(inputs) - inputs)).float().contiguous()
+
+
+def _padded_bias(bias: torch.Tensor | None, outputs: int) -> torch.Tensor:
+    bias = torch.zeros(outputs) if bias is None else bias.detach().float()
+    return F.pad(bias, (0, _padded(outputs) - outputs)).contiguous()
+
+
+def _kernels() -> ctypes.CDLL:
+    kernels = library()
+    if kernels is None:
+        raise RuntimeError("the compiled kernels are switched off")
+    return kernels
+
+
+def _rows_first(x: torch.Tensor) -> torch.Tensor:
+    """(batch, channels, height, width) -> (batch, height, width, channels), filled up with channels of zeros."""
+    return F.pad(x.permute(0, 2, 3, 1), (0, _padded(x.shape[1]) - x.shape[1])).contiguous()
 
 
 def _channels_last(x: torch.Tensor) -> np.ndarray:

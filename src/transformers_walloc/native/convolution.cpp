@@ -7,10 +7,16 @@
 //     4 x 4 outputs            A' m A   + bias + residual, rectified
 //
 // Tiles start at multiples of four, so that parts of a picture that do as well come out the same, bit by bit.
+//
+// The gradient of the weights is the transpose of that, with the same 36 numbers of the inputs:
+//
+//     4 x 4 gradients of the outputs   A g A'   36 numbers of each output channel
+//     sums over all tiles, for each of the 36, of inputs . outputs
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <utility>
 
 #include "kernels.h"
@@ -42,6 +48,39 @@ inline void synthesise(const Wide m[kTaps], Wide out[kTile], int step) {
     out[3 * step] = difference1 + 8.0f * difference2 + m[5];
 }
 
+// A of four numbers.
+inline void spread(const Wide g[kTile], Wide out[kTaps], int step) {
+    const Wide even1 = g[0] + g[2], odd1 = g[1] + g[3], even2 = g[0] + 4.0f * g[2], odd2 = 2.0f * (g[1] + 4.0f * g[3]);
+    out[0] = g[0];
+    out[step] = even1 + odd1;
+    out[2 * step] = even1 - odd1;
+    out[3 * step] = even2 + odd2;
+    out[4 * step] = even2 - odd2;
+    out[5 * step] = g[3];
+}
+
+// The 36 numbers of a tile of inputs whose results start at (y, x); those of different numbers lie `apart`.
+inline void analyse_tile(const float* in, int height, int width, int channels, int y, int x, float* numbers, ptrdiff_t apart) {
+    const bool inside = y > 0 && x > 0 && y + kTile < height && x + kTile < width;
+    const float* corner = in + (static_cast<ptrdiff_t>(y - 1) * width + x - 1) * channels;
+    for (int c = 0; c < channels; c += kWide) {
+        Wide half[kNumbers], column[kTaps];
+        for (int j = 0; j < kTaps; j++) {
+            for (int i = 0; i < kTaps; i++) {
+                const bool known = inside || (y + i >= 1 && y + i <= height && x + j >= 1 && x + j <= width);
+                const float* at = corner + (static_cast<ptrdiff_t>(i) * width + j) * channels + c;
+                column[i] = known ? load_wide(at) : Wide{};
+            }
+            analyse(column, half + j, kTaps);
+        }
+        for (int i = 0; i < kTaps; i++) {
+            Wide whole[kTaps];
+            analyse(half + kTaps * i, whole, 1);
+            for (int j = 0; j < kTaps; j++) store_wide(numbers + (kTaps * i + j) * apart + c, whole[j]);
+        }
+    }
+}
+
 class Convolver {
 public:
     Convolver(const Convolution& convolution, const float* in, int height, int width, float* out)
@@ -56,7 +95,9 @@ public:
         const int y = row * kTile, columns = (width_ + kTile - 1) / kTile;
         for (int first = 0; first < columns; first += kTiles) {
             const int count = std::min(kTiles, columns - first);
-            for (int j = 0; j < count; j++) analyse_tile(y, (first + j) * kTile, numbers + j * layer_.inputs);
+            for (int j = 0; j < count; j++)
+                analyse_tile(in_, height_, width_, layer_.inputs, y, (first + j) * kTile, numbers + j * layer_.inputs,
+                             apart_in_);
             for (int p = 0; p < kNumbers; p++)
                 for (int j = 0; j < count; j += kRows)  // numbers behind the last tile are of no use, and harmless
                     multiply(numbers + p * apart_in_ + j * layer_.inputs, p, products + p * apart_out_ + j * layer_.outputs);
@@ -65,27 +106,6 @@ public:
     }
 
 private:
-    void analyse_tile(int y, int x, float* numbers) const {
-        const bool inside = y > 0 && x > 0 && y + kTile < height_ && x + kTile < width_;
-        const float* corner = in_ + (static_cast<ptrdiff_t>(y - 1) * width_ + x - 1) * layer_.inputs;
-        for (int c = 0; c < layer_.inputs; c += kWide) {
-            Wide half[kNumbers], column[kTaps];
-            for (int j = 0; j < kTaps; j++) {
-                for (int i = 0; i < kTaps; i++) {
-                    const bool known = inside || (y + i >= 1 && y + i <= height_ && x + j >= 1 && x + j <= width_);
-                    const float* at = corner + (static_cast<ptrdiff_t>(i) * width_ + j) * layer_.inputs + c;
-                    column[i] = known ? load_wide(at) : Wide{};
-                }
-                analyse(column, half + j, kTaps);
-            }
-            for (int i = 0; i < kTaps; i++) {
-                Wide whole[kTaps];
-                analyse(half + kTaps * i, whole, 1);
-                for (int j = 0; j < kTaps; j++) store_wide(numbers + (kTaps * i + j) * apart_in_ + c, whole[j]);
-            }
-        }
-    }
-
     // Number p of kRows tiles.
     void multiply(const float* x, int p, float* out) const {
         const float* weights = layer_.weights + static_cast<ptrdiff_t>(p) * layer_.inputs * layer_.outputs;
@@ -144,6 +164,109 @@ private:
     Buffer numbers_, products_;
 };
 
+// The gradient of the weights, a strip of rows of tiles at a time: first their numbers, then the sums.
+class WeightGradient {
+public:
+    WeightGradient(int inputs, int outputs, int height, int width, float* sums)
+        : inputs_(inputs), outputs_(outputs), height_(height), width_(width), sums_(sums),
+          columns_((width + kTile - 1) / kTile), rows_(std::max(1, kStrip / columns_)),
+          apart_in_(static_cast<ptrdiff_t>(rows_) * columns_ * inputs + kGap),
+          apart_out_(static_cast<ptrdiff_t>(rows_) * columns_ * outputs + kGap),
+          numbers_(memory_[0].reserve(kNumbers * apart_in_)), spreads_(memory_[1].reserve(kNumbers * apart_out_)) {}
+
+    int run(const float* in, const float* gradient, int num_threads) {
+        in_ = in, gradient_ = gradient;
+        const int all = (height_ + kTile - 1) / kTile;
+        int status = kOk;
+        for (int first = 0; first < all && status == kOk; first += rows_) {
+            const int count = std::min(rows_, all - first);
+            status = run_parallel(num_threads, count, [&] {
+                return [&](size_t row) {
+                    transform(static_cast<int>(first + row) * kTile, static_cast<ptrdiff_t>(row) * columns_);
+                    return static_cast<int>(kOk);
+                };
+            });
+            if (status != kOk) break;
+            status = run_parallel(num_threads, kNumbers, [&] {
+                return [&](size_t p) {
+                    accumulate(static_cast<int>(p), count * columns_);
+                    return static_cast<int>(kOk);
+                };
+            });
+        }
+        return status;
+    }
+
+private:
+    // Tiles of a strip, and those whose numbers stay in the first cache; inputs whose sums stay in registers.
+    static constexpr int kStrip = 48, kNear = 48, kChannels = 4;
+
+    void transform(int y, ptrdiff_t at) {
+        for (int column = 0; column < columns_; column++, at++) {
+            analyse_tile(in_, height_, width_, inputs_, y, column * kTile, numbers_ + at * inputs_, apart_in_);
+            spread_tile(y, column * kTile, spreads_ + at * outputs_);
+        }
+    }
+
+    void spread_tile(int y, int x, float* out) const {
+        const bool inside = y + kTile <= height_ && x + kTile <= width_;
+        const float* corner = gradient_ + (static_cast<ptrdiff_t>(y) * width_ + x) * outputs_;
+        for (int o = 0; o < outputs_; o += kWide) {
+            Wide half[kTaps * kTile], column[kTile];
+            for (int j = 0; j < kTile; j++) {
+                for (int i = 0; i < kTile; i++) {
+                    const bool known = inside || (y + i < height_ && x + j < width_);
+                    column[i] = known ? load_wide(corner + (static_cast<ptrdiff_t>(i) * width_ + j) * outputs_ + o) : Wide{};
+                }
+                spread(column, half + j, kTile);
+            }
+            for (int i = 0; i < kTaps; i++) {
+                Wide whole[kTaps];
+                spread(half + kTile * i, whole, 1);
+                for (int j = 0; j < kTaps; j++) store_wide(out + (kTaps * i + j) * apart_out_ + o, whole[j]);
+            }
+        }
+    }
+
+    void accumulate(int p, int tiles) const {
+        const float *x = numbers_ + p * apart_in_, *g = spreads_ + p * apart_out_;
+        float* sums = sums_ + static_cast<ptrdiff_t>(p) * inputs_ * outputs_;
+        for (; tiles > 0; tiles -= kNear, x += kNear * inputs_, g += kNear * outputs_)
+            for (int o = 0; o < outputs_; o += 2 * kWide)
+                for (int i = 0; i < inputs_; i += kChannels) {
+                    float* out = sums + static_cast<ptrdiff_t>(i) * outputs_ + o;
+                    if (o + 2 * kWide <= outputs_)
+                        product<2>(x + i, g + o, std::min(tiles, kNear), out);
+                    else
+                        product<1>(x + i, g + o, std::min(tiles, kNear), out);
+                }
+    }
+
+    template <int N>
+    void product(const float* x, const float* g, int tiles, float* out) const {
+        Wide low[kChannels] = {}, high[kChannels] = {};
+        for (int t = 0; t < tiles; t++, x += inputs_, g += outputs_) {
+            const Wide g0 = load_wide(g), g1 = load_wide(g + (N - 1) * kWide);
+            for (int i = 0; i < kChannels; i++) {
+                low[i] += g0 * x[i];
+                if (N == 2) high[i] += g1 * x[i];
+            }
+        }
+        for (int i = 0; i < kChannels; i++, out += outputs_) {
+            store_wide(out, load_wide(out) + low[i]);
+            if (N == 2) store_wide(out + kWide, load_wide(out + kWide) + high[i]);
+        }
+    }
+
+    const int inputs_, outputs_, height_, width_;
+    float* const sums_;
+    const float *in_ = nullptr, *gradient_ = nullptr;
+    const int columns_, rows_;
+    const ptrdiff_t apart_in_, apart_out_;
+    Buffer memory_[2];
+    float *numbers_, *spreads_;
+};
+
 }  // namespace
 
 EXPORT int walloc_convolve(const Convolution* convolution, const float* in, int32_t height, int32_t width,
@@ -154,4 +277,18 @@ EXPORT int walloc_convolve(const Convolution* convolution, const float* in, int3
             return static_cast<int>(kOk);
         };
     });
+}
+
+EXPORT int walloc_convolve_gradient(int32_t inputs, int32_t outputs, const float* in, const float* gradient, int32_t batch,
+                                    int32_t height, int32_t width, int32_t num_threads, float* sums) {
+    try {
+        WeightGradient sum(inputs, outputs, height, width, sums);
+        const ptrdiff_t positions = static_cast<ptrdiff_t>(height) * width;
+        int status = kOk;
+        for (ptrdiff_t i = 0; i < batch && status == kOk; i++)
+            status = sum.run(in + i * positions * inputs, gradient + i * positions * outputs, num_threads);
+        return status;
+    } catch (const std::bad_alloc&) {
+        return kNoMemory;
+    }
 }

@@ -107,6 +107,12 @@ struct Convolution {
 EXPORT int walloc_convolve(const Convolution* convolution, const float* in, int32_t height, int32_t width,
                            int32_t num_threads, float* out);
 
+// How a loss depends on the weights of such a convolution, from what it read, (batch, height, width, inputs), and the
+// gradient of its results, (batch, height, width, outputs): adds to sums (36, inputs, outputs) those of the 6 x 6 numbers.
+// Returns a Status.
+EXPORT int walloc_convolve_gradient(int32_t inputs, int32_t outputs, const float* in, const float* gradient, int32_t batch,
+                                    int32_t height, int32_t width, int32_t num_threads, float* sums);
+
 // Three channels that lie side by side, rows `row_stride` bytes apart -> planes of (value - 127.5) / 255, strides in
 // floats.
 EXPORT void walloc_rescale(const uint8_t* pixels, int64_t row_stride, int32_t height, int32_t width, float* out,

@@ -3,7 +3,7 @@
 #include "kernels.h"
 
 // `codec/kernels.py` must ask for the same.
-EXPORT int32_t walloc_interface() { return 5; }
+EXPORT int32_t walloc_interface() { return 6; }
 
 EXPORT int32_t walloc_supported() {
 #if defined(__x86_64__)
