@@ -241,6 +241,19 @@ void convolve() {
         if (!std::isfinite(out.data()[i])) std::fprintf(stderr, "a convolution is not finite\n"), std::abort();
 }
 
+// The gradient of such a layer's weights, of a small batch.
+void differentiate() {
+    const int inputs = 16 * between(1, 4), outputs = 16 * between(1, 4), batch = between(1, 3);
+    const int height = between(1, 21), width = between(1, 120);
+    const size_t positions = static_cast<size_t>(batch) * height * width;
+    Array<float> in(positions * inputs), gradient(positions * outputs), sums(static_cast<size_t>(36) * inputs * outputs);
+    for (const Array<float>* array : {&in, &gradient, &sums})
+        for (size_t i = 0; i < array->size(); i++) array->data()[i] = static_cast<float>(between(-99, 99)) * 0.01f;
+    walloc_convolve_gradient(inputs, outputs, in.data(), gradient.data(), batch, height, width, between(1, 2), sums.data());
+    for (size_t i = 0; i < sums.size(); i++)
+        if (!std::isfinite(sums.data()[i])) std::fprintf(stderr, "a gradient is not finite\n"), std::abort();
+}
+
 // Bytes of pictures as floats, between rows of both that are not touched.
 void rescale() {
     const int height = between(1, 9), width = between(1, 70), over = between(0, 5);
@@ -270,7 +283,7 @@ int main(int argc, char** argv) {
         switch (below(8)) {
             case 0: round_trip(one); break;
             case 1: below(2) ? encode<float>(below(2)) : encode<uint8_t>(below(2)); break;
-            case 2: below(2) ? convolve() : rescale(); break;
+            case 2: below(3) ? below(2) ? convolve() : differentiate() : rescale(); break;
             default: decode(one);
         }
     }
