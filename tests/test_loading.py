@@ -45,7 +45,10 @@ def test_what_cannot_be_on_the_hub_is_refused_at_once(name):
 def test_misspelt_names_are_offered():
     with pytest.raises(ValueError, match="did you mean 'rgb-16x'"):
         load_codec("rgb16x")
-    with pytest.warns(UserWarning, match=r"walloc/rgb-8x is not one of the bundled rgb-4x, .*asking the Hub"):
+    for name in ("walloc/rgb16x", "walloc/RGB_16x"):
+        with pytest.raises(ValueError, match="did you mean 'rgb-16x'"):
+            codec_path(name)
+    with pytest.warns(UserWarning, match=r"walloc/rgb-8x is not one of the bundled rgb-4x, .*Asking the Hub"):
         assert codec_path("walloc/rgb-8x") == "walloc/rgb-8x"
     assert codec_path("someone/codec") == "someone/codec"
 

@@ -113,7 +113,7 @@ def codec_path(name: str | os.PathLike[str]) -> str:
 
     Raises:
         ValueError: neither is meant, as nobody has to be asked to know: a name that is not bundled and has no owner, a
-            path that leads nowhere, a folder without config.json.
+            bundled name with other signs or capitals, a path that leads nowhere, a folder without config.json.
     """
     name = os.fspath(name)
     if name in BUNDLED_NAMES:
@@ -125,14 +125,21 @@ def codec_path(name: str | os.PathLike[str]) -> str:
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"{name}: the folder has no config.json")
         return name
-    if not _HUB_ID.fullmatch(name):
-        close = difflib.get_close_matches(name.rpartition("/")[2], BUNDLED_NAMES, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+    namespace, _, short = name.rpartition("/")
+    same = [known for known in BUNDLED_NAMES if _letters(known) == _letters(short)]
+    close = same or difflib.get_close_matches(short, BUNDLED_NAMES, 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    ours = namespace == NAMESPACE and short not in BUNDLED_NAMES
+    if not _HUB_ID.fullmatch(name) or (ours and same):
         raise ValueError(
             f"{name}: no such folder, and no such bundled codec; {hint}"
             f"valid: {', '.join(BUNDLED_NAMES)}, a folder that exists, or a Hub id (owner/name)"
         )
-    namespace, _, short = name.partition("/")
-    if namespace == NAMESPACE and short not in BUNDLED_NAMES:
-        warnings.warn(f"{name} is not one of the bundled {', '.join(BUNDLED_NAMES)}: asking the Hub", stacklevel=2)
+    if ours:
+        known = f"{name} is not one of the bundled {', '.join(BUNDLED_NAMES)}"
+        warnings.warn(f"{known}; {hint}Asking the Hub", stacklevel=2)
     return name
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))

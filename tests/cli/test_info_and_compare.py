@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageFile
@@ -69,6 +70,13 @@ def test_compare_does_without_what_is_not_there(here, codecs, capsys, monkeypatc
     for name in ("photo.png", "tiny.png"):
         assert main(["compare", name, "--model", codecs["image"], "--json"]) == 0
         assert all(row["ssim"] is None for row in json.loads(capsys.readouterr().out))
+
+
+def test_compare_refuses_rasters_before_work(here, codecs, capsys, monkeypatch):
+    np.save("scene.npy", np.zeros((32, 32, 3), np.uint16))
+    monkeypatch.setattr(transformers_walloc.media.file_codec.FileCodec, "compress", None)
+    arguments = ["compare", "scene.npy", "--model", codecs["image"]]
+    fails(capsys, arguments, "a raster in its own type; compare is for pictures and audio")
 
 
 def test_compare_audio(here, codecs, capsys):

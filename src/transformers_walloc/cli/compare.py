@@ -48,7 +48,6 @@ def run(
     if output and os.path.exists(output) and not force:
         raise MediaError(f"{output}: exists already; --force overwrites it")
     data = read_bytes(input)
-    from ..codec.bitstream import unpack
     from ..media.kinds import kind_of
     from ..media.messages import naming
     from ..media.pictures import encode_image
@@ -63,12 +62,11 @@ def run(
 
     codec = Codecs(device, dtype).load(model or DEFAULT_CODECS[kind])
     with naming(input):
+        if codec.kind == "volume" or (kind == codec.kind == "image" and codec.raster(input, data)):
+            what = "a volume" if codec.kind == "volume" else "a raster in its own type"
+            raise MediaError(f"{input}: {codec.name!r} keeps it as {what}; compare is for pictures and audio")
         rate: dict[str, Any] = {"step": step, "bpp": bpp, "kbps": kbps, "psnr": psnr, "channels": channels}
         blob = codec.compress(input, data, kind, refine=refine, **rate)
-        header = unpack(blob)[0]
-        if header.raster or header.kind == "volume":
-            what = "a raster in its own type" if header.kind == "image" else "a volume"
-            raise MediaError(f"{input}: {codec.name!r} keeps it as {what}; compare is for pictures and audio")
         if kind == "image":
             rows, picture = compare_image(codec, input, data, blob)
             if output:

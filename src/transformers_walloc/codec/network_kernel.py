@@ -133,7 +133,14 @@ class _DifferentiableConvolution(torch.autograd.Function):
     """A convolution of (batch, height, width, channels), channels filled up to multiples of 16."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, residual, relu):
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        relu: bool,
+    ) -> torch.Tensor:
         out = x.new_empty(*x.shape[:3], _padded(len(weight)))
         numbers, shifts = _weight_numbers(weight.detach()).numpy(), _padded_bias(bias, len(weight)).numpy()
         for i in range(len(x)):
@@ -143,7 +150,7 @@ class _DifferentiableConvolution(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, bias, out = ctx.saved_tensors
         gradient = gradient.contiguous()
         if out is not None:

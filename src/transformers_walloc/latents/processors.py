@@ -1,6 +1,5 @@
 """Processors of models on latents: tokenizer and chat template of the pixel model, and latents in place of pixels."""
 
-import difflib
 import json
 import os
 import warnings
@@ -12,7 +11,6 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, A
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils.hub import cached_file
 
-from ..bundled import BUNDLED_NAMES, NAMESPACE
 from ..codec.identity import codec_name
 from ..codec.modeling_walloc import WallocImageEncoder, WallocImageModel
 from ..loading import codec_path
@@ -135,8 +133,7 @@ def load_encoder(codec: Any) -> tuple[str, WallocImageEncoder]:
         encoder = WallocImageEncoder(codec.config)
         encoder.load_state_dict({k: v for k, v in codec.state_dict().items() if k in encoder.state_dict()})
         return str(codec.config.name_or_path), encoder.to("cpu").eval()  # type: ignore[arg-type]
-    name = check_codec_name(codec)
-    return name, WallocImageEncoder.from_pretrained(codec_path(name), dtype=torch.float32)
+    return os.fspath(codec), WallocImageEncoder.from_pretrained(codec_path(codec), dtype=torch.float32)
 
 
 def load_image_codec(codec: Any) -> WallocImageModel:
@@ -145,30 +142,8 @@ def load_image_codec(codec: Any) -> WallocImageModel:
         return codec
     if not isinstance(codec, str | os.PathLike):
         raise TypeError(f"codec is a {type(codec).__name__}; valid: a bundled name, a Hub id, a folder or a codec")
-    model: WallocImageModel = WallocImageModel.from_pretrained(
-        codec_path(check_codec_name(codec)), dtype=torch.float32
-    ).eval()
+    model: WallocImageModel = WallocImageModel.from_pretrained(codec_path(codec), dtype=torch.float32).eval()
     return model
-
-
-def check_codec_name(codec: str | os.PathLike[str]) -> str:
-    """A codec's name as it is, once it can be one; a misspelt one is refused before the Hub is asked.
-
-    Raises:
-        ValueError: no folder, no bundled name and no Hub id, or nearly a bundled name.
-    """
-    name = os.fspath(codec)
-    short = name.removeprefix(f"{NAMESPACE}/")
-    if os.path.isdir(name) or short in BUNDLED_NAMES:
-        return name
-    near = difflib.get_close_matches(short, BUNDLED_NAMES, n=1, cutoff=0.75)
-    if "/" not in name or (near and name.startswith(f"{NAMESPACE}/")):
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"no codec is named {name!r}{meant} Bundled: {', '.join(BUNDLED_NAMES)}. Also valid: a folder with a "
-            "config.json, or a Hub id, owner/name"
-        )
-    return name
 
 
 def own_image_processor(pretrained: str) -> Any:

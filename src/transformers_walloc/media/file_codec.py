@@ -172,7 +172,7 @@ class FileCodec:
         unit, other = ("kbps", "bpp") if kind == "audio" else ("bpp", "kbps")
         if targets[other] is not None:
             raise ValueError(f"--{other} is not for {kind}; use --{unit}")
-        if kind == "image" and (found := self._raster(source, data, max_pixels)) is not None:
+        if kind == "image" and (found := self.raster(source, data, max_pixels)) is not None:
             if psnr is not None:
                 raise ValueError("--psnr counts pixels of 8 bits: choose --step or --bpp for rasters")
             rate = {"step": step, "bpp": bpp, "num_channels": channels, "refine": refine}
@@ -225,8 +225,13 @@ class FileCodec:
         samples, rate = self.waveform(data, header, max_memory, window)
         return encode_audio(samples, rate, name, header.sample_format)
 
-    def _raster(self, source: str, data: bytes, max_pixels: int | None) -> tuple[Any, RasterFormat] | None:
-        """A file that is coded in its own type and layout: what Pillow does not read or this codec is made for."""
+    def raster(
+        self, source: str, data: bytes, max_pixels: int | None = MAX_ENCODED_PIXELS
+    ) -> tuple[Any, RasterFormat] | None:
+        """An image file that `compress` codes in its own type and layout, read; None if it codes pixels of 8 bits.
+
+        That is so of what Pillow does not read, and of what this codec is made for.
+        """
         suffix, config = Path(source).suffix.lower(), self.model.config
         made_for = config.raster_format is not None or config.num_channels not in (1, 3)
         if suffix == ".npy" or (suffix in RASTER_SUFFIXES and made_for):

@@ -169,7 +169,7 @@ class WeightGradient {
 public:
     WeightGradient(int inputs, int outputs, int height, int width, float* sums)
         : inputs_(inputs), outputs_(outputs), height_(height), width_(width), sums_(sums),
-          columns_((width + kTile - 1) / kTile), rows_(std::max(1, kStrip / columns_)),
+          columns_((width + kTile - 1) / kTile), rows_(std::max(1, kStrip / std::max(1, columns_))),
           apart_in_(static_cast<ptrdiff_t>(rows_) * columns_ * inputs + kGap),
           apart_out_(static_cast<ptrdiff_t>(rows_) * columns_ * outputs + kGap),
           numbers_(memory_[0].reserve(kNumbers * apart_in_)), spreads_(memory_[1].reserve(kNumbers * apart_out_)) {}
