@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from transformers_walloc import WallocImageConfig, WallocImageModel, native
 from transformers_walloc.codec import kernels
@@ -115,6 +116,41 @@ def test_gradients_of_gradients_are_those_of_torch():
     for one, other in zip(expected, penalty(model, x), strict=True):
         assert (one is None) == (other is None)
         assert one is None or (one - other).norm() <= 1e-3 * one.norm()
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_derivatives_along_a_direction_are_those_of_torch(enabled):
+    """Forward mode, by inputs and by weights, of encoder and decoder; kernels would lose them."""
+    model = codec()
+    z, x = torch.randn(1, 12, 4, 4), torch.rand(1, 3, 32, 32) - 0.5
+
+    class Sides(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x, z):
+            return self.model.encode(x).latents, self.model.decode(z).pixel_values
+
+    def dual(value):
+        return forward_ad.make_dual(value, torch.ones_like(value))
+
+    def tangents(by_weights):
+        with forward_ad.dual_level(), torch.set_grad_enabled(enabled):
+            if by_weights:
+                weights = {f"model.{path}": dual(model.get_parameter(path)) for path in paths}
+                results = torch.func.functional_call(Sides(), weights, (x, z))
+            else:
+                results = Sides()(dual(x), dual(z))
+            return [forward_ad.unpack_dual(result).tangent for result in results]
+
+    paths = ("encoder.projection.weight", "decoder.network.head.weight")
+    for by_weights in (False, True):
+        with kernels.switched_off():
+            expected = tangents(by_weights)
+        for one, other in zip(expected, tangents(by_weights), strict=True):
+            assert other is not None and one.abs().sum() > 0
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_layers_get_no_gradients():

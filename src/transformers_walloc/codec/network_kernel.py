@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .kernels import address, check, library
 from .layers import from_weights, is_plain
-from .runtime import is_recorded
+from .runtime import is_traced
 
 _CHANNELS = 16  # of which numbers of channels are multiples
 # G of F(4 x 4, 3 x 3): 3 taps to 6 numbers (Lavin and Gray 2016, for the points 0, 1, -1, 2, -2 and infinity).
@@ -39,18 +39,14 @@ def restore_details(network: Any, pixels: torch.Tensor, latents: torch.Tensor) -
         pixels: (batch, num_channels * downsampling**2, height, width), what goes into the stem.
         latents: (batch, hidden_size / 4, height, width), what goes into the join.
     """
-    if is_recorded() or library() is None:
+    weights = list(network.parameters())
+    if library() is None or is_traced(pixels, latents, *weights):
         return None
     if torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack():
         return None
-    weights = list(network.parameters())
     if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in (pixels, latents, *weights)):
         return None
-    if any(
-        type(x) is not torch.Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (pixels, latents)
-    ):
-        return None
-    if tuple(network.stem.weight.shape[2:]) != (3, 3):
+    if any(type(x) is not torch.Tensor for x in (pixels, latents)) or tuple(network.stem.weight.shape[2:]) != (3, 3):
         return None
     if torch.is_grad_enabled() and any(x.requires_grad for x in (pixels, latents, *weights)):
         checkpointed = network.training and any(block.gradient_checkpointing for block in network.blocks)

@@ -5,10 +5,11 @@ import os
 from collections.abc import Iterator
 
 import torch
+from torch.autograd import forward_ad
 
 
 def is_traced(*tensors: torch.Tensor | None) -> bool:
-    """Whether operations are recorded by a compiler or transformed by `torch.func`, as `vmap` and `grad` do."""
+    """Whether operations are recorded by a compiler or transformed, as by `vmap`, `grad` and `jvp` of `torch.func`."""
     return is_recorded() or is_transformed(*tensors)
 
 
@@ -18,11 +19,15 @@ def is_recorded() -> bool:
 
 
 def is_transformed(*tensors: torch.Tensor | None) -> bool:
-    """Whether tensors are inside `vmap`, `grad` or the like, which know nothing of memory formats either."""
+    """Whether tensors are inside `vmap`, `grad` or the like, which know nothing of memory formats either, or carry the
+    derivative along a direction (`torch.autograd.forward_ad`)."""
     if torch.compiler.is_compiling():
         return False
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return any(tensor is not None and wrapped(tensor) for tensor in tensors)
+    return any(
+        tensor is not None and (wrapped(tensor) or forward_ad.unpack_dual(tensor).tangent is not None)
+        for tensor in tensors
+    )
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
