@@ -21,7 +21,7 @@ FORMAT_STYLES = {
     "vorbis": ("#009E73", "-"),
     "opus": ("#CC79A7", "-"),
 }
-OURS = ("#0072B2", "#D55E00", "#56B4E9", "#000000")  # those that no format has
+OURS = ("#0072B2", "#D55E00", "#56B4E9", "#000000", "#882255", "#332288", "#8B4513")  # those that no format has
 
 
 def rate_distortion(rows: Sequence[Mapping], kind: str) -> Figure:
