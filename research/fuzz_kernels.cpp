@@ -228,15 +228,16 @@ void encode(bool overlapping) {
 
 // A layer of random weights on a random grid.
 void convolve() {
-    const int inputs = 16 * between(1, 4), outputs = 16 * between(1, 4), height = between(1, 21), width = between(1, 120);
-    const size_t positions = static_cast<size_t>(height) * width;
+    const int inputs = 16 * between(1, 4), outputs = 16 * between(1, 4), batch = between(1, 2);
+    const int height = between(1, 21), width = between(1, 120);
+    const size_t positions = static_cast<size_t>(batch) * height * width;
     Array<float> weights(static_cast<size_t>(36) * inputs * outputs), bias(outputs), in(positions * inputs);
     Array<float> residual(positions * outputs), out(positions * outputs);
     for (const Array<float>* array : {&weights, &bias, &in, &residual})
         for (size_t i = 0; i < array->size(); i++) array->data()[i] = static_cast<float>(between(-99, 99)) * 0.01f;
     const bool adds = below(2) == 0;
     const Convolution layer{inputs, outputs, weights.data(), bias.data(), adds ? residual.data() : nullptr, below(2)};
-    walloc_convolve(&layer, in.data(), height, width, between(1, 2), out.data());
+    walloc_convolve(&layer, in.data(), batch, height, width, between(1, 2), out.data());
     for (size_t i = 0; i < out.size(); i++)
         if (!std::isfinite(out.data()[i])) std::fprintf(stderr, "a convolution is not finite\n"), std::abort();
 }
@@ -249,7 +250,7 @@ void differentiate() {
     Array<float> in(positions * inputs), gradient(positions * outputs), sums(static_cast<size_t>(36) * inputs * outputs);
     for (const Array<float>* array : {&in, &gradient, &sums})
         for (size_t i = 0; i < array->size(); i++) array->data()[i] = static_cast<float>(between(-99, 99)) * 0.01f;
-    walloc_convolve_gradient(inputs, outputs, in.data(), gradient.data(), batch, height, width, between(1, 2), sums.data());
+    walloc_convolve_gradient(inputs, outputs, in.data(), gradient.data(), batch, height, width, between(1, 4), sums.data());
     for (size_t i = 0; i < sums.size(); i++)
         if (!std::isfinite(sums.data()[i])) std::fprintf(stderr, "a gradient is not finite\n"), std::abort();
 }

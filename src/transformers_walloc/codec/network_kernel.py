@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .kernels import address, check, library
+from .kernels import check, library
 from .layers import from_weights, is_plain
 from .runtime import is_traced
 
@@ -63,50 +62,57 @@ class NetworkKernel:
         self._blocks = [(_Layer(block.conv1), _Layer(block.conv2)) for block in network.blocks]
 
     def run(self, pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """See `restore_details`."""
-        results = [self._run_one(*pair) for pair in zip(pixels, latents, strict=True)]
-        return torch.stack(results)
+        """See `restore_details`; one picture after the other, for the sake of memory."""
+        return torch.cat([self._run_one(*pair) for pair in zip(pixels.split(1), latents.split(1), strict=True)])
 
     def _run_one(self, pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """(channels, height, width) each."""
-        hidden = self._join.convolve(_channels_last(latents))
-        hidden = self._stem.convolve(_channels_last(pixels), residual=hidden, out=hidden, relu=True)
+        hidden = self._join.convolve(_rows_first(latents))
+        hidden = self._stem.convolve(_rows_first(pixels), residual=hidden, out=hidden, relu=True)
         inner = None
         for first, second in self._blocks:
             inner = first.convolve(hidden, out=inner, relu=True)
             # A result takes the place of what is added to it.
             hidden = second.convolve(inner, residual=hidden, out=hidden)
-        return torch.from_numpy(self._head.convolve(hidden)).permute(2, 0, 1)[: self._head.outputs]
+        return self._head.convolve(hidden).permute(0, 3, 1, 2)[:, : self._head.outputs]
 
 
 class _Layer:
     def __init__(self, layer: torch.nn.Conv2d):
         self.outputs = len(layer.weight)
-        self._weights = _weight_numbers(layer.weight.detach().double()).numpy()
-        self._bias = _padded_bias(layer.bias, self.outputs).numpy()
+        self._weights = _weight_numbers(layer.weight.detach().double())
+        self._bias = _padded_bias(layer.bias, self.outputs)
 
-    def convolve(
-        self, x: np.ndarray, residual: np.ndarray | None = None, out: np.ndarray | None = None, relu: bool = False
-    ) -> np.ndarray:
-        """(height, width, inputs) -> (height, width, outputs), both padded to multiples of 16 channels."""
-        out = np.empty((*x.shape[:2], len(self._bias)), np.float32) if out is None else out
-        _convolve(self._weights, self._bias, x, residual, out, relu)
-        return out
+    def convolve(self, x: torch.Tensor, **options: Any) -> torch.Tensor:
+        """See `_convolve`."""
+        return _convolve(x, self._weights, self._bias, **options)
 
 
 def _convolve(
-    weights: np.ndarray, bias: np.ndarray, x: np.ndarray, residual: np.ndarray | None, out: np.ndarray, relu: bool
-) -> None:
-    kernels = _kernels()
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(batch, height, width, inputs) -> (batch, height, width, outputs), both filled up to multiples of 16 channels.
+
+    Args:
+        weights, bias: as `_weight_numbers` and `_padded_bias` give them.
+        residual: what is added, in the shape of the result.
+        relu: whether negative results become zero.
+        out: where the result goes, which may be `residual`; a new tensor if None.
+    """
     inputs, outputs = weights.shape[1:]
-    shape = (*x.shape[:2], outputs)
-    for array, expected in ((x, (*x.shape[:2], inputs)), (out, shape), (residual, shape), (bias, (outputs,))):
-        if array is not None and not (array.shape == expected and array.flags.c_contiguous):
-            raise ValueError(f"expected contiguous values of shape {expected}, got {array.shape}")
-    pointers = (address(array) for array in (weights, bias, residual))
-    convolution = _Convolution(inputs, outputs, *pointers, relu)
+    shape = (*x.shape[:3], outputs)
+    out = x.new_empty(shape) if out is None else out
+    for values, expected in ((x, (*shape[:3], inputs)), (out, shape), (residual, shape), (bias, (outputs,))):
+        if values is not None and not (values.shape == expected and values.is_contiguous()):
+            raise ValueError(f"expected contiguous values of shape {expected}, got {tuple(values.shape)}")
+    convolution = _Convolution(inputs, outputs, _address(weights), _address(bias), _address(residual), relu)
     threads = torch.get_num_threads()
-    check(kernels.walloc_convolve(ctypes.byref(convolution), address(x), *shape[:2], threads, address(out)))
+    check(_kernels().walloc_convolve(ctypes.byref(convolution), _address(x), *shape[:3], threads, _address(out)))
+    return out
 
 
 def _differentiable_details(network: Any, pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -137,11 +143,7 @@ class _DifferentiableConvolution(torch.autograd.Function):
         residual: torch.Tensor | None,
         relu: bool,
     ) -> torch.Tensor:
-        out = x.new_empty(*x.shape[:3], _padded(len(weight)))
-        numbers, shifts = _weight_numbers(weight.detach()).numpy(), _padded_bias(bias, len(weight)).numpy()
-        for i in range(len(x)):
-            added = None if residual is None else residual[i].detach().numpy()
-            _convolve(numbers, shifts, x[i].detach().numpy(), added, out[i].numpy(), relu)
+        out = _convolve(x, _weight_numbers(weight.detach()), _padded_bias(bias, len(weight)), residual, relu)
         ctx.save_for_backward(x, weight, bias, out if relu else None)
         return out
 
@@ -160,12 +162,10 @@ class _DifferentiableConvolution(torch.autograd.Function):
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             # That of the inputs is the convolution with the taps turned around and the channels exchanged.
-            numbers = _weight_numbers(weight.detach().flip(2, 3).transpose(0, 1)).numpy()
-            of_x, nothing = torch.empty_like(x), np.zeros(x.shape[3], np.float32)
-            for i in range(len(x)):
-                _convolve(numbers, nothing, gradient[i].numpy(), None, of_x[i].numpy(), relu=False)
+            numbers = _weight_numbers(weight.detach().flip(2, 3).transpose(0, 1))
+            of_x = _convolve(gradient, numbers, gradient.new_zeros(x.shape[3]))
         if ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(x.detach(), gradient, weight)
+            of_weight = _weight_gradient(x, gradient, weight)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum((0, 1, 2))[: len(weight)]
         return of_x, of_weight, of_bias, of_residual, None
@@ -174,7 +174,7 @@ class _DifferentiableConvolution(torch.autograd.Function):
 def _weight_gradient(x: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     inputs, outputs, threads = x.shape[3], gradient.shape[3], torch.get_num_threads()
     sums = x.new_zeros(len(_NUMBERS), inputs, outputs)
-    arguments = address(x.numpy()), address(gradient.numpy()), *x.shape[:3], threads, address(sums.numpy())
+    arguments = _address(x), _address(gradient), *x.shape[:3], threads, _address(sums)
     check(_kernels().walloc_convolve_gradient(inputs, outputs, *arguments))
     taps = (_NUMBERS.T.to(sums.dtype) @ sums.flatten(1)).view(3, 3, inputs, outputs)
     return taps[:, :, : weight.shape[1], : weight.shape[0]].permute(3, 2, 0, 1)
@@ -205,9 +205,9 @@ def _rows_first(x: torch.Tensor) -> torch.Tensor:
     return F.pad(x.permute(0, 2, 3, 1), (0, _padded(x.shape[1]) - x.shape[1])).contiguous()
 
 
-def _channels_last(x: torch.Tensor) -> np.ndarray:
-    """(channels, height, width) -> (height, width, channels), filled up with channels of zeros."""
-    return F.pad(x.detach().permute(1, 2, 0), (0, _padded(len(x)) - len(x))).contiguous().numpy()
+def _address(values: torch.Tensor | None) -> ctypes.c_void_p:
+    """Where the first of some values lies; the caller keeps them alive."""
+    return ctypes.c_void_p(None if values is None else values.data_ptr())
 
 
 def _padded(channels: int) -> int:

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "kernels.h"
 #include "vectors.h"
@@ -84,15 +85,19 @@ inline void analyse_tile(const float* in, int height, int width, int channels, i
 class Convolver {
 public:
     Convolver(const Convolution& convolution, const float* in, int height, int width, float* out)
-        : layer_(convolution), in_(in), height_(height), width_(width), out_(out),
+        : layer_(convolution), first_in_(in), height_(height), width_(width), first_out_(out),
           apart_in_(static_cast<ptrdiff_t>(kTiles) * layer_.inputs + kGap),
           apart_out_(static_cast<ptrdiff_t>(kTiles) * layer_.outputs + kGap) {}
 
-    // A row of tiles.
-    void run(int row) {
+    // A row of tiles, counted from the first picture of the batch on.
+    void run(ptrdiff_t row) {
+        const int rows = (height_ + kTile - 1) / kTile;
+        const ptrdiff_t position = row / rows * height_ * width_;
+        in_ = first_in_ + position * layer_.inputs, out_ = first_out_ + position * layer_.outputs;
+        residual_ = layer_.residual ? layer_.residual + position * layer_.outputs : nullptr;
         float* numbers = numbers_.reserve(kNumbers * apart_in_);
         float* products = products_.reserve(kNumbers * apart_out_);
-        const int y = row * kTile, columns = (width_ + kTile - 1) / kTile;
+        const int y = static_cast<int>(row % rows) * kTile, columns = (width_ + kTile - 1) / kTile;
         for (int first = 0; first < columns; first += kTiles) {
             const int count = std::min(kTiles, columns - first);
             for (int j = 0; j < count; j++)
@@ -148,7 +153,7 @@ private:
                 for (int j = 0; j < columns; j++) {
                     const ptrdiff_t at = (static_cast<ptrdiff_t>(y + i) * width_ + x + j) * layer_.outputs + o;
                     Wide v = whole[j] + bias;
-                    if (layer_.residual) v += load_wide(layer_.residual + at);
+                    if (residual_) v += load_wide(residual_ + at);
                     if (layer_.relu) v = v < 0.0f ? Wide{} : v;  // NaN stays NaN
                     store_wide(out_ + at, v);
                 }
@@ -157,60 +162,51 @@ private:
     }
 
     const Convolution& layer_;
-    const float* in_;
+    const float* const first_in_;
     const int height_, width_;
-    float* out_;
+    float* const first_out_;
     const ptrdiff_t apart_in_, apart_out_;
+    const float *in_ = nullptr, *residual_ = nullptr;  // of the picture
+    float* out_ = nullptr;
     Buffer numbers_, products_;
 };
 
-// The gradient of the weights, a strip of rows of tiles at a time: first their numbers, then the sums.
+// The gradient of the weights by some rows of tiles, strip after strip: first their numbers, then the sums.
 class WeightGradient {
 public:
-    WeightGradient(int inputs, int outputs, int height, int width, float* sums)
-        : inputs_(inputs), outputs_(outputs), height_(height), width_(width), sums_(sums),
-          columns_((width + kTile - 1) / kTile), rows_(std::max(1, kStrip / std::max(1, columns_))),
-          apart_in_(static_cast<ptrdiff_t>(rows_) * columns_ * inputs + kGap),
-          apart_out_(static_cast<ptrdiff_t>(rows_) * columns_ * outputs + kGap),
+    WeightGradient(int inputs, int outputs, int height, int width, const float* in, const float* gradient, float* sums)
+        : inputs_(inputs), outputs_(outputs), height_(height), width_(width), in_(in), gradient_(gradient), sums_(sums),
+          rows_((height + kTile - 1) / kTile), columns_((width + kTile - 1) / kTile),
+          strip_(std::max(1, kStrip / std::max(1, columns_))),
+          apart_in_(static_cast<ptrdiff_t>(strip_) * columns_ * inputs + kGap),
+          apart_out_(static_cast<ptrdiff_t>(strip_) * columns_ * outputs + kGap),
           numbers_(memory_[0].reserve(kNumbers * apart_in_)), spreads_(memory_[1].reserve(kNumbers * apart_out_)) {}
 
-    int run(const float* in, const float* gradient, int num_threads) {
-        in_ = in, gradient_ = gradient;
-        const int all = (height_ + kTile - 1) / kTile;
-        int status = kOk;
-        for (int first = 0; first < all && status == kOk; first += rows_) {
-            const int count = std::min(rows_, all - first);
-            status = run_parallel(num_threads, count, [&] {
-                return [&](size_t row) {
-                    transform(static_cast<int>(first + row) * kTile, static_cast<ptrdiff_t>(row) * columns_);
-                    return static_cast<int>(kOk);
-                };
-            });
-            if (status != kOk) break;
-            status = run_parallel(num_threads, kNumbers, [&] {
-                return [&](size_t p) {
-                    accumulate(static_cast<int>(p), count * columns_);
-                    return static_cast<int>(kOk);
-                };
-            });
+    // Rows of tiles, counted from the first picture of the batch on.
+    void run(ptrdiff_t row, ptrdiff_t end) {
+        while (row < end) {
+            ptrdiff_t tiles = 0;
+            for (int i = 0; i < strip_ && row < end; i++, row++, tiles += columns_) transform(row, tiles);
+            for (int p = 0; p < kNumbers; p++) accumulate(p, static_cast<int>(tiles));
         }
-        return status;
     }
 
 private:
     // Tiles of a strip, and those whose numbers stay in the first cache; inputs whose sums stay in registers.
     static constexpr int kStrip = 48, kNear = 48, kChannels = 4;
 
-    void transform(int y, ptrdiff_t at) {
-        for (int column = 0; column < columns_; column++, at++) {
-            analyse_tile(in_, height_, width_, inputs_, y, column * kTile, numbers_ + at * inputs_, apart_in_);
-            spread_tile(y, column * kTile, spreads_ + at * outputs_);
+    void transform(ptrdiff_t row, ptrdiff_t at) {
+        const ptrdiff_t position = row / rows_ * height_ * width_;
+        const int y = static_cast<int>(row % rows_) * kTile;
+        for (int x = 0; x < width_; x += kTile, at++) {
+            analyse_tile(in_ + position * inputs_, height_, width_, inputs_, y, x, numbers_ + at * inputs_, apart_in_);
+            spread_tile(gradient_ + position * outputs_, y, x, spreads_ + at * outputs_);
         }
     }
 
-    void spread_tile(int y, int x, float* out) const {
+    void spread_tile(const float* gradient, int y, int x, float* out) const {
         const bool inside = y + kTile <= height_ && x + kTile <= width_;
-        const float* corner = gradient_ + (static_cast<ptrdiff_t>(y) * width_ + x) * outputs_;
+        const float* corner = gradient + (static_cast<ptrdiff_t>(y) * width_ + x) * outputs_;
         for (int o = 0; o < outputs_; o += kWide) {
             Wide half[kTaps * kTile], column[kTile];
             for (int j = 0; j < kTile; j++) {
@@ -259,9 +255,9 @@ private:
     }
 
     const int inputs_, outputs_, height_, width_;
+    const float *const in_, *const gradient_;
     float* const sums_;
-    const float *in_ = nullptr, *gradient_ = nullptr;
-    const int columns_, rows_;
+    const int rows_, columns_, strip_;
     const ptrdiff_t apart_in_, apart_out_;
     Buffer memory_[2];
     float *numbers_, *spreads_;
@@ -269,11 +265,11 @@ private:
 
 }  // namespace
 
-EXPORT int walloc_convolve(const Convolution* convolution, const float* in, int32_t height, int32_t width,
+EXPORT int walloc_convolve(const Convolution* convolution, const float* in, int32_t batch, int32_t height, int32_t width,
                            int32_t num_threads, float* out) {
-    return run_parallel(num_threads, (height + kTile - 1) / kTile, [&] {
+    return run_parallel(num_threads, static_cast<size_t>(batch) * ((height + kTile - 1) / kTile), [&] {
         return [&, convolver = Convolver(*convolution, in, height, width, out)](size_t row) mutable {
-            convolver.run(static_cast<int>(row));
+            convolver.run(static_cast<ptrdiff_t>(row));
             return static_cast<int>(kOk);
         };
     });
@@ -281,12 +277,21 @@ EXPORT int walloc_convolve(const Convolution* convolution, const float* in, int3
 
 EXPORT int walloc_convolve_gradient(int32_t inputs, int32_t outputs, const float* in, const float* gradient, int32_t batch,
                                     int32_t height, int32_t width, int32_t num_threads, float* sums) {
+    // Every thread has rows and sums of its own, which are added in their order: the same bits each time.
+    const ptrdiff_t rows = static_cast<ptrdiff_t>(batch) * ((height + kTile - 1) / kTile);
+    const ptrdiff_t parts = std::max<ptrdiff_t>(1, std::min<ptrdiff_t>(num_threads, rows));
+    const size_t size = static_cast<size_t>(kNumbers) * inputs * outputs;
     try {
-        WeightGradient sum(inputs, outputs, height, width, sums);
-        const ptrdiff_t positions = static_cast<ptrdiff_t>(height) * width;
-        int status = kOk;
-        for (ptrdiff_t i = 0; i < batch && status == kOk; i++)
-            status = sum.run(in + i * positions * inputs, gradient + i * positions * outputs, num_threads);
+        std::vector<float> others((parts - 1) * size);
+        const int status = run_parallel(num_threads, parts, [&] {
+            return [&](size_t part) {
+                float* its = part ? others.data() + (part - 1) * size : sums;
+                WeightGradient sum(inputs, outputs, height, width, in, gradient, its);
+                sum.run(part * rows / parts, (part + 1) * rows / parts);
+                return static_cast<int>(kOk);
+            };
+        });
+        for (size_t i = 0; i < others.size(); i++) sums[i % size] += others[i];
         return status;
     } catch (const std::bad_alloc&) {
         return kNoMemory;

@@ -93,8 +93,8 @@ EXPORT int walloc_encode(const Encoder* encoder, const Picture* picture, int32_t
 EXPORT int walloc_encode_blocks(const BlockEncoder* encoder, const Picture* picture, int32_t first_row, int32_t num_rows,
                                 int32_t num_threads, float* latents, int8_t* codes);
 
-// A convolution with 3 x 3 taps, zeros around: out = activation(bias + weights * in + residual), all (height, width,
-// channels), inputs and outputs multiples of 16.
+// A convolution with 3 x 3 taps, zeros around: out = activation(bias + weights * in + residual), all (batch, height,
+// width, channels), inputs and outputs multiples of 16.
 struct Convolution {
     int32_t inputs, outputs;
     const float* weights;   // (36, inputs, outputs): 3 x 3 taps as the 6 x 6 of F(4 x 4, 3 x 3)
@@ -104,7 +104,7 @@ struct Convolution {
 };
 
 // Returns a Status.
-EXPORT int walloc_convolve(const Convolution* convolution, const float* in, int32_t height, int32_t width,
+EXPORT int walloc_convolve(const Convolution* convolution, const float* in, int32_t batch, int32_t height, int32_t width,
                            int32_t num_threads, float* out);
 
 // How a loss depends on the weights of such a convolution, from what it read, (batch, height, width, inputs), and the
