@@ -81,7 +81,7 @@ def test_side_data_is_passed_over(tmp_path):
     (tmp_path / "a.walloc").write_bytes(pack(dataclasses.replace(header, side_data=side_data), payload))
     (tmp_path / "tables").write_bytes(tables_of("rgb-4x-klt"))
     script = Path(__file__).with_name("coder.mjs")
-    subprocess.run(["node", str(script), str(tmp_path / "tables"), str(tmp_path)], check=True, timeout=120)
+    subprocess.run(["node", str(script), str(tmp_path / "tables"), str(tmp_path)], check=True, timeout=600)
     assert (tmp_path / "a.walloc.codes").read_bytes() == np.load(STORED / "rgb-4x.npy").tobytes()
 
 

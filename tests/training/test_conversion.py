@@ -210,7 +210,7 @@ def test_command_line_and_training_leftovers(original, tmp_path, capsys):
     paths = save(tmp_path, codec, config, i_epoch=3, losses=[0.1, 0.2], learning_rates=[1e-3])
     command = [sys.executable, str(SCRIPT), *paths, str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     assert "left out: batch_size, max_lr" in done.stdout
     assert "WallocImageModel" in done.stdout

@@ -65,9 +65,10 @@ def compile_libraries(folder: Path = FOLDER) -> list[Path]:
     for level, path in zip(levels(), paths, strict=True):
         if not path.is_file():
             _compile(level, path)
-    for old in folder.glob("walloc-kernels-*"):
-        if old not in paths:
-            old.unlink(missing_ok=True)
+    if folder == FOLDER:  # any other one may serve other versions of the package, in environments of their own
+        for old in folder.glob("walloc-kernels-*"):
+            if old not in paths:
+                old.unlink(missing_ok=True)
     return paths
 
 
