@@ -177,6 +177,8 @@ def measure_decoders(table: Table, picture: PIL.Image.Image) -> None:
     if torch.cpu._is_avx512_bf16_supported():  # others take half a minute for each
         table.add("decode, rgb-16x, bfloat16 by torch", "MP/s", megapixels, decode_narrow)
     table.add("decode, rgb-16x, linear decoder", "MP/s", megapixels, lambda: linear.decode(codes))
+    part = pixels[..., :256, :256]
+    table.add("compress, refine=10, rgb-16x", "MP/s", 256 * 256 / 1e6, lambda: model.compress(part, refine=10))
 
 
 def measure_training(table: Table, picture: PIL.Image.Image) -> None:

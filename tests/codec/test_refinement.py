@@ -40,6 +40,14 @@ def test_refined_files_are_nearer_at_about_the_same_size(model, picture):
         assert model.compress(picture, refine=4) == [refined]
 
 
+def test_what_weights_learn_stays_as_it_was(model, picture):
+    learning = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert learning
+    model.compress(picture, refine=1)
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad] == learning
+    assert all(weight.grad is None for weight in model.parameters())
+
+
 def test_refined_uint8_pictures(model, picture, photograph):
     """Up to rounding: the scale of bytes is applied in another place."""
     (blob,) = model.compress(torch.from_numpy(photograph).permute(2, 0, 1)[None], refine=2)

@@ -5,8 +5,10 @@ The encoder projects; the codes that a nonlinear decoder turns into the nearest 
 down the gradient of its own error, through rounding as if it were the identity. The file is an ordinary one.
 """
 
+import contextlib
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,9 +42,22 @@ def refine_latents(
     Returns:
         Latents like those given.
     """
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), _frozen(model):
         # Tensors that were made in inference mode take part in no gradient; their copies do.
         return _refine(model, signal[(slice(None), *map(slice, sizes))].clone(), latents.clone(), step, num_steps)
+
+
+@contextlib.contextmanager
+def _frozen(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients of weights, which the compiled convolutions cannot know that nobody takes."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def _refine(model: Any, target: torch.Tensor, latents: torch.Tensor, step: float, num_steps: int) -> torch.Tensor:
