@@ -168,7 +168,10 @@ def main(argv=None) -> None:
         write_docs()
     else:
         for folder in args.folders:
-            write_card(folder)
+            if (folder / "fit.json").exists():  # docs/results has nothing of it
+                print(f"{folder}: left alone, its card says what its own fit measured")
+            else:
+                write_card(folder)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ audio_name="music of marsshooter-data, openclonk-data and pushover-data"
 evaluate() { "$python" -W ignore scripts/evaluate_codec.py "$@"; }
 evaluate tables --data "$images" --out runs/table1 --store table1 --full --speed-only \
     --codecs rgb-4x rgb-4x@refine=10 rgb-4x@linear rgb-4x-klt rgb-4x-klt@linear jpeg@like=rgb-4x webp@like=rgb-4x \
-    rgb-f16c48 rgb-f16c48@linear rgb-f16c12 rgb-f16c12@linear rgb-f16c192 rgb-f16c192@linear \
+    rgb-f16c48 rgb-f16c48@linear webp@like=rgb-f16c48 rgb-f16c12 rgb-f16c12@linear webp@like=rgb-f16c12 \
+    rgb-f16c192 rgb-f16c192@linear webp@like=rgb-f16c192 \
     rgb-16x rgb-16x@step=1.1 rgb-16x@refine=10 rgb-16x@step=1.2,refine=10 rgb-16x@linear rgb-16x-klt rgb-16x-klt@linear \
     jpeg@like=rgb-16x webp@like=rgb-16x jpeg@quality=50 webp@quality=50 avif@quality=50 jxl@quality=50 \
-    resize@factor=2 resize@factor=4 original-4x original-16x cheng2020 sd3-vae "${@}"
+    resize@factor=2 resize@factor=4 resize@factor=8 original-4x original-16x cheng2020 sd3-vae "${@}"
 evaluate tables --data "$unseen" --files 94 --metrics psnr ssim --no-speed --out runs/table1_unseen \
     --codecs rgb-4x rgb-4x@linear rgb-4x-klt resize@factor=2 \
     rgb-f16c48 rgb-f16c48@linear rgb-f16c12 rgb-f16c12@linear rgb-f16c192 rgb-f16c192@linear \
