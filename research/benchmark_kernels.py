@@ -278,7 +278,7 @@ def page_table(result: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for row in rows:
-        share = f"{row['kernels'] / jpeg:.2f}" if row["unit"] == "MP/s" else ""
+        share = f"{row['kernels'] / jpeg:.2f}" if row["unit"] == "MP/s" and row["kernels"] > 0.005 * jpeg else ""
         ratio = f"{row['ratio']:.1f}" if abs(row["ratio"] - 1) > 0.1 else ""
         name = f"{row['row']}, {row['unit']}" + (f" ({row['note']})" if row["note"] else "")
         off, on = (f"{x:.0f}" if x >= 100 else f"{x:.3g}" for x in (row["fallback"], row["kernels"]))
