@@ -39,7 +39,7 @@ def restore_details(network: Any, pixels: torch.Tensor, latents: torch.Tensor) -
         latents: (batch, hidden_size / 4, height, width), what goes into the join.
     """
     weights = list(network.parameters())
-    if library() is None or is_traced(pixels, latents, *weights):
+    if is_traced(pixels, latents, *weights) or library() is None:
         return None
     if torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack():
         return None
