@@ -35,18 +35,6 @@ def codecs():
     }
 
 
-@pytest.fixture(params=levels())
-def level(request, monkeypatch):
-    """Each library that this processor can run, in turn."""
-    monkeypatch.setattr(native, "levels", lambda: (request.param,))
-    native.load.cache_clear()
-    if kernels.library() is None:
-        pytest.skip(native.describe())
-    yield request.param
-    monkeypatch.undo()
-    native.load.cache_clear()
-
-
 def random_tables(num_channels: int, ndim: int, seed: int) -> EntropyTables:
     """Networks of random weights and an odd number of units, whose predictions use every feature."""
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 from transformers_walloc import WallocImageConfig, WallocImageModel, native
 from transformers_walloc.codec import kernels
 from transformers_walloc.codec.network_kernel import restore_details
-from transformers_walloc.native.build import levels
+from transformers_walloc.codec.runtime import torch_threads
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason=native.describe())
 
@@ -34,7 +34,7 @@ def random_codes(model, height, width, batch=1):
     return torch.randint(-1, 2, (batch, model.config.latent_channels, height, width), dtype=torch.int8)
 
 
-@pytest.mark.parametrize("level", levels())
+@pytest.mark.usefixtures("level")
 @pytest.mark.parametrize(
     "options",
     [
@@ -45,20 +45,12 @@ def random_codes(model, height, width, batch=1):
         {"wavelet": "haar", "boundary": "periodization", "num_levels": 4, "latent_channels": 48},
     ],
 )
-def test_pixels_are_those_of_torch(monkeypatch, level, options):
-    monkeypatch.setattr(native, "levels", lambda: (level,))
-    native.load.cache_clear()
-    try:
-        if kernels.library() is None:
-            pytest.skip(native.describe())
-        model = codec(**options)
-        for height, width, batch in ((1, 1, 1), (3, 7, 2), (9, 31, 1)):
-            slow, fast = both_ways(model, random_codes(model, height, width, batch))
-            assert fast.shape == slow.shape
-            assert 0 < (slow - fast).abs().max() < 1e-5  # not equal: the kernel was used
-    finally:
-        monkeypatch.undo()
-        native.load.cache_clear()
+def test_pixels_are_those_of_torch(options):
+    model = codec(**options)
+    for height, width, batch in ((1, 1, 1), (3, 7, 2), (9, 31, 1)):
+        slow, fast = both_ways(model, random_codes(model, height, width, batch))
+        assert fast.shape == slow.shape
+        assert 0 < (slow - fast).abs().max() < 1e-5  # not equal: the kernel was used
 
 
 def gradients(model, x):
@@ -69,7 +61,7 @@ def gradients(model, x):
     return torch.autograd.grad(model(x).loss, inputs)
 
 
-@pytest.mark.parametrize("level", levels())
+@pytest.mark.usefixtures("level")
 @pytest.mark.parametrize(
     ("options", "shape"),
     [
@@ -80,27 +72,24 @@ def gradients(model, x):
     ],
 )
 @pytest.mark.parametrize("threads", [1, 3])
-def test_gradients_are_those_of_torch(monkeypatch, level, options, shape, threads):
-    monkeypatch.setattr(native, "levels", lambda: (level,))
-    native.load.cache_clear()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        if kernels.library() is None:
-            pytest.skip(native.describe())
+def test_gradients_are_those_of_torch(options, shape, threads):
+    with torch_threads(threads):
         model = codec(**options).train().requires_grad_(True)
         x = torch.rand(shape) - 0.5
         with kernels.switched_off():
             expected = gradients(model, x)
         found = gradients(model, x)
-        for one, other in zip(expected, found, strict=True):
-            assert one.shape == other.shape
-            assert (one - other).norm() <= 1e-4 * one.norm()
-        assert not all(map(torch.equal, expected, found))  # the kernel was used
-    finally:
-        torch.set_num_threads(before)
-        monkeypatch.undo()
-        native.load.cache_clear()
+    for one, other in zip(expected, found, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() <= 1e-4 * one.norm()
+    assert not all(map(torch.equal, expected, found))  # the kernel was used
+
+
+def test_frozen_codecs_give_gradients_of_latents():
+    model = codec()
+    latents = random_codes(model, 4, 4).float().requires_grad_(True)
+    model.decode(latents).pixel_values.sum().backward()
+    assert latents.grad is not None and latents.grad.abs().sum() > 0
 
 
 def test_gradients_of_gradients_are_those_of_torch():

@@ -155,7 +155,7 @@ class _DifferentiableConvolution(torch.autograd.Function):
             gradient = gradient * (out > 0)
         of_residual = gradient if ctx.needs_input_grad[3] else None
         if torch.is_grad_enabled():  # gradients of gradients are asked for
-            inputs = [x for x, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
+            inputs = [value for value, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
             again = F.conv2d(x[..., : weight.shape[1]].permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
             found = iter(torch.autograd.grad(again, inputs, gradient[..., : len(weight)], create_graph=True))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), of_residual, None
